@@ -1,0 +1,39 @@
+"""Errors a user can act on. Each message is one sentence: the file or key, what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class HubmapError(Exception):
+    """Base of every error that the command line prints as one line, without a traceback."""
+
+
+class ConfigError(HubmapError):
+    """An experiment file or a `--set` override is wrong."""
+
+
+class TableError(HubmapError):
+    """train.csv, test.csv, a fold table or another table is wrong."""
+
+
+class SlideError(HubmapError):
+    """A slide file is missing, truncated, or not an image that the kit reads."""
+
+
+class RleError(HubmapError):
+    """A run-length string is malformed or does not fit its slide."""
+
+
+class SubmissionError(HubmapError):
+    """A submission.csv would be refused by the scorer."""
+
+
+class StoreError(HubmapError):
+    """A tile store is missing, incomplete, or was made for other data."""
+
+
+class WeightsError(HubmapError):
+    """A weights file does not exist or does not fit its network."""
+
+
+class CheckpointError(HubmapError):
+    """A run folder or a checkpoint is missing, damaged, or belongs to another experiment."""

@@ -1,0 +1,1 @@
+"""From a test table to submission.csv: scale, windows, views, folds, thresholds."""

@@ -1,0 +1,1 @@
+"""One builder: a model config -> a network, weights from local files only."""

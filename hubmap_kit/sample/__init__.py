@@ -1,0 +1,1 @@
+"""The embedded synthetic slides, in the competition's own folder format."""

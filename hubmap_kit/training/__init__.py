@@ -1,0 +1,1 @@
+"""From a tile store to trained folds: dataset, losses, loop, checkpoints, out-of-fold results."""

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Installs the kit with what its tests need, then runs every test. Arguments go to pytest: scripts/test.sh -k rle -x
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+hubmap_setup test
+cd "$hubmap_root"
+# One thread per process: two pytest workers that each start two OpenMP threads only wait for each other.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$HUBMAP_PYTHON" -m pytest -n "${HUBMAP_TEST_WORKERS:-auto}" "$@"

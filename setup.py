@@ -1,0 +1,46 @@
+"""Packaging of hubmap_kit: a pure-Python wheel. Exact versions live in constraints.txt; bounds here each carry their reason."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+REQUIRES = [
+    "torch>=2.4",  # torch.amp.GradScaler(device) and torch.load(weights_only=True) with safe globals
+    "torchvision>=0.19",  # the release that goes with torch 2.4; timm and smp import it
+    "timm>=1.0.9",  # ModelEmaV3 and create_scheduler_v2 as used in training
+    "segmentation-models-pytorch>=0.5",  # first release without pretrainedmodels and efficientnet-pytorch
+    "albumentations==2.0.8",  # the last MIT release; its argument names and seeding are what augment/ relies on
+    "ttach>=0.0.3",  # the only release with d4_transform that still works
+    "tifffile>=2024.1.30",  # TiffPage attributes used by competition/slides
+    "opencv-python-headless>=4.9",  # needs no display libraries; albumentations asks for the same build
+    "numpy>=1.26",  # first release for Python 3.12
+    "pandas>=2.2",  # text columns read as str without surprises
+    "pyarrow>=14",  # parquet tables of the tile store
+    "scikit-learn>=1.4",  # StratifiedGroupKFold with shuffle
+    "scipy>=1.11",  # ndimage, for the synthetic slides
+    "safetensors>=0.4",  # weights without pickle
+    "pydantic>=2.6",  # frozen models with a discriminated error list
+    "PyYAML>=6",  # experiment files
+    "typer>=0.12",  # the command line
+    "rich>=13",  # tables in the terminal
+    "tqdm>=4.66",  # progress bars
+    "matplotlib>=3.8",  # curves and overlays
+]
+EXTRAS = {
+    "lzw": ["imagecodecs>=2024.1.1"],  # faster LZW and JPEG TIFFs; OpenCV reads them where it is absent
+    "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "pycocotools>=2.0.7", "monai>=1.3", "imagecodecs>=2024.1.1"],
+}
+
+setup(
+    name="hubmap-kit",
+    version="0.1.0",
+    description="Train on HuBMAP + HPA tissue slides and write a valid submission.csv, offline, on Kaggle",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["hubmap_kit", "hubmap_kit.*"]),
+    package_data={"hubmap_kit": ["configs/*.yaml"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["hubmap=hubmap_kit.__main__:main"]},
+)
