@@ -1,0 +1,182 @@
+"""The verb table: `hubmap <verb>`. Heavy imports happen inside the verbs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hubmap_kit.errors import HubmapError
+
+app = typer.Typer(
+    name="hubmap", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Segment tissue slides: train folds, predict with views and ensembles, write a valid submission.csv.",
+)  # fmt: skip
+
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set training.lr=3e-4; may be repeated.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
+Folds = Annotated[str, typer.Option(help="Fold numbers, e.g. 0,2; empty: all.")]
+Stores = Annotated[Path | None, typer.Option(help="Folder of tile stores; default: 'stores' beside the run.")]
+
+
+@app.callback()
+def _main(verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="-v: more log lines and the traceback of an error.")] = 0) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("hubmap_kit").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+    set_: Set = [], device: Device = "auto", seed: Annotated[int, typer.Option(help="Seed of the embedded slides.")] = 0,
+) -> None:  # fmt: skip
+    """The whole journey on embedded slides: train two folds, predict, score, draw. Minutes on a CPU."""
+    from hubmap_kit.report.tables import oof_summary, source_summary
+    from hubmap_kit.runtime.demo_job import demo as run
+
+    done = run(out, set_, device, seed)
+    typer.echo(f"\n{oof_summary(done.oof)}\n\n{source_summary(done.test_scores)}\n")
+    typer.echo(f"submission: {done.submission.path} ({done.submission.report.rows} rows, checked)")
+    typer.echo(f"pictures:   {out}/overview.png, {out}/overlays/<organ>.png, {out}/run/curves.png, {out}/run/thresholds.png")
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder for the slides and tables.")],
+    seed: Annotated[int, typer.Option(help="Another seed gives other slides.")] = 0,
+    slides_per_organ: Annotated[int, typer.Option(min=1, help="Training slides of each organ.")] = 4,
+    size: Annotated[int, typer.Option(min=256, help="Side of a training slide in pixels.")] = 1024,
+) -> None:
+    """Write synthetic slides in the competition's folder format."""
+    from hubmap_kit.sample.generate import generate
+
+    if out.exists() and any(out.iterdir()):
+        raise HubmapError(f"{out} is not empty; choose a new folder, nothing is overwritten")
+    generate(out, seed, slides_per_organ, size)
+    typer.echo(f"{out}: train.csv, train_images/, test.csv, test_images/, sample_submission.csv, test_truth.csv")
+
+
+@app.command()
+def config(name: Annotated[str, typer.Argument(help="A shipped experiment or a YAML file.")] = "", set_: Set = []) -> None:
+    """List the shipped experiments, or print one with the description of every key."""
+    from hubmap_kit import experiment
+
+    if not name:
+        typer.echo("\n".join(f"{key:<10} {path}" for key, path in experiment.shipped().items()))
+        return
+    typer.echo("\n".join(experiment.described(experiment.load(name, set_))))
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="The run folder.")],
+    config: Annotated[str, typer.Option(help="A shipped experiment or a YAML file; with --resume the run's own is the default.")] = "",
+    data: Annotated[str, typer.Option(help="Folder with train.csv and train_images/.")] = "",
+    folds: Folds = "", resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    set_: Set = [], device: Device = "auto", stores: Stores = None,
+) -> None:  # fmt: skip
+    """Train folds into a run folder: weights, curves, out-of-fold table, thresholds."""
+    from hubmap_kit import experiment
+
+    kept = out / "config.yaml"
+    if not config and not (resume and kept.is_file()):
+        raise HubmapError(f"--config is missing; name one of {', '.join(experiment.shipped())} or a YAML file")
+    settings = experiment.load(config or str(kept), [*set_, *([f"data.folder={data}"] if data else [])])
+    numbers = _numbers(folds)
+    from hubmap_kit.report.tables import oof_summary
+    from hubmap_kit.runtime.train_job import train as run
+
+    table = run(settings, out, numbers, resume, device, stores)
+    typer.echo(oof_summary(table))
+    typer.echo(f"run folder: {out} (curves.png, oof.csv, thresholds.json); next: hubmap evaluate {out}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[str, typer.Option(help="Folder with train.csv, where it has moved since the training.")] = "",
+    set_: Set = [], device: Device = "auto", stores: Stores = None,
+    pictures: Annotated[bool, typer.Option(help="Draw one held-out slide per organ.")] = True,
+) -> None:  # fmt: skip
+    """Predict held-out slides again with a run's folds; fit thresholds; draw overlays."""
+    from hubmap_kit.report.tables import oof_summary
+    from hubmap_kit.runtime.train_job import evaluate as job
+
+    typer.echo(oof_summary(job(run, data, set_, device, stores, pictures)))
+    typer.echo(f"written: {run}/oof.csv, thresholds.json, thresholds.png" + (", overlays/" if pictures else ""))
+
+
+@app.command()
+def predict(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; their probabilities are averaged.")],
+    test: Annotated[Path, typer.Option(help="test.csv, with test_images/ beside it.")],
+    out: Annotated[Path, typer.Option(help="The submission to write.")] = Path("submission.csv"),
+    folds: Folds = "", set_: Set = [], device: Device = "auto",
+    on_error: Annotated[str, typer.Option(metavar="raise|degrade", help="A slide that fails: an error, or an empty mask.")] = "raise",
+    overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per slide.")] = None,
+) -> None:  # fmt: skip
+    """Segment the slides of a test table and write a checked submission.csv."""
+    if on_error not in ("raise", "degrade"):
+        raise HubmapError(f"--on-error is '{on_error}'; expected raise or degrade")
+    numbers = _numbers(folds)
+    from hubmap_kit.runtime.infer_job import predict as job
+
+    done = job(runs, test, out, numbers, set_, device, on_error, overlays)
+    typer.echo(f"{done.path}: {done.report.rows} rows, {done.report.empty} empty masks, mean coverage {done.report.mean_coverage:.2%}; checked")
+    for failure in done.failures:
+        typer.echo(f"slide {failure.id} has an empty mask: {failure.reason}")
+
+
+@app.command()
+def check_submission(
+    submission: Annotated[Path, typer.Argument(help="The submission.csv.")], test: Annotated[Path, typer.Option(help="The test.csv it answers.")]
+) -> None:
+    """Check a submission as the scorer would: ids, order, runs inside the slides."""
+    from hubmap_kit.competition.checker import check_submission as check
+
+    report = check(submission, test)
+    typer.echo(f"{submission}: {report.rows} rows, {report.empty} empty masks, mean coverage {report.mean_coverage:.2%}; the scorer would take it")
+
+
+def _numbers(text: str) -> list[int] | None:
+    try:
+        return [int(part) for part in text.split(",")] if text else None
+    except ValueError as error:
+        raise HubmapError(f"--folds is '{text}'; expected numbers such as 0,2") from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. A HubmapError becomes one line and exit code 1; -v shows its traceback too."""
+    try:
+        result: Any = app(arguments, standalone_mode=False)
+    except HubmapError as error:
+        _fail(str(error), error)
+    except typer.Abort:
+        _fail("stopped", None, code=130)
+    except KeyboardInterrupt:
+        _fail("stopped; a training goes on with --resume", None, code=130)
+    except _click_error() as error:
+        error.show()
+        sys.exit(error.exit_code)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _click_error() -> type[Any]:
+    import click
+
+    return click.exceptions.ClickException
+
+
+def _fail(sentence: str, error: BaseException | None, code: int = 1) -> None:
+    verbose = logging.getLogger("hubmap_kit").isEnabledFor(logging.DEBUG)
+    if error is not None and verbose:
+        logging.getLogger("hubmap_kit").error("", exc_info=error)
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Augmentation of a tile and its mask with albumentations 2.0.8.
+
+Randomness is the caller's: `apply` seeds the pipeline for each tile. Left alone, albumentations 2.0.8 repeats one stream in
+every worker process and in every epoch.
+"""
+
+from __future__ import annotations
+
+import albumentations as A
+import cv2
+import numpy as np
+
+# Mirrored tissue is tissue; a black or white corner would be a shape that no slide has.
+EDGE = cv2.BORDER_REFLECT_101
+
+
+def pipeline(name: str) -> A.Compose:
+    """A pipeline by name: none, light or classic. Takes image (H, W, 3) uint8 and mask (H, W) uint8, keeps both shapes.
+
+    `strict=True` makes a misspelt argument an error; by default albumentations only warns and goes on without it.
+    """
+    steps = {"none": list, "light": _light, "classic": _classic}
+    if name not in steps:
+        raise ValueError(f"augment.pipeline is '{name}'; known are {', '.join(steps)}")
+    return A.Compose(steps[name](), strict=True)
+
+
+def apply(compose: A.Compose, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Run a pipeline on one tile with its own seed (0 <= seed < 2**32): the same seed gives the same tile anywhere."""
+    compose.set_random_seed(seed)
+    result = compose(image=image, mask=mask)
+    return np.ascontiguousarray(result["image"]), np.ascontiguousarray(result["mask"])
+
+
+def _light() -> list[A.BasicTransform]:
+    return [
+        A.D4(p=1.0),
+        A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.5),
+        A.HueSaturationValue(hue_shift_limit=10, sat_shift_limit=20, val_shift_limit=10, p=0.5),
+    ]
+
+
+def _classic() -> list[A.BasicTransform]:
+    """The first team's list: flips, rotate, shift-scale-rotate, blur, brightness-contrast, hue, noise, GridDropout."""
+    return [
+        A.D4(p=1.0),
+        A.Affine(
+            scale=(0.7, 1.4), translate_percent=(-0.06, 0.06), rotate=(-45, 45), border_mode=EDGE, interpolation=cv2.INTER_LINEAR,
+            mask_interpolation=cv2.INTER_NEAREST, p=0.5,
+        ),
+        A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.25, p=0.5),
+        A.HueSaturationValue(hue_shift_limit=20, sat_shift_limit=30, val_shift_limit=20, p=0.5),
+        A.OneOf([A.GaussianBlur(blur_limit=(3, 5)), A.GaussNoise(std_range=(0.02, 0.08))], p=0.3),
+        A.GridDropout(ratio=0.3, unit_size_range=(16, 48), random_offset=True, fill=0, p=0.2),
+    ]  # fmt: skip

@@ -1,0 +1,125 @@
+"""The typed experiment: one frozen model per concern, checked when it is loaded.
+
+`hubmap config NAME` prints an experiment with each key's description. Any verb takes `--set section.key=value`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Triple = tuple[float, float, float]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+# The competition's names; written out because this module imports no other room (a test compares them with competition.organs).
+OrganName = Literal["kidney", "prostate", "largeintestine", "spleen", "lung"]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys refused, defaults checked like given values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which slides, and how they are split."""
+
+    folder: str = Field("", description="folder with train.csv and train_images/ (the verb's --data sets it)")
+    n_folds: int = Field(5, ge=2, description="folds of the cross-validation, stratified by organ, duplicates kept together")
+    fold_seed: int = Field(0, ge=0, description="seed of the split")
+    folds_csv: str = Field("", description="a written split (id,organ,data_source,fold) to use instead of a new one")
+
+
+class ScaleConfig(Section):
+    """How a slide's pixels become the network's pixels."""
+
+    policy: Literal["reduce", "physical"] = Field(
+        "reduce", description="reduce: divide the pixel count by `reduce`; physical: resample every slide to `um_per_px`"
+    )
+    reduce: Literal[1, 2, 4] = Field(1, description="integer downscale of the original pixels (policy reduce)")
+    um_per_px: float = Field(0.8, gt=0, description="target physical scale in micrometres per pixel (policy physical)")
+    max_zoom: float = Field(4.0, ge=1, description="never enlarge a slide by more than this factor (policy physical)")
+
+
+class TilesConfig(Section):
+    """Squares that training sees."""
+
+    size: int = Field(512, ge=64, multiple_of=32, description="side of a tile in network pixels; 256, 512 or 768 as a rule")
+    overlap: float = Field(0.0, ge=0, lt=0.9, description="share of a grid tile that its neighbour repeats")
+
+
+class AugmentConfig(Section):
+    """Random changes of a training tile."""
+
+    pipeline: Literal["none", "light", "classic"] = Field(
+        "classic", description="none; light: the 8 symmetries and mild colour; classic: plus shift-scale-rotate, blur, noise, GridDropout"
+    )
+
+
+class ModelConfig(Section):
+    """The network. Weights come from a local file only."""
+
+    arch: str = Field("unet", description="a decoder of segmentation_models_pytorch: unet, unetplusplus, fpn, manet, linknet, deeplabv3plus, ...")
+    encoder: str = Field("tu-efficientnet_b1", description="an encoder of smp, or tu-NAME for any timm network with feature maps")
+    encoder_weights: str = Field("", description="path of pretrained encoder weights (.safetensors, .pth); empty: random start")
+    mean: Triple = Field((0.485, 0.456, 0.406), description="input mean in 0..1 that the encoder weights expect, RGB")
+    std: Triple = Field((0.229, 0.224, 0.225), description="input standard deviation in 0..1 that the encoder weights expect, RGB")
+    options: dict[str, int | float | bool | str | list[int]] = Field(
+        default_factory=dict, description="further arguments of the smp decoder, such as decoder_channels"
+    )
+
+    @model_validator(mode="after")
+    def _positive_std(self) -> ModelConfig:
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0 in every channel, got {self.std}")
+        return self
+
+
+class TrainingConfig(Section):
+    """The loop."""
+
+    epochs: int = Field(30, ge=1, description="epochs of one fold")
+    samples_per_epoch: int = Field(0, ge=0, description="tiles drawn in an epoch; 0: as many as the training slides have grid tiles")
+    sampler: Literal["random", "grid"] = Field("random", description="random: crops anywhere; grid: every tile of the grid once")
+    foreground_share: Share = Field(0.5, description="share of random crops that are aimed at a tile with foreground")
+    balance_organs: bool = Field(False, description="draw organs equally often instead of slides equally often")
+    batch_size: int = Field(8, ge=1, description="tiles in one forward pass")
+    accumulate: int = Field(1, ge=1, description="forward passes whose gradients are added before a step")
+    loss: str = Field("bce+dice", description="bce, dice, lovasz, focal, tversky, jaccard; joined and weighted as in 0.5*bce+dice")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(1e-2, ge=0, description="weight decay of AdamW; biases and norms have none")
+    schedule: Literal["onecycle", "cosine", "constant"] = Field("onecycle", description="learning rate over the steps")
+    warmup: Share = Field(0.25, description="share of the steps in which the rate rises")
+    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no limit")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are evaluated and kept; 0: off")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto: fp16 on a GPU, fp32 on a CPU")
+    validate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
+    monitor: Literal["dice", "loss"] = Field("dice", description="what chooses the best epoch: Dice (thresholds swept) or validation loss")
+    patience: int = Field(0, ge=0, description="stop after this many validations without a better one; 0: never")
+    workers: int = Field(2, ge=0, description="processes that cut and augment tiles; the tiles do not depend on it")
+    seed: int = Field(0, ge=0, description="seed of initial weights, draws and augmentation")
+
+
+class InferenceConfig(Section):
+    """From slide to mask."""
+
+    window: int = Field(512, ge=64, multiple_of=32, description="side of the sliding window in network pixels")
+    overlap: float = Field(0.25, ge=0, lt=0.9, description="least share of a window that its neighbour repeats")
+    views: Literal["none", "flips", "d4"] = Field("flips", description="test-time views averaged as probabilities: 1, 4 or 8")
+    batch_size: int = Field(4, ge=1, description="windows in one forward pass")
+    threshold: Probability = Field(0.5, description="probability threshold of an organ that has no fitted one")
+    thresholds: dict[OrganName, Probability] = Field(default_factory=dict, description="threshold by organ, over the fitted ones")
+
+
+class Experiment(Section):
+    """Everything that a run depends on."""
+
+    name: str = Field("experiment", min_length=1, description="a short name, shown in pictures and tables")
+    data: DataConfig = Field(default_factory=DataConfig)
+    scale: ScaleConfig = Field(default_factory=ScaleConfig)
+    tiles: TilesConfig = Field(default_factory=TilesConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)

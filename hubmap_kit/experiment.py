@@ -1,0 +1,147 @@
+"""Loading and showing experiment files: shipped YAMLs by name, others by path, `--set` overrides on top."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hubmap_kit.config import Experiment
+from hubmap_kit.errors import ConfigError
+
+
+def shipped() -> dict[str, Path]:
+    """The experiment files inside the package, by name."""
+    folder = Path(str(resources.files("hubmap_kit") / "configs"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Load an experiment: the name of a shipped file or a path, then `section.key=value` overrides in order.
+
+    Raises ConfigError for an unknown name, malformed YAML, unknown keys, and values out of range.
+    """
+    path = _find(name_or_path)
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply(values, override)
+    return parse(values, str(path))
+
+
+def parse(values: dict[str, Any], origin: str) -> Experiment:
+    """Check a nested dictionary; `origin` names the file in errors."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, origin)) from error
+
+
+def read(path: Path) -> Experiment:
+    """Read the resolved experiment of a run folder."""
+    return parse(_read_yaml(path), str(path))
+
+
+def dump(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as plain nested dictionaries, ready for YAML."""
+    return experiment.model_dump(mode="json")
+
+
+def described(experiment: Experiment) -> Iterator[str]:
+    """Lines of YAML with every key's description as a comment."""
+    yield f"name: {_scalar(experiment.name)}"
+    for section in list(Experiment.model_fields)[1:]:
+        model: BaseModel = getattr(experiment, section)
+        yield f"\n{section}:  # {(type(model).__doc__ or '').strip().splitlines()[0]}"
+        for key, field in type(model).model_fields.items():
+            yield f"  {key}: {_scalar(model.model_dump(mode='json')[key])}  # {field.description}"
+
+
+def _scalar(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
+
+
+def _find(name_or_path: str) -> Path:
+    known = shipped()
+    if name_or_path in known:
+        return known[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    raise ConfigError(
+        f"no experiment '{name_or_path}': it is neither a file nor one of the shipped {', '.join(known)}{_did_you_mean(name_or_path, known)}"
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; expected an experiment file (YAML)") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" near line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path} is not valid YAML{line}; mend the file, or start from 'hubmap config baseline'") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__} at its top level; expected sections such as 'training:'")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override} has no 'section.key=value' form; write for instance --set training.lr=3e-4")
+    try:
+        value = _number_or(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value after '=' is not valid YAML; quote it") from error
+    node = values
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
+    # An empty value means the empty string: --set model.encoder_weights= takes the weights away again.
+    node[parts[-1]] = "" if value is None and text.strip() == "" else value
+
+
+def _number_or(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 as text because it lacks a dot; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    model: Any = Experiment
+    for part in location:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = field.annotation if field else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _sentence(error: ValidationError, origin: str) -> str:
+    first = error.errors()[0]
+    location = first["loc"]
+    key = ".".join(str(part) for part in location)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        keys = _keys_at(location[:-1])
+        return f"{origin}: unknown key '{key}'; expected one of {', '.join(keys)}{_did_you_mean(str(location[-1]), keys)}{more}"
+    found = repr(first.get("input"))
+    found = found if len(found) <= 80 else found[:77] + "..."
+    return f"{origin}: {key} is {found}: {first['msg'].removeprefix('Value error, ')}{more}"

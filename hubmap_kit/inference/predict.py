@@ -1,0 +1,70 @@
+"""Slides -> submission.csv, one slide in memory at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition.submission import SubmissionWriter
+from hubmap_kit.competition.tables import Slide
+from hubmap_kit.inference.ensemble import Ensemble
+from hubmap_kit.inference.postprocess import threshold_for, to_mask
+from hubmap_kit.progress import bar
+
+log = logging.getLogger(__name__)
+OnError = Literal["raise", "degrade"]
+# slide, its pixels (H, W, 3), its mask (H, W)
+OnMask = Callable[[Slide, np.ndarray, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A slide that got an empty mask because it could not be read or predicted."""
+
+    id: str
+    reason: str
+
+
+def predict_slides(
+    slides: Sequence[Slide], ensembles: Sequence[Ensemble], out: Path, on_error: OnError = "raise", on_mask: OnMask | None = None
+) -> list[Failure]:
+    """Predict every slide with the mean of all ensembles and write `out` (submission.csv) as it goes.
+
+    With `on_error="degrade"` whatever goes wrong with one slide costs that slide only: its row is an empty mask, and the fault
+    is logged and returned. With "raise" the first fault ends the run; the rows so far stay in `<out>.partial`.
+    """
+    failures: list[Failure] = []
+    with SubmissionWriter(out, [slide.id for slide in slides]) as writer, bar(len(slides), "predict", "slide") as progress:
+        for slide in slides:
+            progress.set_postfix_str(f"{slide.organ} {slide.id}", refresh=False)
+            try:
+                text = _predict_one(slide, ensembles, on_mask)
+            except Exception as error:
+                if on_error == "raise":
+                    raise
+                # A kernel must hand in every row; what exactly failed is in the log, and the rest of the slides still count.
+                log.warning("slide %s gets an empty mask: %s", slide.id, error, exc_info=log.isEnabledFor(logging.DEBUG))
+                failures.append(Failure(slide.id, str(error)))
+                text = ""
+            writer.add(slide.id, text)
+            progress.update(1)
+    return failures
+
+
+def _predict_one(slide: Slide, ensembles: Sequence[Ensemble], on_mask: OnMask | None) -> str:
+    pixels = slide_files.read(slide.path)
+    plane = ensembles[0].probability(pixels, slide.um_per_px)
+    for ensemble in ensembles[1:]:
+        plane += ensemble.probability(pixels, slide.um_per_px)
+    plane /= len(ensembles)
+    threshold = sum(threshold_for(slide.organ, each.thresholds, each.experiment.inference) for each in ensembles) / len(ensembles)
+    mask = to_mask(plane, threshold)
+    if on_mask is not None:
+        on_mask(slide, pixels, mask)
+    return rle.encode(mask)

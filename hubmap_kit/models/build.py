@@ -1,0 +1,79 @@
+"""ModelConfig -> network: any decoder of segmentation_models_pytorch on any smp or timm encoder."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+
+import segmentation_models_pytorch as smp
+import torch
+from segmentation_models_pytorch.encoders import get_encoder_names
+from torch import nn
+
+from hubmap_kit.config import ModelConfig
+from hubmap_kit.errors import ConfigError
+from hubmap_kit.models.pretrained import load_encoder
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    name.lower(): getattr(smp, name)
+    for name in ("Unet", "UnetPlusPlus", "FPN", "MAnet", "Linknet", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet", "Segformer")
+}
+
+
+def build(config: ModelConfig, pretrained: bool = True) -> nn.Module:
+    """Build the network of a config, in train mode on the CPU.
+
+    Input (N, 3, H, W) float, normalised with the config's mean and std; output (N, 1, H, W) logits. H and W multiples of 32.
+    With `pretrained` the encoder takes its weights from `config.encoder_weights`, if that is set; loading a trained fold
+    passes False, so a finished run does not need that file any more. Raises ConfigError and WeightsError.
+    """
+    architecture = ARCHITECTURES.get(config.arch.lower())
+    if architecture is None:
+        raise ConfigError(f"model.arch is '{config.arch}'; known are {', '.join(ARCHITECTURES)}{_suggest(config.arch, list(ARCHITECTURES))}")
+    _check_encoder(config.encoder)
+    _check_options(architecture, config)
+    try:
+        # encoder_weights=None is the only value that is sure not to download.
+        network = architecture(config.encoder, encoder_weights=None, in_channels=3, classes=1, **config.options)
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"model: {config.arch} on {config.encoder} cannot be built with options {config.options}: {error}") from error
+    if pretrained and config.encoder_weights:
+        load_encoder(network.encoder, config.encoder_weights)
+    return network
+
+
+def normalise(tiles: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """uint8 tiles (N, H, W, 3) on any device -> network input (N, 3, H, W) float32 on the same device.
+
+    Tiles travel as bytes and become floats where the network is: a quarter of the traffic.
+    """
+    mean = torch.tensor(config.mean, device=tiles.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(config.std, device=tiles.device).view(1, 3, 1, 1) * 255
+    return (tiles.permute(0, 3, 1, 2).float() - mean) / std
+
+
+def _check_encoder(name: str) -> None:
+    if name.startswith("tu-"):
+        import timm
+
+        if not timm.is_model(name.removeprefix("tu-")):
+            known = timm.list_models()
+            raise ConfigError(f"model.encoder is '{name}', which timm does not have{_suggest(name.removeprefix('tu-'), known, 'tu-')}")
+    elif name not in get_encoder_names():
+        raise ConfigError(
+            f"model.encoder is '{name}', which smp does not have; give one of its names or tu-NAME for a timm network"
+            f"{_suggest(name, get_encoder_names())}"
+        )
+
+
+def _check_options(architecture: type[nn.Module], config: ModelConfig) -> None:
+    fixed = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "aux_params", "activation", "kwargs"}
+    known = [name for name in inspect.signature(architecture.__init__).parameters if name not in fixed]
+    for key in config.options:
+        if key not in known:
+            raise ConfigError(f"model.options has '{key}'; {config.arch} takes {', '.join(known)}{_suggest(key, known)}")
+
+
+def _suggest(word: str, known: list[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{prefix}{close[0]}'?" if close else ""

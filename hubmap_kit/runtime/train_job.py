@@ -1,0 +1,136 @@
+"""The train job: slides -> run folder. A verb and a Kaggle kernel call the same function."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from hubmap_kit import experiment
+from hubmap_kit.competition import slides as slide_files
+from hubmap_kit.competition.tables import Slide, read_train
+from hubmap_kit.config import Experiment
+from hubmap_kit.errors import CheckpointError, ConfigError
+from hubmap_kit.files import write_json, write_yaml
+from hubmap_kit.inference.ensemble import Ensemble, fold_folders, load_network, read_thresholds
+from hubmap_kit.inference.postprocess import threshold_for, to_mask
+from hubmap_kit.models.device import choose_device
+from hubmap_kit.report.curves import save_curves, save_threshold_curves
+from hubmap_kit.report.overlays import save_overlay
+from hubmap_kit.runtime.environment import describe
+from hubmap_kit.tiles.convert import decode_for
+from hubmap_kit.training import checkpoint, oof
+from hubmap_kit.training.counts import THRESHOLDS
+from hubmap_kit.training.fold import Row
+from hubmap_kit.training.run import evaluate_folds, train_folds
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    settings: Experiment, out: Path, folds: Sequence[int] | None = None, resume: bool = False, device: str = "auto", stores: Path | None = None
+) -> pd.DataFrame:
+    """Train into the run folder `out` and return its out-of-fold table.
+
+    The resolved config and the environment are in `out` before the first step. Tile stores go to `stores` (default: a folder
+    `stores` beside `out`, shared by all runs there). Raises CheckpointError when `out` already holds a run and `resume` is off.
+    """
+    chosen = choose_device(device)
+    slides = read_train(_train_csv(settings))
+    _open_run(out, settings, resume)
+    _write_environment(out, chosen)
+    table = train_folds(settings, slides, out, stores or out.parent / "stores", chosen, folds, lambda fold, rows: _draw_curves(out, settings, fold, rows))
+    _report(out, settings, slides)
+    return table
+
+
+def evaluate(run: Path, data: str = "", overrides: Sequence[str] = (), device: str = "auto", stores: Path | None = None, pictures: bool = True) -> pd.DataFrame:
+    """Predict a finished run's held-out slides again, fit its thresholds anew, and draw one overlay per organ.
+
+    `data` is the folder with train.csv where it has moved since; `overrides` are `inference.key=value` settings.
+    """
+    settings = open_settings(run, overrides, data)
+    slides = read_train(_train_csv(settings))
+    chosen = choose_device(device)
+    table = evaluate_folds(settings, slides, run, stores or run.parent / "stores", chosen)
+    _report(run, settings, slides)
+    if pictures:
+        draw_overlays(run, settings, slides, table, chosen)
+    return table
+
+
+def open_settings(run: Path, overrides: Sequence[str], data: str) -> Experiment:
+    """The experiment of a run folder with inference overrides and, if given, another data folder."""
+    if not (run / "config.yaml").is_file():
+        raise CheckpointError(f"{run} is not a run folder: config.yaml is missing; give the folder that 'hubmap train --out' wrote")
+    wrong = [override for override in overrides if not override.startswith("inference.")]
+    if wrong:
+        raise ConfigError(f"--set {wrong[0]}: a trained network's other settings are fixed; only inference.* can change now")
+    return experiment.load(str(run / "config.yaml"), [*overrides, *([f"data.folder={data}"] if data else [])])
+
+
+def draw_overlays(run: Path, settings: Experiment, slides: Sequence[Slide], table: pd.DataFrame, device: torch.device) -> list[Path]:
+    """Draw, for each organ, the held-out slide with the median Dice: `overlays/<organ>.png`. Returns the paths."""
+    by_id = {slide.id: slide for slide in slides}
+    folders = fold_folders(run)
+    paths = []
+    for organ, rows in table.groupby("organ"):
+        row = rows.sort_values("dice").iloc[len(rows) // 2]
+        slide = by_id[row["id"]]
+        ensemble = Ensemble(settings, [load_network(settings, folders[int(row["fold"])], device)], {organ: row["threshold"]}, device)
+        paths.append(_overlay(run / "overlays" / f"{organ}.png", slide, ensemble, float(row["dice"])))
+    return paths
+
+
+def _overlay(path: Path, slide: Slide, ensemble: Ensemble, dice: float) -> Path:
+    pixels = slide_files.read(slide.path)
+    plane = ensemble.probability(pixels, slide.um_per_px)
+    mask = to_mask(plane, threshold_for(slide.organ, ensemble.thresholds, ensemble.experiment.inference))
+    save_overlay(path, pixels, decode_for(slide, *pixels.shape[:2]), mask, f"{slide.organ} {slide.id} ({slide.source}), held out, Dice {dice:.3f}")
+    return path
+
+
+def _train_csv(settings: Experiment) -> Path:
+    if not settings.data.folder:
+        raise ConfigError("data.folder is empty; give the folder that holds train.csv and train_images/ with --data")
+    folder = Path(settings.data.folder)
+    packed = folder / "train.csv.gz"
+    return packed if packed.is_file() and not (folder / "train.csv").is_file() else folder / "train.csv"
+
+
+def _open_run(out: Path, settings: Experiment, resume: bool) -> None:
+    """Write config.yaml into a new run folder, or make sure that the run that is there is the same experiment."""
+    kept, new = out / "config.yaml", experiment.dump(settings)
+    if kept.is_file():
+        if not resume:
+            raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+        checkpoint.check_same(experiment.dump(experiment.read(kept)), new, kept)
+    elif out.is_dir() and any(out.iterdir()):
+        raise CheckpointError(f"{out} is not empty and holds no run; choose a new folder for --out")
+    write_yaml(kept, new)
+
+
+def _write_environment(out: Path, device: torch.device) -> None:
+    """Keep what every session of the run ran on, the latest first."""
+    path = out / "environment.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    write_json(path, [describe(device), *earlier])
+
+
+def _draw_curves(out: Path, settings: Experiment, fold: int, rows: list[Row]) -> None:
+    others = oof.read_metrics(out)
+    finished = others[others["fold"] != fold] if len(others) else others
+    frames = [frame for frame in (finished, pd.DataFrame(rows)) if len(frame)]
+    save_curves(out / "curves.png", pd.concat(frames, ignore_index=True), settings.name)
+
+
+def _report(out: Path, settings: Experiment, slides: Sequence[Slide]) -> None:
+    metrics = oof.read_metrics(out)
+    if len(metrics):
+        save_curves(out / "curves.png", metrics, settings.name)
+    curves = oof.organ_curves(out, slides)
+    save_threshold_curves(out / "thresholds.png", THRESHOLDS, curves, read_thresholds(out))

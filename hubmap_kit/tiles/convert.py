@@ -1,0 +1,117 @@
+"""Slides -> tile store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+
+from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition.tables import Slide
+from hubmap_kit.config import ScaleConfig, TilesConfig
+from hubmap_kit.files import write_json
+from hubmap_kit.progress import track
+from hubmap_kit.tiles import store as files
+from hubmap_kit.tiles.grid import box_shares, grid
+from hubmap_kit.tiles.scaling import resize_image, resize_mask, scaled_shape
+from hubmap_kit.tiles.store import TileStore, is_finished
+
+log = logging.getLogger(__name__)
+
+
+def fingerprint(slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig) -> str:
+    """A hash (hex, 16 digits) of everything that a store's bytes depend on; slide files count by name and size."""
+    parts = [files.FORMAT, scale.model_dump(), tiles.model_dump()]
+    for slide in slides:
+        size = slide.path.stat().st_size if slide.path.is_file() else -1
+        labels = hashlib.sha256((slide.rle or "").encode()).hexdigest()
+        parts.append([slide.id, slide.organ, slide.source, slide.um_per_px, slide.path.name, size, labels])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_or_build(parent: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig) -> TileStore:
+    """The store for these slides and settings in `parent`, built if it is not there yet.
+
+    The folder is named by the fingerprint, so runs that share data and scale share it. Raises SlideError and RleError.
+    """
+    mark = fingerprint(slides, scale, tiles)
+    folder = parent / mark
+    if not is_finished(folder, mark):
+        build(folder, slides, scale, tiles, mark)
+    return TileStore(folder)
+
+
+def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig, mark: str) -> None:
+    """Write a store. It grows under a temporary name and takes its own when it is complete; one slide is in memory at a time."""
+    growing = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(growing, ignore_errors=True)
+    growing.mkdir(parents=True)
+    try:
+        with open(growing / files.IMAGES, "wb") as images, open(growing / files.MASKS, "wb") as masks:
+            rows, tables = [], []
+            for number, slide in enumerate(track(slides, "tiles", "slide")):
+                row, table = _append(number, slide, scale, tiles, images, masks)
+                rows.append(row)
+                tables.append(table)
+        pd.DataFrame(rows).to_parquet(growing / files.SLIDES)
+        pd.concat(tables, ignore_index=True).to_parquet(growing / files.TILES)
+        meta = {"format": files.FORMAT, "fingerprint": mark, "slides": len(rows), "scale": scale.model_dump(), "tiles": tiles.model_dump()}
+        write_json(growing / files.META, meta)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(growing, folder)
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
+    log.info("tile store of %d slides in %s", len(rows), folder)
+
+
+def _append(
+    number: int, slide: Slide, scale: ScaleConfig, tiles: TilesConfig, images: BinaryIO, masks: BinaryIO
+) -> tuple[dict[str, object], pd.DataFrame]:
+    pixels = slide_files.read(slide.path)
+    height, width = pixels.shape[:2]
+    shape = scaled_shape(height, width, slide.um_per_px, scale)
+    mask = resize_mask(decode_for(slide, height, width), shape)
+    offsets = {"image_offset": images.tell(), "mask_offset": masks.tell()}
+    images.write(np.ascontiguousarray(resize_image(pixels, shape)).data)
+    masks.write(np.packbits(mask, axis=1).data)
+    row = {
+        "id": slide.id, "organ": slide.organ, "data_source": slide.source, "um_per_px": slide.um_per_px,
+        "height": height, "width": width, "rows": shape[0], "cols": shape[1], **offsets,
+    }  # fmt: skip
+    return row, _tile_table(number, slide.id, mask, (height, width), tiles)
+
+
+def decode_for(slide: Slide, height: int, width: int) -> np.ndarray:
+    """The slide's mask (height, width) of 0/1 at the size that its file has.
+
+    Sizes in the table are sometimes off. Runs go down columns, so where only the width differs the file is believed as it is;
+    where the height differs too, the file must be a resampled copy, and the mask is resampled with it.
+    """
+    text = slide.rle or ""
+    if (height, width) == (slide.height, slide.width) or not text:
+        return rle.decode(text, height, width)
+    log.warning("slide %s is %d x %d in its file but %d x %d in the table", slide.id, height, width, slide.height, slide.width)
+    if height == slide.height:
+        return rle.decode(text, height, width)
+    return resize_mask(rle.decode(text, slide.height, slide.width), (height, width))
+
+
+def _tile_table(number: int, slide_id: str, mask: np.ndarray, original: tuple[int, int], tiles: TilesConfig) -> pd.DataFrame:
+    corners = grid(*mask.shape, tiles.size, tiles.overlap)
+    per_row, per_col = original[0] / mask.shape[0], original[1] / mask.shape[1]
+    return pd.DataFrame(
+        {
+            "slide": number, "id": slide_id,
+            "y": np.round(corners[:, 0] * per_row).astype(np.int64), "x": np.round(corners[:, 1] * per_col).astype(np.int64),
+            "row": corners[:, 0], "col": corners[:, 1], "size": tiles.size,
+            "foreground": box_shares(mask, corners, tiles.size),
+        }
+    )  # fmt: skip

@@ -1,0 +1,81 @@
+"""`last.ckpt`: everything that a fold needs to go on as if it had never stopped.
+
+Only tensors and plain Python values go in, so it is read with `weights_only=True`: a checkpoint cannot run code.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hubmap_kit.errors import CheckpointError
+from hubmap_kit.files import atomic_path
+
+FORMAT = 1
+# What may differ between a run and its continuation, because no number of the run depends on it.
+FREE = {("training", "workers"), ("data", "folder"), ("inference", "batch_size"), ("model", "encoder_weights")}
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically: a kill during the write leaves the previous one."""
+    with atomic_path(path) as temporary:
+        torch.save({"format": FORMAT, **state}, temporary)
+
+
+def load(path: Path, settings: dict[str, Any], store_mark: str) -> dict[str, Any]:
+    """Read a checkpoint for a continuation with `settings` (a dumped experiment) on the store `store_mark`.
+
+    Raises CheckpointError when the file is damaged, of another format, or belongs to another experiment or other data.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["format"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint of this kit; delete it and its folder to train this fold anew") from error
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {found}, this version reads {FORMAT}; train this fold anew")
+    check_same(state["settings"], settings, path)
+    if state["store"] != store_mark:
+        raise CheckpointError(f"{path} was trained on other slides or masks than the data folder holds now; train into another --out")
+    return state
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random generator that a layer or library may draw from, as plain values and tensors."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, [int(key) for key in keys], position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Set the generators to a state that `rng_state` took."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError, naming `path`, where two dumped experiments differ in anything that numbers depend on."""
+    changed = [
+        (f"{section}.{key}", old.get(section, {}).get(key), value)
+        for section, values in new.items() if isinstance(values, dict)
+        for key, value in values.items() if (section, key) not in FREE and old.get(section, {}).get(key) != value
+    ]  # fmt: skip
+    if changed:
+        key, before, now = changed[0]
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise CheckpointError(f"{path} was made with {key} = {before!r}, now it is {now!r}{more}; resume with the same settings, or train into another --out")

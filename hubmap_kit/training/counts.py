@@ -1,0 +1,73 @@
+"""Dice at every threshold at once, from two histograms of probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from hubmap_kit.competition.metric import dice_from_counts
+
+LEVELS = 200
+# Thresholds k / 200 = 0.005 .. 0.995; 0 would keep everything and 1 next to nothing, so both are left out.
+THRESHOLDS = np.arange(1, LEVELS) / LEVELS
+HALF = LEVELS // 2 - 1  # index of threshold 0.5
+
+
+def threshold_counts(plane: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Pixel counts of one slide at each of THRESHOLDS: (3, T) int64 rows common, predicted, true.
+
+    `plane` (H, W) float32 probabilities, `truth` (H, W) of 0/1. Two histograms, added up from the right, hold the counts of all
+    thresholds at once. Rounding down makes bin >= k mean exactly plane >= k / 200.
+    """
+    bins = LEVELS + 1
+    level = (plane * np.float32(LEVELS)).astype(np.int64)
+    histogram = np.bincount((level + bins * (truth > 0)).ravel(), minlength=2 * bins).reshape(2, bins)
+    above = np.cumsum(histogram[:, ::-1], axis=1)[:, ::-1][:, 1:LEVELS]
+    return np.stack([above[1], above.sum(0), np.full(len(THRESHOLDS), histogram[1].sum())])
+
+
+def dice_curve(counts: np.ndarray) -> np.ndarray:
+    """Dice (..., T) at each of THRESHOLDS from counts (..., 3, T)."""
+    return dice_from_counts(counts[..., 0, :], counts[..., 1, :], counts[..., 2, :])
+
+
+def mean_curves(curves: np.ndarray, organs: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean Dice over the slides of each organ at each of THRESHOLDS; `curves` (slides, T), `organs` (slides,)."""
+    return {str(organ): curves[organs == organ].mean(0) for organ in np.unique(organs)}
+
+
+def best_threshold(curve: np.ndarray) -> float:
+    """The threshold of the highest Dice: the middle of all thresholds within 0.001 of it around the peak.
+
+    Curves have flat tops; the middle of the top carries over to other slides better than its noisiest point.
+    """
+    peak = int(np.argmax(curve))
+    near = curve >= curve[peak] - 0.001
+    left = peak - int(np.argmin(near[peak::-1])) + 1 if not near[: peak + 1].all() else 0
+    right = peak + int(np.argmin(near[peak:])) - 1 if not near[peak:].all() else len(curve) - 1
+    return float(THRESHOLDS[(left + right) // 2])
+
+
+def fit_thresholds(curves: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The best threshold of each organ from its mean curve."""
+    return {organ: best_threshold(curve) for organ, curve in curves.items()}
+
+
+def to_table(ids: list[str], counts: np.ndarray) -> pd.DataFrame:
+    """Counts (slides, 3, T) as a long table (id, threshold, common, predicted, truth), for parquet."""
+    slides, _, levels = counts.shape
+    return pd.DataFrame(
+        {
+            "id": np.repeat(np.array(ids, dtype=object), levels), "threshold": np.tile(THRESHOLDS, slides),
+            "common": counts[:, 0].ravel(), "predicted": counts[:, 1].ravel(), "truth": counts[:, 2].ravel(),
+        }
+    )  # fmt: skip
+
+
+def from_table(table: pd.DataFrame) -> tuple[list[str], np.ndarray]:
+    """The inverse of `to_table`: ids in order and counts (slides, 3, T)."""
+    ids = table["id"].to_numpy()[:: len(THRESHOLDS)].astype(str).tolist()
+    values = table[["common", "predicted", "truth"]].to_numpy(np.int64)
+    return ids, values.reshape(len(ids), len(THRESHOLDS), 3).transpose(0, 2, 1)

@@ -1,0 +1,109 @@
+"""Out-of-fold results: every training slide predicted, at its original size, by the fold that never saw it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hubmap_kit.competition.metric import summarise
+from hubmap_kit.competition.tables import Slide
+from hubmap_kit.errors import CheckpointError
+from hubmap_kit.files import atomic_path, write_json
+from hubmap_kit.inference.ensemble import Ensemble, fold_folders
+from hubmap_kit.progress import track
+from hubmap_kit.tiles.convert import decode_for
+from hubmap_kit.tiles.scaling import resize_plane
+from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.training import counts as sweep
+
+log = logging.getLogger(__name__)
+COUNTS_FILE = "oof_counts.parquet"
+
+
+def predict_fold(ensemble: Ensemble, store: TileStore, slides: Sequence[Slide], rows: Sequence[int], path: Path) -> None:
+    """Predict the slides at `rows` of the store with all views, and write their counts at every threshold to `path`.
+
+    The store holds what inference would make of the slide file, so nothing is decoded again; the plane is brought back to the
+    slide's original size and compared with its original mask.
+    """
+    by_id = {slide.id: slide for slide in slides}
+    counts, ids = [], []
+    for row in track(list(rows), "out of fold", "slide"):
+        record = store.slides.iloc[row]
+        height, width = int(record["height"]), int(record["width"])
+        plane = resize_plane(ensemble.plane(store.image(row)), (height, width))
+        counts.append(sweep.threshold_counts(plane, decode_for(by_id[record["id"]], height, width)))
+        ids.append(record["id"])
+    with atomic_path(path) as temporary:
+        sweep.to_table(ids, np.stack(counts)).to_parquet(temporary)
+
+
+def collect(run: Path, slides: Sequence[Slide], folds: Mapping[str, int]) -> pd.DataFrame:
+    """Merge the folds that are done: fit thresholds.json, write oof.csv and metrics.csv; returns the out-of-fold table.
+
+    Columns: id, organ, data_source, fold, dice (at the fitted threshold of its organ), dice@0.5, threshold, truth_share,
+    predicted_share. Thresholds are fitted on the same slides that they are reported on, so `dice` is a little optimistic;
+    `dice@0.5` is not.
+    """
+    ids, counts = _read_counts(run)
+    by_id = {slide.id: slide for slide in slides}
+    unknown = [slide_id for slide_id in ids if slide_id not in by_id]
+    if unknown:
+        raise CheckpointError(f"{run} has out-of-fold results for slide {unknown[0]}, which the data folder does not list; give the run its own data")
+    organs = np.array([by_id[slide_id].organ for slide_id in ids])
+    curves = sweep.dice_curve(counts)
+    thresholds = sweep.fit_thresholds(sweep.mean_curves(curves, organs))
+    table = pd.DataFrame([_row(by_id[i], folds[i], curve, count, thresholds) for i, curve, count in zip(ids, curves, counts, strict=True)])
+    write_json(run / "thresholds.json", thresholds)
+    with atomic_path(run / "oof.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6f")
+    with atomic_path(run / "metrics.csv") as temporary:
+        read_metrics(run).to_csv(temporary, index=False)
+    return table
+
+
+def read_metrics(run: Path) -> pd.DataFrame:
+    """The metrics of all folds, one row a fold and epoch; empty when no epoch is done."""
+    parts = [pd.read_csv(path) for path in sorted(run.glob("fold*/metrics.csv"))]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def organ_curves(run: Path, slides: Sequence[Slide]) -> dict[str, np.ndarray]:
+    """Mean out-of-fold Dice of each organ at each of `counts.THRESHOLDS`."""
+    ids, counts = _read_counts(run)
+    organ_of = {slide.id: slide.organ for slide in slides}
+    return sweep.mean_curves(sweep.dice_curve(counts), np.array([organ_of[slide_id] for slide_id in ids]))
+
+
+def scores(table: pd.DataFrame, column: str = "dice") -> dict[str, dict[str, float]]:
+    """Mean of a Dice column over all slides, per organ and per source."""
+    return summarise([{"organ": r["organ"], "source": r["data_source"], "dice": r[column]} for r in table.to_dict("records")])
+
+
+def _read_counts(run: Path) -> tuple[list[str], np.ndarray]:
+    ids: list[str] = []
+    counts = []
+    for folder in fold_folders(run).values():
+        path = folder / COUNTS_FILE
+        if path.is_file():
+            fold_ids, fold_counts = sweep.from_table(pd.read_parquet(path))
+            ids += fold_ids
+            counts.append(fold_counts)
+    if not counts:
+        raise CheckpointError(f"{run} has no out-of-fold results yet; train a fold to its end, or run 'hubmap evaluate {run}'")
+    return ids, np.concatenate(counts)
+
+
+def _row(slide: Slide, fold: int, curve: np.ndarray, counts: np.ndarray, thresholds: Mapping[str, float]) -> dict[str, object]:
+    threshold = thresholds[slide.organ]
+    level = int(np.argmin(np.abs(sweep.THRESHOLDS - threshold)))
+    pixels = slide.height * slide.width
+    return {
+        "id": slide.id, "organ": slide.organ, "data_source": slide.source, "fold": fold, "dice": curve[level],
+        "dice@0.5": curve[sweep.HALF], "threshold": threshold, "truth_share": counts[2, level] / pixels,
+        "predicted_share": counts[1, level] / pixels,
+    }  # fmt: skip

@@ -1,0 +1,448 @@
+"""Slides written by three independent writers in many layouts come back as the array that went in, with and without imagecodecs."""
+
+from __future__ import annotations
+
+import importlib
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hubmap_kit.errors import SlideError
+
+READER_MODULES = ("tifffile", "hubmap_kit.competition.slides", "hubmap_kit.competition.tiff_segments")
+
+
+def drop(prefixes: tuple[str, ...]) -> dict[str, ModuleType]:
+    """Forget imported modules, in the package that holds them too; returns them for `sys.modules.update`."""
+    dropped = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(prefixes)}
+    for name in dropped:
+        parent, _, child = name.rpartition(".")
+        if parent in sys.modules:
+            vars(sys.modules[parent]).pop(child, None)
+    return dropped
+
+
+@pytest.fixture(params=["with imagecodecs", "without imagecodecs"], scope="module")
+def slides(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The reader, imported afresh; in the second run the import system refuses imagecodecs, as on Kaggle."""
+    if request.param == "with imagecodecs":
+        pytest.importorskip("imagecodecs")
+    kept = drop((*READER_MODULES, "imagecodecs"))
+    if request.param == "without imagecodecs":
+        sys.modules["imagecodecs"] = None  # type: ignore[assignment]
+    module = importlib.import_module("hubmap_kit.competition.slides")
+    assert (5 in module.tifffile.TIFF.DECOMPRESSORS) == (request.param == "with imagecodecs")
+    yield module
+    drop((*READER_MODULES, "imagecodecs"))
+    sys.modules.update(kept)
+    for name in kept.keys() & set(READER_MODULES) - {"tifffile"}:
+        setattr(sys.modules["hubmap_kit.competition"], name.rpartition(".")[2], kept[name])
+
+
+def picture(height: int = 37, width: int = 53, samples: int = 3) -> np.ndarray:
+    """Smooth, so that JPEG keeps it; not square and odd, so that swapped axes and edge tiles show."""
+    noise = np.random.default_rng(height * width).integers(0, 256, (height, width, samples)).astype(np.uint8)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 3).reshape(height, width, samples).astype(float)
+    return np.rint((smooth - smooth.min()) * 255 / np.ptp(smooth)).astype(np.uint8)
+
+
+RGBA = picture(samples=4)
+RGB = RGBA[..., :3]
+GREY = RGBA[..., 0]
+AS_RGB = np.repeat(GREY[..., None], 3, axis=2)
+PLANES = np.ascontiguousarray(np.moveaxis(RGB, -1, 0))
+
+# name: (array that is written, arguments of tifffile.imwrite, array expected from the reader)
+LAYOUTS: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]] = {
+    "rgb": (RGB, {"photometric": "rgb"}, RGB),
+    "rgba": (RGBA, {"photometric": "rgb", "extrasamples": ["unassalpha"]}, RGB),
+    "rgba premultiplied": (RGBA, {"photometric": "rgb", "extrasamples": ["assocalpha"]}, RGB),
+    "grey": (GREY, {"photometric": "minisblack"}, AS_RGB),
+    "grey + alpha": (
+        RGBA[..., :2],
+        {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unassalpha"]},
+        AS_RGB,
+    ),
+    "three grey samples": (RGB, {"photometric": "minisblack", "planarconfig": "contig"}, RGB),
+    "planar": (PLANES, {"photometric": "rgb", "planarconfig": "separate"}, RGB),
+    "(1, 1, 3, H, W) planar": (PLANES[None, None], {"photometric": "rgb", "planarconfig": "separate"}, RGB),
+    "(3, H, W) grey pages": (PLANES, {"photometric": "minisblack"}, RGB),
+    "(1, 1, 3, H, W) grey pages": (PLANES[None, None], {"photometric": "minisblack"}, RGB),
+    "pages without metadata": (PLANES, {"photometric": "minisblack", "metadata": None}, RGB),
+    "16-bit": (RGB.astype(np.uint16) * 257, {"photometric": "rgb"}, RGB),
+    "16-bit planar": (PLANES.astype(np.uint16) * 257, {"photometric": "rgb", "planarconfig": "separate"}, RGB),
+    "16-bit big endian": (RGB.astype(np.uint16) * 257, {"photometric": "rgb", "byteorder": ">"}, RGB),
+    "12-bit in 16": (RGB.astype(np.uint16) * 16 + 7, {"photometric": "rgb"}, RGB),
+    "8-bit in 16": (RGB.astype(np.uint16), {"photometric": "rgb"}, RGB),
+    "inverted": (255 - GREY, {"photometric": "miniswhite"}, AS_RGB),
+    "16-bit inverted": (65535 - GREY.astype(np.uint16) * 257, {"photometric": "miniswhite"}, AS_RGB),
+    "1-bit": (GREY > 128, {"photometric": "minisblack"}, np.where(AS_RGB > 128, 255, 0).astype(np.uint8)),
+    "1-bit inverted": (GREY <= 128, {"photometric": "miniswhite"}, np.where(AS_RGB > 128, 255, 0).astype(np.uint8)),
+    "float": (RGB.astype(np.float32) / 255, {"photometric": "rgb"}, RGB),
+    "bigtiff": (RGB, {"photometric": "rgb", "bigtiff": True}, RGB),
+}
+STORAGE: dict[str, dict[str, Any]] = {
+    "one strip": {},
+    "strips of 5 rows": {"rowsperstrip": 5},
+    "strips of 1 row": {"rowsperstrip": 1},
+    "tiles": {"tile": (16, 32)},
+}
+PACKING: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "deflate": {"compression": "zlib"},
+    "deflate + predictor": {"compression": "zlib", "predictor": 2},
+    "lzw": {"compression": "lzw"},
+    "lzw + predictor": {"compression": "lzw", "predictor": 2},
+    "packbits": {"compression": "packbits"},
+}
+
+
+def check(slides: ModuleType, path: Path, expected: np.ndarray, tolerance: int = 0) -> None:
+    found = slides.read(path)
+    assert found.shape == expected.shape and found.dtype == np.uint8 and found.flags.c_contiguous
+    assert np.abs(found.astype(int) - expected).max() <= tolerance
+    assert slides.size(path) == expected.shape[:2]
+
+
+@pytest.mark.parametrize("packing", PACKING)
+@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tiff_layouts(slides: ModuleType, tmp_path: Path, layout: str, storage: str, packing: str) -> None:
+    array, options, expected = LAYOUTS[layout]
+    if "predictor" in packing and layout.startswith(("1-bit", "float")):
+        pytest.skip("the horizontal predictor is defined for integers of whole bytes")
+    path = tmp_path / "slide.tiff"
+    tifffile.imwrite(path, array, **options, **STORAGE[storage], **PACKING[packing])
+    check(slides, path, expected)
+
+
+@pytest.mark.parametrize("storage", ["one strip", "strips of 16 rows", "tiles"])
+@pytest.mark.parametrize("colour", ["rgb", "ycbcr", "grey", "planes"])
+def test_jpeg_in_tiff(slides: ModuleType, tmp_path: Path, storage: str, colour: str) -> None:
+    pytest.importorskip("imagecodecs")
+    path = tmp_path / "slide.tiff"
+    arguments = {"level": 95} | ({"outcolorspace": colour} if colour in ("rgb", "ycbcr") else {})
+    array = {"grey": GREY, "planes": PLANES}.get(colour, RGB)
+    options = {"photometric": "minisblack" if colour == "grey" else "rgb", "rowsperstrip": 16 if "16" in storage else None}
+    options |= {"planarconfig": "separate"} if colour == "planes" else {}
+    options |= {"tile": (16, 32)} if storage == "tiles" else {}
+    tifffile.imwrite(path, array, compression="jpeg", compressionargs=arguments, **options)
+    # Pillow has no planar JPEG; OpenCV reads the whole file by libtiff's own colour conversion, another way than the reader's.
+    whole = cv2.imread(str(path))[..., ::-1] if colour == "planes" else np.array(Image.open(path).convert("RGB"))
+    check(slides, path, whole, tolerance=4)
+    check(slides, path, AS_RGB if colour == "grey" else RGB, tolerance=40)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "raw"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
+def test_pillow_tiffs(slides: ModuleType, tmp_path: Path, mode: str, compression: str) -> None:
+    if mode == "I;16":
+        image, expected = Image.fromarray(GREY.astype(np.uint16) * 257), AS_RGB
+    elif mode == "P":
+        image = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE)
+        expected = np.array(image.convert("RGB"))
+    else:
+        image = Image.fromarray(RGBA).convert("RGB" if mode == "1" else "RGBA").convert(mode)
+        expected = np.array(image.convert("RGB") if mode != "RGBA" else image)[..., :3]
+    image.save(tmp_path / "slide.tiff", compression=compression)
+    check(slides, tmp_path / "slide.tiff", expected)
+
+
+def test_pillow_jpeg_tiff_equals_pillows_decode(slides: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "slide.tiff"
+    Image.fromarray(RGB).save(path, compression="jpeg", quality=90)
+    check(slides, path, np.array(Image.open(path).convert("RGB")), tolerance=3)
+
+
+@pytest.mark.parametrize("array", [RGB, GREY, RGB.astype(np.uint16) * 257], ids=["rgb", "grey", "16-bit"])
+@pytest.mark.parametrize("suffix", [".tiff", ".png"])
+def test_opencv_files(slides: ModuleType, tmp_path: Path, array: np.ndarray, suffix: str) -> None:
+    path = tmp_path / f"slide{suffix}"
+    assert cv2.imwrite(str(path), array[..., ::-1] if array.ndim == 3 else array)
+    check(slides, path, AS_RGB if array.ndim == 2 else RGB)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_png_files(slides: ModuleType, tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(RGB).convert(mode) if mode in ("P", "1") else Image.fromarray(RGBA).convert(mode)
+    image.save(tmp_path / "slide.png")
+    expected = np.array(image)[..., :3] if mode == "RGBA" else np.array(image.convert("RGB"))
+    check(slides, tmp_path / "slide.png", expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=["baseline", "progressive", "4:4:4"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_files(slides: ModuleType, tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
+    path = tmp_path / "slide.jpg"
+    exif = Image.Exif()
+    exif[274] = 6  # orientation: to be ignored, because masks are in stored pixels
+    Image.fromarray(RGB).convert(mode).save(path, quality=90, exif=exif, **options)
+    check(slides, path, np.array(Image.open(path).convert("RGB")), tolerance=3)
+
+
+def test_pyramid_gives_its_largest_level(slides: ModuleType, tmp_path: Path) -> None:
+    for name, subfile in (("subifds", False), ("pages", True)):
+        path = tmp_path / f"{name}.tiff"
+        with tifffile.TiffWriter(path) as writer:
+            writer.write(RGB, photometric="rgb", subifds=0 if subfile else 1, metadata=None)
+            writer.write(RGB[::2, ::2], photometric="rgb", subfiletype=1, metadata=None)
+        check(slides, path, RGB)
+
+
+def test_imagej_and_ome_metadata_do_not_change_the_picture(slides: ModuleType, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "imagej.tiff", PLANES, imagej=True, metadata={"axes": "CYX"})
+    tifffile.imwrite(tmp_path / "slide.ome.tiff", PLANES, photometric="minisblack", metadata={"axes": "CYX"})
+    tifffile.imwrite(tmp_path / "rgb.ome.tiff", RGB, photometric="rgb", metadata={"axes": "YXS"})
+    for name in ("imagej.tiff", "slide.ome.tiff", "rgb.ome.tiff"):
+        check(slides, tmp_path / name, RGB)
+
+
+def test_a_dark_12_bit_rule_is_about_the_largest_value(slides: ModuleType, tmp_path: Path) -> None:
+    array = np.zeros((4, 5, 3), np.uint16)
+    array[0, 0] = (4095, 2048, 16)
+    tifffile.imwrite(tmp_path / "twelve.tiff", array, photometric="rgb")
+    array[1, 1] = (4096, 0, 0)
+    tifffile.imwrite(tmp_path / "sixteen.tiff", array, photometric="rgb")
+    assert slides.read(tmp_path / "twelve.tiff")[0, 0].tolist() == [255, 128, 1]
+    assert slides.read(tmp_path / "sixteen.tiff")[0, 0].tolist() == [15, 8, 0]
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_size_any_storage(slides: ModuleType, tmp_path: Path, data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    samples = data.draw(st.sampled_from([1, 3, 4]))
+    array = np.random.default_rng(0).integers(0, 256, (height, width, samples)).astype(np.uint8)
+    options = data.draw(st.sampled_from(list(PACKING.values()))) | data.draw(st.sampled_from(list(STORAGE.values())))
+    options = options | ({"extrasamples": ["unassalpha"]} if samples == 4 else {})
+    path = tmp_path / "slide.tiff"
+    tifffile.imwrite(
+        path, array if samples > 1 else array[..., 0], photometric="rgb" if samples > 1 else "minisblack", metadata=None, **options
+    )
+    check(slides, path, array[..., :3] if samples > 1 else np.repeat(array, 3, axis=2))
+
+
+# ---------------------------------------------------------------- real files
+
+
+def test_every_real_mini_slide_and_its_size(slides: ModuleType, shared_data: Path) -> None:
+    folder = shared_data / "hubmap-mini"
+    table = pd.read_csv(folder / "train.csv")
+    assert len(table) == 26
+    for row in table.itertuples():
+        path = folder / "train_images" / f"{row.id}.tiff"
+        expected = cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1]
+        assert expected.shape == (row.img_height, row.img_width, 3)
+        check(slides, path, expected)
+    check(slides, folder / "test_images" / "10078.tiff", cv2.imread(str(folder / "test_images" / "10078.tiff"))[..., ::-1])
+
+
+def test_a_real_slide_that_is_not_square(slides: ModuleType, shared_data: Path) -> None:
+    table = pd.read_csv(shared_data / "glas" / "train.csv")
+    row = table[table.img_height != table.img_width].iloc[0]
+    path = shared_data / "glas" / "train_images" / f"{row.id}.tiff"
+    assert slides.size(path) == (row.img_height, row.img_width)
+    check(slides, path, np.array(Image.open(path).convert("RGB")))
+
+
+def test_real_lzw_slides_and_jpeg_targets(slides: ModuleType, shared_data: Path) -> None:
+    paths = sorted((shared_data / "stain-references").glob("*.tif"))
+    assert len(paths) == 8
+    for path in paths:
+        check(slides, path, np.array(Image.open(path).convert("RGB")))
+    for path in sorted((shared_data / "stain-references").glob("*.jpg")):
+        check(slides, path, np.array(Image.open(path).convert("RGB")), tolerance=3)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def refusal(slides: ModuleType, path: Path) -> str:
+    """The message of read's refusal; a warning on the way is a failure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(SlideError) as caught:
+            slides.read(path)
+    message = str(caught.value)
+    assert str(path) in message and message.endswith(".") and "\n" not in message
+    return message
+
+
+def test_what_is_no_file_or_no_image(slides: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "empty.tiff").touch()
+    (tmp_path / "text.tiff").write_text("id,rle\n10078,12 34\n")
+    assert "no such file" in refusal(slides, tmp_path / "missing.tiff")
+    assert "folder" in refusal(slides, tmp_path)
+    assert "empty" in refusal(slides, tmp_path / "empty.tiff")
+    assert "no TIFF, PNG or JPEG" in refusal(slides, tmp_path / "text.tiff")
+    for name in ("missing.tiff", "empty.tiff", "text.tiff"):
+        with pytest.raises(SlideError):
+            slides.size(tmp_path / name)
+
+
+@pytest.mark.parametrize("head", [b"II*\0", b"MM\0*", b"II+\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
+def test_a_magic_number_followed_by_garbage(slides: ModuleType, tmp_path: Path, head: bytes) -> None:
+    path = tmp_path / "slide.bin"
+    for seed in range(20):
+        path.write_bytes(head + np.random.default_rng(seed).bytes(seed * 7))
+        refusal(slides, path)
+        with pytest.raises(SlideError):
+            slides.size(path)
+
+
+WHOLE_FILES: dict[str, dict[str, Any]] = {
+    "rgb plain": {},
+    "rgb deflate": {"compression": "zlib", "rowsperstrip": 8},
+    "rgb lzw tiles": {"compression": "lzw", "predictor": 2, "tile": (16, 16)},
+    "three pages": {"photometric": "minisblack", "compression": "lzw"},
+    "three plain pages": {"photometric": "minisblack"},
+    "planar": {"photometric": "rgb", "planarconfig": "separate", "compression": "zlib"},
+    "bigtiff": {"bigtiff": True, "compression": "lzw"},
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_FILES)
+def test_a_truncation_anywhere_is_refused(
+    slides: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    path, cut = tmp_path / "whole.tiff", tmp_path / "cut.tiff"
+    options = {"photometric": "rgb"} | WHOLE_FILES[name]
+    planes = "planarconfig" in options or options["photometric"] == "minisblack"
+    tifffile.imwrite(path, PLANES if planes else RGB, **options)
+    check(slides, path, RGB)
+    data = path.read_bytes()
+    for length in [*range(1, 400, 13), *range(400, len(data), max(1, len(data) // 40)), len(data) - 1]:
+        cut.write_bytes(data[:length])
+        refusal(slides, cut)
+    captured = capfd.readouterr()
+    assert captured.err == "" and captured.out == ""
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_truncated_png_or_jpeg_is_refused(slides: ModuleType, tmp_path: Path, suffix: str) -> None:
+    path, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    Image.fromarray(RGB).save(path)
+    data = path.read_bytes()
+    for length in range(1, len(data), max(1, len(data) // 60)):
+        cut.write_bytes(data[:length])
+        refusal(slides, cut)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "jpeg"])
+def test_wiped_compressed_data_is_refused(
+    slides: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], compression: str
+) -> None:
+    if compression == "jpeg":
+        pytest.importorskip("imagecodecs")
+    path = tmp_path / "slide.tiff"
+    tifffile.imwrite(path, picture(96, 96), photometric="rgb", compression=compression, rowsperstrip=32)
+    with tifffile.TiffFile(path) as tif:
+        offset, count = tif.pages[0].dataoffsets[1], tif.pages[0].databytecounts[1]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + count] = b"\xa5" * count
+    path.write_bytes(bytes(data))
+    assert "damaged" in refusal(slides, path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_flipped_byte_of_a_png_is_refused(slides: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "slide.png"
+    Image.fromarray(RGB).save(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(bytes(data))
+    assert "checksum" in refusal(slides, path)
+
+
+def test_a_strip_without_bytes_is_refused(slides: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "slide.tiff"
+    tifffile.imwrite(path, RGB, photometric="rgb", rowsperstrip=8, compression="zlib")
+    with tifffile.TiffFile(path) as tif:
+        tag = tif.pages[0].tags["StripByteCounts"]
+        where, width = tag.valueoffset, 2 if tag.dtype == 3 else 4
+    data = bytearray(path.read_bytes())
+    data[where + width : where + 2 * width] = b"\0" * width
+    path.write_bytes(bytes(data))
+    assert "empty" in refusal(slides, path)
+
+
+def test_unsupported_shapes_say_what_was_found(slides: ModuleType, tmp_path: Path) -> None:
+    cases = {
+        "(5, 20, 30)": np.zeros((5, 20, 30), np.uint8),
+        "(2, 20, 30)": np.zeros((2, 20, 30), np.uint8),
+        "(4, 20, 30, 3)": np.zeros((4, 20, 30, 3), np.uint8),
+        "(20, 30, 7)": np.zeros((20, 30, 7), np.uint8),
+    }
+    for shape, array in cases.items():
+        path = tmp_path / "slide.tiff"
+        if array.shape[-1] == 7:
+            tifffile.imwrite(path, array, photometric="minisblack", planarconfig="contig")
+        else:
+            tifffile.imwrite(path, array, photometric="rgb" if array.shape[-1] == 3 else "minisblack")
+        message = refusal(slides, path)
+        assert shape in message and "expected" in message
+        with pytest.raises(SlideError):
+            slides.size(path)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint32", "int32", "complex64"])
+def test_unsupported_types_are_named(slides: ModuleType, tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "slide.tiff"
+    tifffile.imwrite(path, np.zeros((8, 9), dtype), photometric="minisblack")
+    assert dtype in refusal(slides, path)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, 255.0, float("nan"), float("inf")])
+def test_floats_outside_0_to_1_are_refused(slides: ModuleType, tmp_path: Path, value: float) -> None:
+    array = np.full((8, 9, 3), 0.5, np.float32)
+    array[3, 4, 1] = value
+    tifffile.imwrite(tmp_path / "slide.tiff", array, photometric="rgb")
+    assert "0..1" in refusal(slides, tmp_path / "slide.tiff")
+
+
+def test_cmyk_is_refused(slides: ModuleType, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "slide.tiff", RGBA, photometric="separated")
+    assert "SEPARATED" in refusal(slides, tmp_path / "slide.tiff")
+
+
+def test_absurd_sizes_are_refused_before_memory_is_taken(slides: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "slide.tiff"
+    tifffile.imwrite(path, RGB, photometric="rgb", compression="zlib")
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tif:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            tag = tif.pages[0].tags[name]
+            data[tag.valueoffset : tag.valueoffset + 4] = struct.pack("<I", 2**30 if tag.dtype == 4 else 65535)
+    path.write_bytes(bytes(data))
+    assert "pixels" in refusal(slides, path)
+    png = tmp_path / "slide.png"
+    Image.fromarray(RGB).save(png)
+    data = bytearray(png.read_bytes())
+    data[16:24] = struct.pack(">II", 2**30, 2**30)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    png.write_bytes(bytes(data))
+    assert "pixels" in refusal(slides, png)
+
+
+def test_a_codec_that_is_missing_is_named(tmp_path: Path, slides: ModuleType) -> None:
+    pytest.importorskip("imagecodecs")
+    path = tmp_path / "slide.tiff"
+    tifffile.imwrite(path, RGB.astype(np.float32) / 255, photometric="rgb", compression="zlib", predictor=3)
+    if 5 in slides.tifffile.TIFF.DECOMPRESSORS:
+        check(slides, path, RGB)
+    else:
+        assert "imagecodecs" in refusal(slides, path)
