@@ -11,3 +11,7 @@ __version__ = "0.1.0"
 # and the Hugging Face client retries for 20-50 s before it gives up; both must be told before their first import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# OpenMP threads that wait by spinning starve each other as soon as anything else runs on the machine: on two busy cores an
+# epoch took ten times as long. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

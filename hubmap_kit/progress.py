@@ -24,6 +24,12 @@ class _LineBar(tqdm):
 
         return print_status
 
+    def close(self) -> None:
+        # tqdm would repeat the last line and add an empty one.
+        if not self.disable:
+            self.disable = True
+            self._decr_instances(self)
+
 
 def bar(total: int | None, description: str, unit: str = "it", file: TextIO | None = None) -> tqdm:
     """A progress bar on standard error; call `update(n)` and `set_postfix_str`, and use it as a context manager."""

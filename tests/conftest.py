@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tiny import TINY, overrides
 
 import hubmap_kit  # noqa: F401  (sets NO_ALBUMENTATIONS_UPDATE and HF_HUB_OFFLINE before any test imports the libraries)
 
@@ -18,3 +19,25 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real tissue is not at {SHARED_DATA}; set HUBMAP_SHARED_DATA to the folder that holds hubmap-mini/ and glas/")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small synthetic slides in the competition's folder format; tests copy what they change."""
+    from hubmap_kit.sample.generate import generate
+
+    folder = tmp_path_factory.mktemp("sample") / "data"
+    generate(folder, seed=3, slides_per_organ=2, size=256)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two trained folds, made with the real command line; tests copy what they change."""
+    from hubmap_kit.__main__ import main
+
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", "baseline", "--data", str(sample_data), "--out", str(out), "--device", "cpu", *overrides(*TINY)])
+    assert stop.value.code == 0
+    return out

@@ -38,22 +38,21 @@ def assign_folds(slides: Sequence[Slide], n_folds: int, seed: int = 0) -> dict[s
     organ has `n_folds` of them, only the number of slides is balanced. Raises TableError when `n_folds` is below 2 or above the
     number of separate tissues, or when the slides are too few and too clustered to fill every fold.
     """
-    ordered = sorted(slides, key=lambda slide: slide.id)
-    groups = _groups([slide.id for slide in ordered])
+    groups = _groups([slide.id for slide in slides])
     tissues = len(set(groups))
     if not 2 <= n_folds <= tissues:
         raise TableError(
             f"n_folds is {n_folds}, but it must lie between 2 and the number of separate tissues, which is {tissues} "
             f"for these {len(slides)} slides; choose another number of folds"
         )
-    organs = [slide.organ for slide in ordered]
+    organs = [slide.organ for slide in slides]
     if max(organs.count(organ) for organ in set(organs)) < n_folds:
-        organs = ["any"] * len(ordered)  # scikit-learn refuses strata that are all smaller than the number of folds
-    fold_of = dict(zip((slide.id for slide in ordered), _split(organs, groups, n_folds, seed), strict=True))
-    empty = sorted(set(range(n_folds)) - set(fold_of.values()))
+        organs = ["any"] * len(slides)  # scikit-learn refuses strata that are all smaller than the number of folds
+    folds = _split(organs, groups, n_folds, seed)
+    empty = sorted(set(range(n_folds)) - set(folds))
     if empty:
         raise TableError(f"n_folds is {n_folds}, but with {len(slides)} slides fold {empty[0]} stays empty; choose fewer folds")
-    return {slide.id: fold_of[slide.id] for slide in slides}
+    return {slide.id: fold for slide, fold in zip(slides, folds, strict=True)}
 
 
 def write_folds(path: str | Path, folds: Mapping[str, int], slides: Sequence[Slide]) -> None:

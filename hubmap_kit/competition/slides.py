@@ -83,7 +83,8 @@ def _kind(path: Path) -> str:
         return "png"
     if head[:3] == JPEG_MAGIC:
         return "jpeg"
-    raise SlideError(f"{path}: starts with the bytes {head.hex(' ')}, which is no TIFF, PNG or JPEG file; convert it or fetch it again.")
+    found = head.hex(" ")
+    raise SlideError(f"{path}: starts with the bytes {found}, expected a TIFF, PNG or JPEG file; convert it or fetch it again.")
 
 
 @contextmanager
@@ -113,7 +114,7 @@ def _damaged(path: Path, found: object) -> SlideError:
 def _checked_size(path: Path, height: int, width: int) -> tuple[int, int]:
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise SlideError(
-            f"{path}: declares {height} x {width} pixels, expected between 1 and {MAX_PIXELS} in all; the header is damaged, fetch it again."
+            f"{path}: declares {height} x {width} pixels, expected 1 to {MAX_PIXELS} in all; the header is wrong, fetch it again."
         )
     return height, width
 
@@ -270,7 +271,7 @@ def _flat_size(path: Path, data: bytes, kind: str) -> tuple[int, int]:
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
-    """Walk the chunks and their checksums, because OpenCV returns a partial picture when the end is missing (W3C PNG, section 5)."""
+    """Walk the chunks and their checksums (W3C PNG, section 5): OpenCV returns a partial picture when the end is missing."""
     start, name = 8, b""
     while name != b"IEND":
         (length,) = struct.unpack_from(">I", data, start)

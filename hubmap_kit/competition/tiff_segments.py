@@ -1,7 +1,8 @@
-"""What the kit does to a TIFF below the level of tifffile: check the chain of pages, and decode segments without `imagecodecs`.
+"""TIFF below the level of tifffile: check the chain of pages, and decode strips and tiles without `imagecodecs`.
 
-Each LZW or JPEG segment is wrapped as a one-strip TIFF of its own and given to OpenCV, so its decoder does nothing but decompress;
-where the segment goes, byte order, predictor and planes stay ours. Tag numbers: TIFF 6.0 specification, Adobe 1992, section 8.
+Each LZW or JPEG segment (strip or tile) is wrapped as a TIFF of its own and given to OpenCV, so that OpenCV does nothing but
+decompress; where the segment goes, byte order, predictor and planes stay ours. Tag numbers: TIFF 6.0 specification (Adobe,
+1992), section 8.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def decode_series(series: Any) -> np.ndarray:
 
 def _check_supported(page: Any) -> None:
     name = getattr(page.compression, "name", page.compression)
-    missing = f"holds {page.bitspersample}-bit samples with compression {name} and predictor {int(page.predictor)}, which need imagecodecs"
+    samples = f"{page.bitspersample}-bit samples with compression {name} and predictor {int(page.predictor)}"
+    missing = f"holds {samples}, which need imagecodecs"
     if page.compression not in (LZW, JPEG) or page.fillorder != 1 or page.predictor not in (1, 2) or page.imagedepth != 1:
         raise NeedsImagecodecs(missing)
     if page.bitspersample not in (1, 8, 16, 32, 64) or (page.predictor == 2 and page.bitspersample == 1):

@@ -22,7 +22,7 @@ DPI = 110
 
 
 def save_curves(path: str | Path, metrics: pd.DataFrame, title: str = "") -> None:
-    """Write a PNG with loss (train solid, validation dashed), mean Dice and learning rate by epoch, and Dice for every organ below.
+    """Write a PNG with loss (train solid, validation dashed), mean Dice and learning rate by epoch, and each organ's Dice below.
 
     `metrics` has one row for each fold and epoch: `fold`, `epoch`, and any of `train_loss`, `val_loss`, `dice`, `lr`,
     `dice_<organ>`; missing columns and NaN are left out of the picture. One colour for each fold; a star marks the fold's best
@@ -31,7 +31,7 @@ def save_curves(path: str | Path, metrics: pd.DataFrame, title: str = "") -> Non
     missing = [name for name in ("fold", "epoch") if name not in metrics.columns]
     if missing or metrics.empty:
         found = f"the columns {list(metrics.columns)}" if missing else "no rows"
-        raise TableError(f"The metrics for {path} have {found}, expected a row for each fold and epoch; train at least one epoch.")
+        raise TableError(f"The metrics for {path} have {found}, expected one for each fold and epoch; train an epoch first.")
     organs = [name for name in metrics.columns if str(name).startswith("dice_") and metrics[name].notna().any()]
     figure = Figure(figsize=(15, 8.2 if organs else 5.2), dpi=DPI, layout="constrained")
     top, *bottom = figure.subfigures(2, 1, height_ratios=(1.5, 1)) if organs else [figure.subfigures(1, 1)]
@@ -61,8 +61,8 @@ def save_threshold_curves(
 ) -> None:
     """Write a PNG with the mean Dice of every organ against the threshold on the probability, and a dot at the chosen threshold.
 
-    thresholds: `(T,)`, rising; curves: organ -> `(T,)` mean Dice, NaN allowed; chosen: organ -> threshold (an organ may be absent).
-    Raises ValueError when a curve's length differs from the thresholds'.
+    thresholds: `(T,)`, rising; curves: organ -> `(T,)` mean Dice, NaN allowed; chosen: organ -> threshold, organs may be absent.
+    Raises ValueError when a curve's length is not that of the thresholds.
     """
     thresholds = np.asarray(thresholds, float)
     figure = Figure(figsize=(8.5, 5.5), dpi=DPI, layout="constrained")
@@ -70,7 +70,8 @@ def save_threshold_curves(
     for position, (organ, values) in enumerate(curves.items()):
         values, colour = np.asarray(values, float), COLOURS[position % len(COLOURS)]
         if values.shape != thresholds.shape or thresholds.ndim != 1:
-            raise ValueError(f"the curve of {organ} has shape {values.shape}, expected the thresholds' {thresholds.shape}, one axis")
+            found = f"the curve of {organ} has shape {values.shape}"
+            raise ValueError(f"{found}, expected one axis like the thresholds {thresholds.shape}")
         known = np.isfinite(values)
         label = organ
         if organ in chosen and known.any():
@@ -138,7 +139,8 @@ def _finish_panels(loss: Axes, dice: Axes, rate: Axes, metrics: pd.DataFrame) ->
     _epoch_panel(dice, "Dice, mean over slides (star: best epoch)", metrics)
     _epoch_panel(rate, "learning rate", metrics)
     styles = [("train", "-", "train_loss"), ("validation", "--", "val_loss")]
-    handles = [Line2D([], [], color="#444444", linestyle=style, label=name) for name, style, column in styles if column in metrics]
+    styles = [entry for entry in styles if entry[2] in metrics]
+    handles = [Line2D([], [], color="#444444", linestyle=style, label=name) for name, style, _ in styles]
     if loss.lines and handles:
         loss.legend(handles=handles, fontsize=9, framealpha=0.85)
     for axes in (dice, rate):

@@ -1,4 +1,4 @@
-"""Overlays: truth and prediction drawn on a slide, in colours that stay apart for colour-blind readers and on pink or brown tissue."""
+"""Overlays: truth and prediction drawn on a slide, in colours that stay apart for colour-blind readers and on stained tissue."""
 
 from __future__ import annotations
 

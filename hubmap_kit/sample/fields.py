@@ -37,8 +37,9 @@ def hex_points(rng: np.random.Generator, shape: Shape, spacing: float, jitter: f
     x = columns[None, :] + (np.arange(len(rows)) % 2)[:, None] * spacing / 2
     y = np.repeat(rows[:, None], len(columns), axis=1)
     points = np.stack([x.ravel(), y.ravel()], axis=1) + rng.normal(0, jitter * spacing, (x.size, 2))
+    points = points.astype(np.float32)  # before the bounds are checked, because rounding can reach the far edge
     inside = (points >= 0).all(axis=1) & (points[:, 0] < width) & (points[:, 1] < height)
-    return points[inside].astype(np.float32)
+    return points[inside]
 
 
 def at(field: NDArray, points: Array) -> NDArray:
@@ -46,10 +47,12 @@ def at(field: NDArray, points: Array) -> NDArray:
     return field[points[:, 1].astype(np.intp), points[:, 0].astype(np.intp)]
 
 
-def packed_cells(rng: np.random.Generator, shape: Shape, spacing: float, length: float, bend: float) -> tuple[NDArray[np.int32], Array]:
+def packed_cells(
+    rng: np.random.Generator, shape: Shape, spacing: float, length: float, bend: float
+) -> tuple[NDArray[np.int32], Array]:
     """Irregular cells that fill the plane: labels `(H, W)` and the distance of each pixel to its cell's border.
 
-    Each cell is the region nearest to one short stick of up to `length` pixels, so cells are round or long; `bend` moves the borders.
+    Each cell is the region nearest to one short stick of up to `length` pixels, so cells are round or long; `bend` moves borders.
     """
     seeds = np.full(shape, 255, np.uint8)
     for x, y in hex_points(rng, shape, spacing):
@@ -61,7 +64,7 @@ def packed_cells(rng: np.random.Generator, shape: Shape, spacing: float, length:
     inside = np.full(shape, 255, np.uint8)
     inside[:, 1:][labels[:, 1:] != labels[:, :-1]] = 0
     inside[1:, :][labels[1:, :] != labels[:-1, :]] = 0
-    return labels, cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return labels, depth(inside)
 
 
 def _bent(rng: np.random.Generator, labels: Array, spacing: float, bend: float) -> Array:
@@ -81,12 +84,15 @@ def fibres(rng: np.random.Generator, shape: Shape, thickness: float, length: flo
     along = x * np.float32(np.cos(turn)) - y * np.float32(np.sin(turn))
     tile = cv2.GaussianBlur(rng.standard_normal((512, 512), dtype=np.float32), (0, 0), 1.1, borderType=cv2.BORDER_REFLECT)
     tile = np.clip(0.5 + tile / (4 * tile.std()), 0, 1)
-    texture = cv2.remap(tile, along * np.float32(2 / length), across * np.float32(2 / thickness), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    u, v = along * np.float32(2 / length), across * np.float32(2 / thickness)
+    texture = cv2.remap(tile, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     slope_y, slope_x = np.gradient(cv2.GaussianBlur(across, (0, 0), 2))
     return texture, np.degrees(np.arctan2(-slope_x, slope_y)).astype(np.float32)
 
 
-def blob(rng: np.random.Generator, centre: tuple[float, float], radius: float, wobble: float = 0.06, stretch: float = 1.0) -> Array:
+def blob(
+    rng: np.random.Generator, centre: tuple[float, float], radius: float, wobble: float = 0.06, stretch: float = 1.0
+) -> Array:
     """A closed wobbly outline `(n, 2)` as x, y around `centre`; `stretch` is the ratio of the long to the short axis."""
     theta = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     radii = np.ones_like(theta)
@@ -106,8 +112,10 @@ def fill(mask: NDArray[np.uint8], outline: Array) -> None:
 
 
 def depth(mask: NDArray[np.uint8]) -> Array:
-    """Distance in pixels from each pixel of a 0/1 mask to the nearest pixel outside it; 0 outside."""
-    return cv2.distanceTransform(np.ascontiguousarray(mask, np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    """Distance in pixels from each pixel of a mask `(H, W)`, nonzero = inside, to the nearest pixel outside it; 0 outside."""
+    distance = cv2.distanceTransform(np.ascontiguousarray(mask, np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # OpenCV's last bits depend on the number of threads; true squared distances are whole numbers, so rounding them is exact.
+    return np.sqrt(np.rint(np.square(distance, dtype=np.float64))).astype(np.float32)
 
 
 def place(
@@ -128,7 +136,7 @@ def place(
         if apart and room[int(y), int(x)] >= inside * radius:
             placed.append((x, y, radius))
             covered += np.pi * radius**2
-    if not placed:
+    if not placed:  # the tissue is too small for the rule: a slide is never without a unit
         y, x = np.unravel_index(int(np.argmax(room)), room.shape)
         placed.append((float(x), float(y), radii[0]))
     return placed

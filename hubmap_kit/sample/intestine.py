@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from hubmap_kit.sample.fields import SUBPIXEL_BITS, Array, at, blob, depth, fibres, fill, hex_points, smooth_noise, soft_step
 from hubmap_kit.sample.layers import Layers
 
-CRYPT_SPACING_UM = 104.0
+CRYPT_SPACING_UM = 98.0
 
 
 def paint(layers: Layers) -> None:
@@ -50,10 +50,10 @@ def _lamina_propria(layers: Layers, muscle: Array) -> None:
     gaps = soft_step(web - 0.75, 0.7)
     cells = smooth_noise(rng, shape, layers.px(55))
     strands, _ = fibres(rng, shape, layers.px(5), layers.px(35), layers.px(25))
-    layers.add("fibre", mucosa * (1 - 0.9 * gaps) * (0.22 + 0.3 * strands))
+    layers.add("fibre", mucosa * (1 - 0.9 * gaps) * (0.12 + 0.5 * strands))
     layers.add("cytoplasm", mucosa * (1 - 0.9 * gaps) * np.clip(0.25 + 0.1 * cells, 0.1, 0.5))
-    layers.draw_nuclei(layers.points(6.6, (muscle < 0.5) & (gaps < 0.7) & (cells > -0.5), 0.72), 2.3, 1.15)
-    layers.draw_nuclei(layers.points(8.5, (muscle < 0.5) & (gaps < 0.7) & (cells <= -0.5), 0.6), 2.2, 1.7)
+    layers.draw_nuclei(layers.points(6.6, (muscle < 0.5) & (gaps < 0.7) & (cells > -0.2), 0.62), 2.2, 1.2, dark=(0.5, 0.95))
+    layers.draw_nuclei(layers.points(8.5, (muscle < 0.5) & (gaps < 0.7) & (cells <= -0.2), 0.45), 1.9, 2.0, dark=(0.45, 0.9))
     plasma = layers.points(17, (muscle < 0.5) & (cells > 0.3), 0.3)
     spots = np.zeros(shape, np.uint8)
     for x, y in plasma.tolist():
@@ -85,14 +85,15 @@ def _crypts(layers: Layers, sites: list[tuple[float, float]]) -> None:
     deepest = _deepest(crypts, inner)
     body = soft_step(inner, 1.2)
     layers.add("fibre", 0.3 * np.exp(-np.square((inner - 0.4) / np.float32(0.9))) * crypts)
-    layers.add("cytoplasm", body * (0.68 + 0.08 * smooth_noise(rng, shape, layers.px(5))))
+    layers.add("cytoplasm", body * (0.8 + 0.1 * smooth_noise(rng, shape, layers.px(5))))
+    layers.add("nuclei", 0.1 * body)  # the cell bodies of this epithelium take up some blue
     slope_y, slope_x = np.gradient(cv2.GaussianBlur(inner, (0, 0), 2))
     points = layers.points(5.2, (inner > 2.4) & (inner < 6.6), 0.85)
-    layers.draw_nuclei(points, 2.25, 1.7, at(np.degrees(np.arctan2(slope_y, slope_x)), points), dark=(0.5, 0.9))
+    layers.draw_nuclei(points, 2.25, 1.7, at(np.degrees(np.arctan2(slope_y, slope_x)), points), dark=(0.7, 1.0))
     goblets = np.zeros(shape, np.uint8)
     for site, crypt in zip(sites, outlines, strict=True):
         _goblets(layers, goblets, crypt, site)
-    drops = cv2.GaussianBlur(goblets, (0, 0), max(layers.px(0.5), 0.5)).astype(np.float32) / 255 * (inner > 3.5)
+    drops = cv2.GaussianBlur(goblets, (0, 0), max(layers.px(0.5), 0.5)).astype(np.float32) / 255 * soft_step(inner - 5.5, 1.5)
     lumen = soft_step(inner - deepest * (0.83 + 0.05 * smooth_noise(rng, shape, layers.px(40))), 2)
     for name in ("nuclei", "cytoplasm"):
         layers.components[name] *= 1 - 0.93 * np.maximum(drops, lumen)

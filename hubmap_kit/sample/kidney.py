@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from hubmap_kit.sample.fields import Array, blob, depth, fill, packed_cells, place, smooth_noise, soft_step
 from hubmap_kit.sample.layers import Layers
+from hubmap_kit.sample.vessels import scatter_vessels
 
-TUBULE_SPACING_UM = 50.0
+TUBULE_SPACING_UM = 54.0
 
 
 def paint(layers: Layers) -> None:
     """Fill the layers with kidney; the mask is each glomerulus up to Bowman's capsule (150 to 200 um across)."""
-    rng, um = layers.rng, layers.um_per_px
+    rng = layers.rng
     _tubules(layers)
     area = layers.mask.size * rng.uniform(0.035, 0.065)
     circles = place(rng, layers.room(), (layers.px(72), layers.px(98)), area, layers.px(60), inside=0.7)
-    vessels = [c for c in place(rng, layers.room(), (layers.px(22), layers.px(45)), layers.px(45) ** 2 * 4, layers.px(80))]
-    for x, y, radius in vessels[: int(rng.integers(1, 3))]:
-        if all(np.hypot(x - a, y - b) > radius + r + layers.px(15) for a, b, r in circles):
-            layers.draw_vessel((x, y), radius * um, 10, bool(rng.random() < 0.6))
+    scatter_vessels(layers, (22, 45), (8, 12), int(rng.integers(1, 3)), circles, 20)
     for x, y, radius in circles:
         _glomerulus(layers, x, y, radius)
 
@@ -29,10 +28,11 @@ def _tubules(layers: Layers) -> None:
     labels, border = packed_cells(rng, layers.shape, layers.px(TUBULE_SPACING_UM), layers.px(42), layers.px(6))
     count = int(labels.max()) + 1
     distal = rng.random(count) < 0.35
-    wall = np.where(distal, rng.uniform(8, 11, count), rng.uniform(13, 19, count)).astype(np.float32)[labels]
+    wall = np.where(distal, rng.uniform(7, 9.5, count), rng.uniform(11, 16, count)).astype(np.float32)[labels]
     tone = np.where(distal, rng.uniform(0.35, 0.6, count), rng.uniform(0.75, 1.0, count)).astype(np.float32)[labels]
-    loose = np.clip(2.2 + 1.6 * smooth_noise(rng, layers.shape, layers.px(60)), 1.2, 7)
-    inner = border * um - loose
+    loose = np.clip(1.4 + 1.5 * smooth_noise(rng, layers.shape, layers.px(60)), 0.5, 6)
+    rounded = cv2.GaussianBlur(border * np.float32(um), (0, 0), layers.px(4))  # cells meet in corners, tubules do not
+    inner = rounded - loose - np.float32(1.7)
     grain = smooth_noise(rng, layers.shape, layers.px(3.2))
     brush = wall + 2.0 * smooth_noise(rng, layers.shape, layers.px(7)) - inner
     body = soft_step(inner, 1.2) * soft_step(brush, 2.5)
@@ -67,9 +67,9 @@ def _tuft(layers: Layers, within: Array) -> None:
     lobes = smooth_noise(rng, shape, layers.px(26), 1)
     loops = smooth_noise(rng, shape, layers.px(9), 1)
     clefts = np.exp(-np.square(lobes / np.float32(0.16))) * (within < 30)
-    open_loops = soft_step(loops - 0.45, 0.5)
+    open_loops = soft_step(loops - 0.35, 0.5)
     body = soft_step(within - 1, 2) * (1 - 0.85 * clefts) * (1 - 0.8 * open_loops)
-    layers.add("cytoplasm", 0.36 * body)
+    layers.add("cytoplasm", 0.30 * body)
     membranes = np.exp(-np.square((loops - 0.55) / np.float32(0.22))) * body
     layers.add("fibre", 0.28 * body + 0.35 * membranes)
     layers.add("mucin", 0.3 * membranes)

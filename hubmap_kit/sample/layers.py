@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hubmap_kit.sample.fields import SUBPIXEL_BITS, Array, Shape, at, blob, depth, fill, hex_points, smooth_noise, soft_step
+from hubmap_kit.sample.fields import SUBPIXEL_BITS, Array, Shape, at, depth, hex_points, smooth_noise
 
 COMPONENTS = ("nuclei", "cytoplasm", "fibre", "mucin", "blood", "marker")
 
@@ -18,7 +18,8 @@ class Layers:
     """Component maps `(H, W)` float32, about 0 to 1, on one physical grid.
 
     `nuclei` chromatin; `cytoplasm` cell bodies; `fibre` collagen, muscle and basement membranes; `mucin` what PAS turns magenta;
-    `blood` red cells; `marker` what this slide's antibody binds besides; `tissue` 0..1 coverage; `mask` 1 inside a unit.
+    `blood` red cells; `marker` what this slide's antibody binds besides; `tissue` 0..1 coverage; `mask` 1 inside a unit; `grain`
+    clumps of chromatin inside every nucleus.
     """
 
     rng: np.random.Generator
@@ -30,16 +31,18 @@ class Layers:
 
     def __post_init__(self) -> None:
         self.mask = np.zeros(self.shape, np.uint8)
-        self.grain = smooth_noise(self.rng, self.shape, self.px(1.6), 1)  # clumps of chromatin
+        self.grain = smooth_noise(self.rng, self.shape, self.px(1.6), 1)
         for name in COMPONENTS:
             self.components[name] = np.zeros(self.shape, np.float32)
 
     @property
     def shape(self) -> Shape:
+        """Height and width in pixels."""
         return self.tissue.shape[0], self.tissue.shape[1]
 
     @property
     def inside(self) -> NDArray[np.bool_]:
+        """Where there is tissue rather than glass."""
         return self.tissue > 0.5
 
     def px(self, um: float) -> float:
@@ -66,7 +69,12 @@ class Layers:
         return points[at(where, points) & (self.rng.random(len(points)) < keep)]
 
     def draw_nuclei(
-        self, points: Array, radius_um: float, stretch: float = 1.25, angles: Array | None = None, dark: tuple[float, float] = (0.55, 1.0)
+        self,
+        points: Array,
+        radius_um: float,
+        stretch: float = 1.25,
+        angles: Array | None = None,
+        dark: tuple[float, float] = (0.55, 1.0),
     ) -> None:
         """Draw one oval nucleus of about `radius_um` at each point, along `angles` (degrees) or turned at random."""
         ink = np.zeros(self.shape, np.uint8)
@@ -84,26 +92,11 @@ class Layers:
         drawn *= 1 + np.float32(0.14) * self.grain
         np.maximum(self.components["nuclei"], drawn, out=self.components["nuclei"])
 
-    def draw_vessel(self, centre: tuple[float, float], radius_um: float, wall_um: float, filled: bool) -> None:
-        """Draw an artery or vein: a muscular wall around a pale lumen, with or without red cells. Never part of the mask."""
-        outline = np.zeros(self.shape, np.uint8)
-        fill(outline, blob(self.rng, centre, self.px(radius_um), 0.05, self.rng.uniform(1.0, 1.6)))
-        inner = depth(outline) * self.um_per_px
-        self.clear(soft_step(inner, 1.5))
-        wall = soft_step(inner, 1.5) * soft_step(wall_um - inner, 1.5)
-        self.add("fibre", wall * (0.75 + 0.25 * np.sin(inner * 1.3)))
-        self.add("cytoplasm", 0.25 * wall)
-        slope_y, slope_x = np.gradient(cv2.GaussianBlur(inner, (0, 0), 2))
-        angle = np.degrees(np.arctan2(slope_x, -slope_y)).astype(np.float32)
-        points = self.points(9, (inner > 1) & (inner < wall_um), 0.6)
-        self.draw_nuclei(points, 2.2, 2.6, at(angle, points))
-        if filled:
-            self.draw_red_cells(self.points(6.5, inner > wall_um + 3, 0.8))
-
     def draw_red_cells(self, points: Array) -> None:
         """Draw a disc of about 6 um at each point into the blood map."""
         ink = np.zeros(self.shape, np.uint8)
         radius = max(int(self.px(2.9) * 16), 6)
         for x, y in np.round(points * 16).astype(int).tolist():
             cv2.circle(ink, (x, y), radius, 210, -1, cv2.LINE_AA, 4)
-        self.add("blood", cv2.GaussianBlur(ink, (0, 0), 0.7).astype(np.float32) / 255)
+        beside = 1 - np.minimum(self.components["nuclei"], 1)  # red cells have no nucleus and lie between those that have
+        self.add("blood", beside * cv2.GaussianBlur(ink, (0, 0), 0.7).astype(np.float32) / 255)

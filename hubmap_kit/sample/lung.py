@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hubmap_kit.sample.fields import Array, at, depth, packed_cells, place, smooth_noise, soft_step
-from hubmap_kit.sample.fields import blob, fill
+from hubmap_kit.sample.fields import Array, at, blob, depth, fill, packed_cells, place, smooth_noise, soft_step
 from hubmap_kit.sample.layers import Layers
+from hubmap_kit.sample.vessels import scatter_vessels
 
 ALVEOLUS_SPACING_UM = 98.0
 
@@ -18,8 +17,8 @@ def paint(layers: Layers) -> None:
     The competition's own lung labels are sparse and of two kinds (wall only, wall and space); this sample has the second.
     """
     rng, um = layers.rng, layers.um_per_px
-    labels, border = packed_cells(rng, layers.shape, layers.px(ALVEOLUS_SPACING_UM), layers.px(90), layers.px(16))
-    area = layers.mask.size * rng.uniform(0.04, 0.07)
+    _, border = packed_cells(rng, layers.shape, layers.px(ALVEOLUS_SPACING_UM), layers.px(90), layers.px(16))
+    area = layers.mask.size * rng.uniform(0.032, 0.06)
     circles = place(rng, layers.room(), (layers.px(40), layers.px(68)), area, layers.px(70), inside=1.3)
     rings = np.zeros(layers.shape, np.uint8)
     for x, y, radius in circles:
@@ -28,7 +27,7 @@ def paint(layers: Layers) -> None:
     layers.mask |= rings
     wall = _walls(layers, border * um, signed)
     _septa(layers, wall)
-    _vessels(layers, circles)
+    scatter_vessels(layers, (22, 60), (9, 18), 3, circles, 45)
 
 
 def _walls(layers: Layers, border: Array, signed: Array) -> Array:
@@ -69,10 +68,3 @@ def _macrophages(layers: Layers, points: Array) -> None:
     layers.add("cytoplasm", 0.6 * body)
     layers.add("marker", 0.8 * body)
     layers.draw_nuclei(points, 2.8)
-
-
-def _vessels(layers: Layers, circles: list[tuple[float, float, float]]) -> None:
-    rng, um = layers.rng, layers.um_per_px
-    for x, y, radius in place(rng, layers.room(), (layers.px(22), layers.px(60)), layers.px(60) ** 2 * 4, layers.px(90)):
-        if all(np.hypot(x - a, y - b) > radius + r + layers.px(25) for a, b, r in circles):
-            layers.draw_vessel((x, y), radius * um, float(rng.uniform(9, 18)), bool(rng.random() < 0.7))

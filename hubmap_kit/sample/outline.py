@@ -15,8 +15,8 @@ def core(rng: np.random.Generator, shape: Shape) -> Array:
     y, x = np.mgrid[:height, :width].astype(np.float32)
     centre_x, centre_y = width / 2 + rng.normal(0, 0.012) * side, height / 2 + rng.normal(0, 0.012) * side
     reach = np.hypot((x - centre_x) / (width / side) ** 0.7, (y - centre_y) / (height / side) ** 0.7)
-    radius = side * rng.uniform(0.43, 0.465)
-    frayed = 0.011 * smooth_noise(rng, shape, side / 5) + 0.0045 * smooth_noise(rng, shape, side / 60, 3)
+    radius = side * rng.uniform(0.425, 0.455)
+    frayed = 0.008 * smooth_noise(rng, shape, side / 5) + 0.0045 * smooth_noise(rng, shape, side / 60, 3)
     inside = radius - reach + side * frayed
     if rng.random() < 0.5:
         angle, bite = rng.uniform(0, 2 * np.pi), side * rng.uniform(0.04, 0.09)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from hubmap_kit.sample.fields import at, blob, depth, fibres, fill, place, smooth_noise, soft_step
+from hubmap_kit.sample.fields import Array, at, blob, depth, fibres, fill, place, smooth_noise, soft_step
 from hubmap_kit.sample.layers import Layers
+from hubmap_kit.sample.vessels import draw_vessel
 
 
 def paint(layers: Layers) -> None:
     """Fill the layers with spleen; the mask is the white pulp (200 to 600 um across) at the middle of its fuzzy edge."""
     rng, um = layers.rng, layers.um_per_px
     area = layers.mask.size * rng.uniform(0.08, 0.14)
-    circles = place(rng, layers.room(), (layers.px(75), layers.px(130)), area, layers.px(40), inside=0.6)
+    circles = place(rng, layers.room(), (layers.px(80), layers.px(155)), area, layers.px(40), inside=0.6)
     pulp = np.zeros(layers.shape, np.uint8)
     for x, y, radius in circles:
         fill(pulp, blob(rng, (x, y), radius, 0.12, float(rng.uniform(1.0, 1.7))))
@@ -24,11 +25,11 @@ def paint(layers: Layers) -> None:
     for x, y, radius in circles:
         turn = rng.uniform(0, 2 * np.pi)
         spot = (x + float(np.cos(turn)) * radius * 0.45, y + float(np.sin(turn)) * radius * 0.45)
-        layers.draw_vessel(spot, float(rng.uniform(9, 15)), 5, False)
+        draw_vessel(layers, spot, float(rng.uniform(9, 15)), 5, False)
     _trabeculae(layers, signed)
 
 
-def _red_pulp(layers: Layers, red: np.ndarray) -> None:
+def _red_pulp(layers: Layers, red: Array) -> None:
     rng, shape = layers.rng, layers.shape
     cords = smooth_noise(rng, shape, layers.px(26))
     sinus = soft_step(cords - 1.0, 0.6) * red
@@ -37,12 +38,12 @@ def _red_pulp(layers: Layers, red: np.ndarray) -> None:
     layers.add("cytoplasm", body * np.clip(0.5 + 0.16 * grain, 0.1, 1))
     layers.add("fibre", body * np.clip(0.3 + 0.15 * smooth_noise(rng, shape, layers.px(9)), 0.05, 0.8))
     layers.add("marker", 0.6 * body * soft_step(smooth_noise(rng, shape, layers.px(12)) - 1.0, 0.5))
-    layers.draw_nuclei(layers.points(7.0, (red > rng.uniform(0.3, 0.7, shape)) & (sinus < 0.5), 0.72), 2.5, 1.25, dark=(0.45, 0.95))
+    layers.draw_nuclei(layers.points(7.4, (red > rng.uniform(0.3, 0.7, shape)) & (sinus < 0.5), 0.66), 2.4, 1.3, dark=(0.4, 0.85))
     bloody = smooth_noise(rng, shape, layers.px(28))
-    layers.draw_red_cells(layers.points(6.3, (red > 0.6) & (bloody > 0.0), 0.55))
+    layers.draw_red_cells(layers.points(6.3, (red > 0.6) & (bloody > -0.2), 0.62))
 
 
-def _white_pulp(layers: Layers, white: np.ndarray, signed: np.ndarray) -> None:
+def _white_pulp(layers: Layers, white: Array, signed: Array) -> None:
     rng, shape = layers.rng, layers.shape
     pale = soft_step(signed - 45, 20) * soft_step(smooth_noise(rng, shape, layers.px(120)) - 0.2, 0.6)
     layers.add("cytoplasm", white * (0.34 + 0.1 * pale + 0.05 * smooth_noise(rng, shape, layers.px(5))))
@@ -52,7 +53,7 @@ def _white_pulp(layers: Layers, white: np.ndarray, signed: np.ndarray) -> None:
     layers.draw_nuclei(layers.points(7.5, (pale > 0.5), 0.5), 3.2, 1.2, dark=(0.4, 0.6))
 
 
-def _trabeculae(layers: Layers, signed: np.ndarray) -> None:
+def _trabeculae(layers: Layers, signed: Array) -> None:
     """Bands of collagen that cross the red pulp, and one vein in it."""
     rng, shape = layers.rng, layers.shape
     course = smooth_noise(rng, shape, layers.px(420), 1)
@@ -67,4 +68,4 @@ def _trabeculae(layers: Layers, signed: np.ndarray) -> None:
     layers.draw_nuclei(points, 1.9, 3.0, at(angles, points))
     free = layers.room() * (signed < -60)
     y, x = np.unravel_index(int(np.argmax(free * rng.uniform(0.3, 1, shape))), shape)
-    layers.draw_vessel((float(x), float(y)), float(rng.uniform(20, 40)), 7, bool(rng.random() < 0.5))
+    draw_vessel(layers, (float(x), float(y)), float(rng.uniform(20, 40)), 7, bool(rng.random() < 0.5))

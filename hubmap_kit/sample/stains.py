@@ -2,8 +2,9 @@
 
 Stain vectors are the red, green and blue absorbances of one stain: haematoxylin, eosin and DAB from Ruifrok and Johnston,
 Quantification of histochemical staining by color deconvolution, Anal Quant Cytol Histol 23:291-299 (2001); PAS from the
-vectors that G. Landini measured for ImageJ's Colour Deconvolution plugin. Eosin of another laboratory, redder, was measured by us
-on HuBMAP's spleen slide 10078 (mean absorbance of its pink pixels). Light follows Beer and Lambert: I = I0 * 10^-(c . v).
+vectors that G. Landini gives for ImageJ's Colour Deconvolution plugin. RED_DAB and RED_EOSIN are what we measured on slides of
+the competition: the mean absorbance of brown pixels in crops of three HPA slides, and of pink pixels in HuBMAP's spleen 10078.
+Each slide lies somewhere between the two. Light follows Beer and Lambert: I = I0 * 10^-(c . v).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Vector = tuple[float, float, float]
 HAEMATOXYLIN: Vector = (0.650, 0.704, 0.286)
 DAB: Vector = (0.268, 0.570, 0.776)
 EOSIN: Vector = (0.072, 0.990, 0.105)
+RED_DAB: Vector = (0.335, 0.590, 0.735)
 RED_EOSIN: Vector = (0.21, 0.82, 0.53)
 PAS: Vector = (0.175, 0.972, 0.155)
 Uptake = dict[str, float]  # component -> optical density at full concentration
@@ -28,7 +30,11 @@ Uptake = dict[str, float]  # component -> optical density at full concentration
 
 @dataclass(frozen=True)
 class Recipe:
-    """One slide's staining: how much of the blue and of the second stain each component takes up, and the light and the lens."""
+    """One slide's staining, light and lens.
+
+    `second` absorbance of the stain beside haematoxylin; `blue`, `other` optical density of either stain per component; `light`
+    RGB of bare glass, 0 to 255; `blur_px` and `noise` (grey levels) of the scanner; `tilt` of the lamp from top to bottom.
+    """
 
     second: Vector
     blue: Uptake
@@ -40,13 +46,24 @@ class Recipe:
 
 
 def recipe(rng: np.random.Generator, stain: str) -> Recipe:
-    """Draw one slide's recipe for `stain`: "dab", "eosin" or "pas". Strengths vary from slide to slide as between laboratories."""
+    """One slide's recipe for `stain` "dab", "eosin" or "pas"; strengths vary from slide to slide as between laboratories."""
     blue, other = {"dab": _dab, "eosin": _eosin, "pas": _pas}[stain](rng)
     red, green, violet = np.clip(rng.normal(243, 2.5) + rng.normal(0, 1.2, 3), 232, 250).tolist()
-    redder = float(rng.uniform(0.25, 1.0))
-    eosin = tuple((1 - redder) * a + redder * b for a, b in zip(EOSIN, RED_EOSIN, strict=True))
-    second = {"dab": DAB, "eosin": eosin, "pas": PAS}[stain]
-    return Recipe(second, blue, other, (red, green, violet), float(rng.uniform(0.45, 0.8)), 1.1, float(rng.normal(0, 0.05)))
+    first, last = {"dab": (DAB, RED_DAB), "eosin": (EOSIN, RED_EOSIN), "pas": (PAS, PAS)}[stain]
+    return Recipe(
+        second=_between(first, last, float(rng.uniform(0.5, 1.0))),
+        blue=blue,
+        other=other,
+        light=(red, green, violet),
+        blur_px=float(rng.uniform(0.45, 0.8)),
+        noise=1.1,
+        tilt=float(rng.normal(0, 0.05)),
+    )
+
+
+def _between(first: Vector, last: Vector, share: float) -> Vector:
+    red, green, violet = ((1 - share) * a + share * b for a, b in zip(first, last, strict=True))
+    return red, green, violet
 
 
 def _scaled(uptake: Uptake, factor: float) -> Uptake:
@@ -73,8 +90,8 @@ def _eosin(rng: np.random.Generator) -> tuple[Uptake, Uptake]:
 
 
 def _pas(rng: np.random.Generator) -> tuple[Uptake, Uptake]:
-    blue = _scaled({"nuclei": 0.58, "cytoplasm": 0.15, "fibre": 0.10, "blood": 0.08}, rng.uniform(0.85, 1.2))
-    magenta = {"nuclei": 0.08, "cytoplasm": 0.08, "fibre": 0.27, "mucin": 0.55, "blood": 0.12}
+    blue = _scaled({"nuclei": 0.58, "cytoplasm": 0.18, "fibre": 0.12, "blood": 0.08}, rng.uniform(0.85, 1.2))
+    magenta = {"nuclei": 0.10, "cytoplasm": 0.13, "fibre": 0.31, "mucin": 0.58, "blood": 0.12}
     return blue, _scaled(magenta, rng.uniform(0.8, 1.15))
 
 
@@ -82,7 +99,7 @@ def _taken_up(layers: Layers, uptake: Uptake, evenness: Array) -> Array:
     total = np.zeros(layers.shape, np.float32)
     for name, density in uptake.items():
         total += np.float32(density) * layers.components[name]
-    return total * evenness
+    return total * np.maximum(evenness, 0.2)
 
 
 def _turned(rng: np.random.Generator, vector: Vector) -> Array:
@@ -91,11 +108,13 @@ def _turned(rng: np.random.Generator, vector: Vector) -> Array:
 
 
 def stained(layers: Layers, how: Recipe, dirt: Array) -> Array:
-    """Light `(H, W, 3)` float32 RGB, 0 to 255, through the layers under one recipe; `dirt` is grey optical density on the glass."""
+    """Light `(H, W, 3)` float32 RGB, 0 to 255, through the layers under one recipe; `dirt` is grey density on the glass."""
     rng, shape = layers.rng, layers.shape
     amounts = []
     for uptake in (how.blue, how.other):
         evenness = 1 + np.float32(0.07) * smooth_noise(rng, shape, min(shape) / 3)
+        # Granules and fibrils are too fine to draw one by one, but without them the tissue looks like plastic.
+        evenness += np.float32(0.20) * smooth_noise(rng, shape, layers.px(5), 3)
         amounts.append(_taken_up(layers, uptake, evenness) * layers.tissue)
     vectors = [_turned(rng, HAEMATOXYLIN), _turned(rng, how.second)]
     y = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None]

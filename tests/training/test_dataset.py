@@ -1,0 +1,118 @@
+"""Draws: workers differ, epochs differ, one seed repeats, and the number of workers changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hubmap_kit import experiment
+from hubmap_kit.competition.tables import read_train
+from hubmap_kit.config import Experiment
+from hubmap_kit.tiles.convert import open_or_build
+from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.training.dataset import TileDataset, build_loader
+
+
+def _settings(*changes: str) -> Experiment:
+    return experiment.load("baseline", ["tiles.size=64", "training.batch_size=4", "training.samples_per_epoch=16", *changes])
+
+
+@pytest.fixture(scope="module")
+def store(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TileStore:
+    settings = _settings()
+    return open_or_build(tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles)
+
+
+def _epoch(store: TileStore, settings: Experiment, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    loader = build_loader(TileDataset(store, range(len(store)), settings), settings, pin_memory=False)
+    loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+    batches = list(loader)
+    return torch.cat([images for images, _ in batches]), torch.cat([masks for _, masks in batches])
+
+
+@pytest.mark.parametrize("pipeline", ["light", "classic"])
+def test_no_two_tiles_of_two_workers_and_two_epochs_are_equal(store: TileStore, pipeline: str) -> None:
+    # One slide and one tile of the grid: only augmentation can make the tiles differ.
+    settings = _settings("training.workers=2", "training.sampler=grid", f"augment.pipeline={pipeline}", "training.batch_size=1")
+    dataset = TileDataset(store, [0], settings)
+    dataset._tiles = np.repeat(dataset._tiles[:1], 8, axis=0)
+    dataset.per_epoch = 8
+    loader = build_loader(dataset, settings, pin_memory=False)
+    tiles = []
+    for epoch in range(2):
+        loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+        tiles += [images[0].numpy().tobytes() for images, _ in loader]
+    # `light` has 8 symmetries and, half of the time each, two colour changes, so a rare repeat is chance; a repeated stream is not.
+    assert len(set(tiles)) >= 12
+    assert tiles[:8] != tiles[8:]
+    assert tiles[0::2] != tiles[1::2]
+
+
+def test_one_seed_repeats_whatever_the_number_of_workers(store: TileStore) -> None:
+    alone = _epoch(store, _settings("training.workers=0"), epoch=3)
+    for workers in (1, 2):
+        images, masks = _epoch(store, _settings(f"training.workers={workers}"), epoch=3)
+        assert torch.equal(images, alone[0])
+        assert torch.equal(masks, alone[1])
+
+
+def test_epochs_and_seeds_differ(store: TileStore) -> None:
+    first = _epoch(store, _settings("training.workers=0"), epoch=0)[0]
+    assert not torch.equal(first, _epoch(store, _settings("training.workers=0"), epoch=1)[0])
+    assert not torch.equal(first, _epoch(store, _settings("training.workers=0", "training.seed=1"), epoch=0)[0])
+
+
+def test_the_grid_sampler_shows_every_tile_once_an_epoch(store: TileStore) -> None:
+    settings = _settings("training.sampler=grid", "augment.pipeline=none", "training.workers=0", "training.batch_size=8")
+    dataset = TileDataset(store, [0, 1], settings)
+    table = store.tiles[store.tiles["slide"].isin([0, 1])]
+    wanted = sorted(store.crop(int(s), int(r), int(c), 64)[0].tobytes() for s, r, c in table[["slide", "row", "col"]].to_numpy())
+    for epoch in range(2):
+        seen = [dataset[epoch * len(dataset) + position][0].numpy().tobytes() for position in range(len(dataset))]
+        assert sorted(seen) == wanted
+
+
+def test_only_the_given_slides_are_drawn_and_each_in_turn(store: TileStore) -> None:
+    settings = _settings("augment.pipeline=none", "training.foreground_share=0")
+    dataset = TileDataset(store, [1, 4, 7], settings)
+    drawn = [dataset._random_crop(0, position, np.random.default_rng(position))[0] for position in range(9)]
+    assert [sorted(drawn[start : start + 3]) for start in (0, 3, 6)] == [[1, 4, 7]] * 3
+
+
+def test_foreground_crops_hold_foreground_far_more_often(store: TileStore) -> None:
+    def share(aimed: float) -> float:
+        dataset = TileDataset(store, range(len(store)), _settings("augment.pipeline=none", f"training.foreground_share={aimed}"))
+        return float(np.mean([dataset[draw][1].any() for draw in range(200)]))
+
+    assert share(1.0) > share(0.0) + 0.15
+
+
+def test_balanced_draws_give_every_organ_the_same_number(store: TileStore) -> None:
+    settings = _settings("training.balance_organs=true", "training.foreground_share=0")
+    organs = store.slides["organ"].to_numpy()
+    lungs, kidneys = np.flatnonzero(organs == "lung"), np.flatnonzero(organs == "kidney")
+    dataset = TileDataset(store, [int(lungs[0]), *map(int, kidneys)], settings)
+    drawn = [dataset._random_crop(0, position, np.random.default_rng(position))[0] for position in range(16)]
+    assert sum(organs[slide] == "lung" for slide in drawn) == 8
+
+
+def test_masks_move_with_images(sample_data: Path, tmp_path: Path) -> None:
+    """With an image that is its own mask, every geometric change must keep the two equal."""
+    import tifffile
+
+    from hubmap_kit.competition import rle
+    from hubmap_kit.competition.tables import Slide
+
+    mask = np.zeros((200, 150), np.uint8)
+    mask[20:90, 30:60] = mask[120:180, 100:140] = 1
+    tifffile.imwrite(tmp_path / "a.tiff", np.repeat(mask[..., None] * np.uint8(255), 3, axis=2), photometric="rgb")
+    slide = Slide("a", "kidney", "HPA", 200, 150, 0.4, 4.0, tmp_path / "a.tiff", rle.encode(mask))
+    settings = _settings("augment.pipeline=none")
+    single = open_or_build(tmp_path / "stores", [slide], settings.scale, settings.tiles)
+    dataset = TileDataset(single, [0], settings)
+    for draw in range(20):
+        image, drawn = dataset[draw]
+        assert torch.equal(image[..., 0] > 127, drawn > 0)

@@ -1,0 +1,78 @@
+"""A run that is killed and resumed ends in the same numbers as one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tiny import TINY, overrides
+from safetensors.torch import load_file
+
+EPOCHS = 5
+SETTINGS = (*TINY, f"training.epochs={EPOCHS}", "training.samples_per_epoch=48", "training.workers=1", "training.accumulate=5", "augment.pipeline=classic")
+
+
+def _command(data: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "hubmap_kit", "train", "--config", "baseline", "--data", str(data), "--out", str(out), "--device", "cpu",
+        "--folds", "0", *overrides(*SETTINGS), *more,
+    ]  # fmt: skip
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _kill_in_the_middle_of_epoch_two(command: list[str], metrics: Path) -> None:
+    """SIGKILL as soon as the first epoch's row is on disk: the second epoch has begun by then, or is about to."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        give_up = time.monotonic() + 120
+        while not metrics.is_file() and process.poll() is None and time.monotonic() < give_up:
+            time.sleep(0.002)
+        assert process.poll() is None, "the run ended before it could be killed"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+def test_killed_and_resumed_equals_never_killed(schedule: str, sample_data: Path, tmp_path: Path) -> None:
+    more = overrides(f"training.schedule={schedule}")
+    undisturbed, killed = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    _run(_command(sample_data, undisturbed, *more))
+    _kill_in_the_middle_of_epoch_two(_command(sample_data, killed, *more), killed / "fold0" / "metrics.csv")
+    assert len(pd.read_csv(killed / "fold0" / "metrics.csv")) < EPOCHS
+    _run(_command(sample_data, killed, *more, "--resume"))
+
+    assert (killed / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+    assert len(pd.read_csv(killed / "metrics.csv")) == EPOCHS
+    assert (killed / "oof.csv").read_bytes() == (undisturbed / "oof.csv").read_bytes()
+    ours, theirs = load_file(killed / "fold0" / "model.safetensors"), load_file(undisturbed / "fold0" / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_finished_fold_is_left_alone_and_the_next_one_trained(sample_data: Path, tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    base = ["train", "--config", "baseline", "--data", str(sample_data), "--out", str(out), "--device", "cpu", *overrides(*TINY)]
+    from hubmap_kit.__main__ import main
+
+    for arguments in ([*base, "--folds", "1"], [*base, "--resume"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        if "--folds" in arguments:
+            before = (out / "fold1" / "model.safetensors").stat().st_mtime_ns
+    assert (out / "fold1" / "model.safetensors").stat().st_mtime_ns == before
+    # Trained one by one, in the other order, the folds are those of the run that trained both at once.
+    for name in ("metrics.csv", "oof.csv", "thresholds.json"):
+        assert (out / name).read_bytes() == (tiny_run / name).read_bytes()
