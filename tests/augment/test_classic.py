@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import albumentations as A
 import cv2
 import numpy as np
 import pytest
 
+from hubmap_kit.augment import classic
 from hubmap_kit.augment.classic import apply, pipeline
 
 NAMES = ("none", "light", "classic")
@@ -68,11 +71,26 @@ def test_one_seed_one_result_whatever_ran_before(name: str) -> None:
             np.testing.assert_array_equal(again[1], first[seed][1])
 
 
-@pytest.mark.parametrize("name", ["light", "classic"])
-def test_other_seeds_other_results(name: str) -> None:
+def test_steps_are_drawn_independently() -> None:
+    """With one stream for each step, all of the same seed, steps of equal probability would always run together or not at all."""
+    compose = A.Compose([A.HorizontalFlip(p=0.5), A.InvertImg(p=0.5), A.VerticalFlip(p=0.5)], strict=True)
+    image, mask = tile(16)
+    outcomes = {apply(compose, image, mask, seed)[0].tobytes() for seed in range(100)}
+    assert len(outcomes) == 8
+
+
+@pytest.mark.parametrize(("name", "untouched"), [("light", 0.5**2), ("classic", 0.5**3 * 0.7 * 0.8)])
+def test_as_many_tiles_keep_their_colours_and_place_as_the_probabilities_say(name: str, untouched: float) -> None:
+    """A tile that no step but the symmetries touched is one of eight pictures; every other is new."""
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    mask = np.zeros((32, 32), np.uint8)
+    plain = {np.ascontiguousarray(np.rot90(turned, times)).tobytes() for turned in (image, image.swapaxes(0, 1)) for times in range(4)}
     compose = pipeline(name)
-    results = {apply(compose, *tile(64), seed)[0].tobytes() for seed in range(40)}
-    assert len(results) > (20 if name == "light" else 30)
+    results = [apply(compose, image, mask, seed)[0].tobytes() for seed in range(300)]
+    # Three standard deviations of a share of 300 draws are 0.075 at most.
+    assert np.mean([result in plain for result in results]) == pytest.approx(untouched, abs=0.08)
+    changed = [result for result in results if result not in plain]
+    assert len(set(changed)) > 0.95 * len(changed)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
@@ -138,14 +156,10 @@ def test_every_step_of_every_pipeline_runs() -> None:
 
 
 def test_a_misspelt_argument_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hubmap_kit.augment import classic
-
     for name in NAMES:
         assert pipeline(name).strict
     monkeypatch.setattr(classic, "_light", lambda: [A.GaussianBlur(blurr_limit=3)])
     # albumentations itself only warns, which the test settings turn into an error; strictness must refuse without them as well.
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match="blurr_limit"):

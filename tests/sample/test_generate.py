@@ -114,7 +114,7 @@ def test_every_mask_decodes_and_holds_a_unit(sample: Path, table: str, split: st
 
 
 def test_the_table_holds_the_mask_that_was_drawn(sample: Path) -> None:
-    """Found by the origin and the order of the runs: one pixel off, or rows for columns, would show on a slide that is not square."""
+    """A wrong origin, or rows for columns, would show on a slide that is not square."""
     plan = next(plan for plan in plan_slides(3, 1, 256) if plan.spec.height != plan.spec.width)
     row = next(row for row in rows_of(sample / "train.csv") if row["id"] == plan.id)
     image, mask = draw(plan.spec, np.random.default_rng([3, *plan.key]))
