@@ -48,7 +48,7 @@ def sample(
     out: Annotated[Path, typer.Argument(help="Folder for the slides and tables.")],
     seed: Annotated[int, typer.Option(help="Another seed gives other slides.")] = 0,
     slides_per_organ: Annotated[int, typer.Option(min=1, help="Training slides of each organ.")] = 4,
-    size: Annotated[int, typer.Option(min=256, help="Side of a training slide in pixels.")] = 1024,
+    size: Annotated[int, typer.Option(min=256, help="Side of a training slide in pixels.")] = 1536,
 ) -> None:
     """Write synthetic slides in the competition's folder format."""
     from hubmap_kit.sample.generate import generate

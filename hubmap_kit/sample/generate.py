@@ -17,8 +17,7 @@ from hubmap_kit.sample.writing import write_table, write_tiff
 TEST_COLUMNS = ("id", "organ", "data_source", "img_height", "img_width", "pixel_size", "tissue_thickness")
 TRAIN_COLUMNS = (*TEST_COLUMNS, "rle", "age", "sex")
 SMALLEST_SIZE = 128
-FULL_SIZE = 1024  # from this size on, HuBMAP slides have the organ's own pixel size
-HPA_REDUCE = 2  # at FULL_SIZE an HPA slide is a core of 0.75 mm, its 0.4 um pixels reduced by this
+FULL_SIZE = 1536  # from this size on, slides have the pixel sizes of the competition: a core of 0.6 mm at 0.4 um
 PROSTATE_SIDE = 160  # HuBMAP's prostate slides are this small, at 6.263 um
 HUBMAP_SIDES = {"kidney": 1.25, "largeintestine": 1.5, "spleen": 1.25, "lung": 1.0}  # times `size`
 SPLITS = ("train", "test")
@@ -35,14 +34,14 @@ class PlannedSlide:
     spec: SlideSpec
 
 
-def generate(folder: Path, seed: int = 0, slides_per_organ: int = 4, size: int = 1024) -> None:
+def generate(folder: Path, seed: int = 0, slides_per_organ: int = 4, size: int = 1536) -> None:
     """Write train.csv, train_images/, test.csv, test_images/, sample_submission.csv and test_truth.csv into `folder`.
 
     Train: `slides_per_organ` HPA slides of each organ, most of them size x size pixels. Test: one HPA and one HuBMAP slide of
     each organ; HuBMAP slides have the pixel size of their organ, and `test_truth.csv` (id, rle) holds their masks, which the
     competition keeps to itself. The same arguments give the same bytes. Masks are 0-based column-major run-length strings.
 
-    A `size` under 1024 shows the same tissue in fewer, larger pixels; the column pixel_size always tells the drawn scale.
+    A `size` under 1536 shows the same tissue in fewer, larger pixels; the column pixel_size always tells the drawn scale.
     The bytes do not depend on threads or on installed codecs; another NumPy, OpenCV or zlib may change them. Raises ConfigError
     for a number that is too small, and for a folder that holds anything but this same sample (which is then written again).
     """
@@ -119,7 +118,7 @@ def _test_plans(ids: Sequence[str], size: int) -> list[PlannedSlide]:
 
 
 def _hpa_um_per_px(size: int) -> float:
-    return round(organs.FACTS[organs.ORGANS[0]].um_per_px["HPA"] * HPA_REDUCE * FULL_SIZE / size, 4)
+    return round(organs.FACTS[organs.ORGANS[0]].um_per_px["HPA"] * max(FULL_SIZE / size, 1.0), 4)
 
 
 def _hubmap_spec(organ: str, size: int) -> SlideSpec:

@@ -82,8 +82,8 @@ def test_steps_are_drawn_independently() -> None:
 @pytest.mark.parametrize(("name", "untouched"), [("light", 0.5**2), ("classic", 0.5**3 * 0.7 * 0.8)])
 def test_as_many_tiles_keep_their_colours_and_place_as_the_probabilities_say(name: str, untouched: float) -> None:
     """A tile that no step but the symmetries touched is one of eight pictures; every other is new."""
-    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    mask = np.zeros((32, 32), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
     plain = {np.ascontiguousarray(np.rot90(turned, times)).tobytes() for turned in (image, image.swapaxes(0, 1)) for times in range(4)}
     compose = pipeline(name)
     results = [apply(compose, image, mask, seed)[0].tobytes() for seed in range(300)]

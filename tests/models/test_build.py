@@ -33,9 +33,11 @@ def test_the_guard_works() -> None:
 def test_every_architecture_gives_one_logit_a_pixel(arch: str) -> None:
     network = build(ModelConfig(arch=arch, encoder="resnet18"))
     assert isinstance(network, nn.Module) and network.training
+    # PAN halves the deepest features three times more and so needs 128 px.
+    height, width = (128, 160) if arch == "pan" else (64, 96)
     with torch.inference_mode():
-        logits = network.eval()(torch.randn(2, 3, 64, 96))
-    assert logits.shape == (2, 1, 64, 96) and logits.dtype == torch.float32 and logits.isfinite().all()
+        logits = network.eval()(torch.randn(2, 3, height, width))
+    assert logits.shape == (2, 1, height, width) and logits.dtype == torch.float32 and logits.isfinite().all()
     # Logits, not probabilities: an activation would square the sigmoid of losses and inference.
     assert not any(isinstance(part, nn.Sigmoid | nn.Softmax) for part in network.segmentation_head.modules())
 

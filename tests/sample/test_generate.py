@@ -123,10 +123,11 @@ def test_the_table_holds_the_mask_that_was_drawn(sample: Path) -> None:
 
 
 def test_full_size_slides_have_the_competitions_pixel_sizes() -> None:
-    plans = plan_slides(seed=0, slides_per_organ=4, size=1024)
+    plans = plan_slides(seed=0, slides_per_organ=4, size=1536)
+    assert {plan.spec.um_per_px for plan in plans if plan.spec.source == "HPA"} == {0.4}
     hubmap = {plan.spec.organ: plan.spec for plan in plans if plan.spec.source == "Hubmap"}
     assert {organ: spec.um_per_px for organ, spec in hubmap.items()} == HUBMAP_UM
-    assert hubmap["largeintestine"].height > 1024 > hubmap["prostate"].height == 160
+    assert hubmap["largeintestine"].height > 1536 > hubmap["prostate"].height == 160
     assert sum(plan.split == "train" for plan in plans) == 4 * len(ORGANS)
 
 
