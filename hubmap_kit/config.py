@@ -52,8 +52,10 @@ class TilesConfig(Section):
 class AugmentConfig(Section):
     """Random changes of a training tile."""
 
-    pipeline: Literal["none", "light", "classic"] = Field(
-        "classic", description="none; light: the 8 symmetries and mild colour; classic: plus shift-scale-rotate, blur, noise, GridDropout"
+    pipeline: Literal["none", "light", "classic", "colour"] = Field(
+        "classic",
+        description="none; light: the 8 symmetries and mild colour; classic: plus shift-scale-rotate, blur, noise, GridDropout; "
+        "colour: the 8 symmetries and strong colour, for stains that were never seen",
     )
 
 

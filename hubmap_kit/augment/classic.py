@@ -6,6 +6,8 @@ every worker process and in every epoch.
 
 from __future__ import annotations
 
+import random
+
 import albumentations as A
 import cv2
 import numpy as np
@@ -15,11 +17,11 @@ EDGE = cv2.BORDER_REFLECT_101
 
 
 def pipeline(name: str) -> A.Compose:
-    """A pipeline by name: none, light or classic. Takes image (H, W, 3) uint8 and mask (H, W) uint8, keeps both shapes.
+    """A pipeline by name: none, light, classic or colour. Takes image (H, W, 3) uint8 and mask (H, W) uint8, keeps both shapes.
 
     `strict=True` makes a misspelt argument an error; by default albumentations only warns and goes on without it.
     """
-    steps = {"none": list, "light": _light, "classic": _classic}
+    steps = {"none": list, "light": _light, "classic": _classic, "colour": _colour}
     if name not in steps:
         raise ValueError(f"augment.pipeline is '{name}'; known are {', '.join(steps)}")
     return A.Compose(steps[name](), strict=True)
@@ -27,7 +29,9 @@ def pipeline(name: str) -> A.Compose:
 
 def apply(compose: A.Compose, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Run a pipeline on one tile with its own seed (0 <= seed < 2**32): the same seed gives the same tile anywhere."""
-    compose.set_random_seed(seed)
+    # set_random_seed would give every step the same seed, so that all of them happen to a tile or none does. One generator is
+    # shared instead, and the steps draw from it one after the other.
+    compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
     result = compose(image=image, mask=mask)
     return np.ascontiguousarray(result["image"]), np.ascontiguousarray(result["mask"])
 
@@ -53,3 +57,14 @@ def _classic() -> list[A.BasicTransform]:
         A.OneOf([A.GaussianBlur(blur_limit=(3, 5)), A.GaussNoise(std_range=(0.02, 0.08))], p=0.3),
         A.GridDropout(ratio=0.3, unit_size_range=(16, 48), random_offset=True, fill=0, p=0.2),
     ]  # fmt: skip
+
+
+def _colour() -> list[A.BasicTransform]:
+    """Strong colour changes, so that the network looks at shape: stains of unseen slides differ more than those of the seen."""
+    return [
+        A.D4(p=1.0),
+        A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.7, 1.4), saturation=(0.3, 1.8), hue=(-0.12, 0.12), p=0.8),
+        A.RGBShift(r_shift_limit=20, g_shift_limit=20, b_shift_limit=20, p=0.4),
+        A.ToGray(p=0.15),
+        A.GaussianBlur(blur_limit=(3, 5), p=0.2),
+    ]

@@ -59,7 +59,7 @@ class Ensemble:
 
 def fold_folders(run: Path) -> dict[int, Path]:
     """The folds of a run that have trained weights: number -> folder."""
-    found = {int(folder.name[4:]): folder for folder in run.glob("fold*") if folder.name[4:].isdigit() and (folder / MODEL_FILE).is_file()}
+    found = {int(folder.name[4:]): folder for folder in run.glob("fold*") if folder.name[4:].isdecimal() and (folder / MODEL_FILE).is_file()}
     return dict(sorted(found.items()))
 
 
@@ -102,9 +102,12 @@ def read_thresholds(run: Path) -> dict[str, float]:
         log.warning("%s has no thresholds.json; every organ takes inference.threshold", run)
         return {}
     try:
-        return {str(organ): float(value) for organ, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        values = {str(organ): float(value) for organ, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        if not all(0 < value < 1 for value in values.values()):
+            raise ValueError("a threshold is no probability")
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a table of organ: threshold; fit it again with 'hubmap evaluate {run}'") from error
+    return values
 
 
 def _resolved(run: Path, overrides: Sequence[str]) -> Experiment:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +50,10 @@ def generate(folder: Path, seed: int = 0, slides_per_organ: int = 4, size: int =
     folder = Path(folder)
     plans = plan_slides(seed, slides_per_organ, size)
     _check_folder(folder, plans)
-    rles = {plan.id: _write_slide(folder, plan, seed) for plan in track(plans, "drawing the sample", "slide")}
+    # NumPy and OpenCV let go of the interpreter while they compute, so threads draw side by side; every slide has its own seed.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        drawn = pool.map(lambda plan: _write_slide(folder, plan, seed), plans)
+        rles = dict(zip((plan.id for plan in plans), track(drawn, "drawing the sample", "slide", len(plans)), strict=True))
     train, test = [plan for plan in plans if plan.split == "train"], [plan for plan in plans if plan.split == "test"]
     # The truth goes first: it is what marks the folder as a sample, should the rest be cut short.
     write_table(folder / TRUTH, ("id", "rle"), [[plan.id, rles[plan.id]] for plan in test])

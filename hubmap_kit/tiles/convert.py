@@ -33,7 +33,7 @@ def fingerprint(slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig)
     for slide in slides:
         size = slide.path.stat().st_size if slide.path.is_file() else -1
         labels = hashlib.sha256((slide.rle or "").encode()).hexdigest()
-        parts.append([slide.id, slide.organ, slide.source, slide.um_per_px, slide.path.name, size, labels])
+        parts.append([slide.id, slide.organ, slide.source, slide.um_per_px, slide.height, slide.width, slide.path.name, size, labels])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -52,7 +52,7 @@ def open_or_build(parent: Path, slides: Sequence[Slide], scale: ScaleConfig, til
 def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig, mark: str) -> None:
     """Write a store. It grows under a temporary name and takes its own when it is complete; one slide is in memory at a time."""
     growing = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(growing, ignore_errors=True)
+    _sweep(folder)
     growing.mkdir(parents=True)
     try:
         with open(growing / files.IMAGES, "wb") as images, open(growing / files.MASKS, "wb") as masks:
@@ -70,6 +70,17 @@ def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: Tile
     finally:
         shutil.rmtree(growing, ignore_errors=True)
     log.info("tile store of %d slides in %s", len(rows), folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed builds of this store left behind; another process may be building it right now, so only dead ones'."""
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+        try:
+            os.kill(int(left.name.split(".")[-2]), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(left, ignore_errors=True)
+        except PermissionError:
+            continue
 
 
 def _append(

@@ -34,8 +34,7 @@ class TileStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.meta = _read_meta(self.folder)
-        self.slides = pd.read_parquet(self.folder / SLIDES)
-        self.tiles = pd.read_parquet(self.folder / TILES)
+        self.slides, self.tiles = _read_table(self.folder / SLIDES), _read_table(self.folder / TILES)
         self._rows = self.slides["rows"].to_numpy()
         self._cols = self.slides["cols"].to_numpy()
         self._image_offsets = self.slides["image_offset"].to_numpy()
@@ -65,18 +64,15 @@ class TileStore:
         The square may reach over any edge; image and mask are mirrored there together.
         """
         rows, cols = int(self._rows[slide]), int(self._cols[slide])
-        top, left = max(row, 0), max(col, 0)
-        bottom, right = min(row + size, rows), min(col + size, cols)
-        if top >= bottom or left >= right:
+        if not -size < row < rows or not -size < col < cols:
             raise IndexError(f"crop at ({row}, {col}) of {size} px lies outside slide {self.slides['id'][slide]} ({rows} x {cols})")
-        image = self.image(slide)[top:bottom, left:right]
-        first_byte = left // 8
-        packed = self._packed(slide)[top:bottom, first_byte : (right + 7) // 8]
-        mask = np.unpackbits(packed, axis=1)[:, left - 8 * first_byte : right - 8 * first_byte]
-        pads = (top - row, row + size - bottom, left - col, col + size - right)
-        if any(pads):
-            return mirror(image, pads), mirror(mask, pads)
-        return image.copy(), mask.copy()
+        if row < 0 or col < 0 or row + size > rows or col + size > cols:
+            places = np.ix_(_mirrored(row, size, rows), _mirrored(col, size, cols))
+            return self.image(slide)[places], self.mask(slide)[places]
+        first_byte = col // 8
+        packed = self._packed(slide)[row : row + size, first_byte : (col + size + 7) // 8]
+        mask = np.unpackbits(packed, axis=1)[:, col - 8 * first_byte :][:, :size]
+        return self.image(slide)[row : row + size, col : col + size].copy(), mask.copy()
 
     def _packed(self, slide: int) -> np.ndarray:
         rows, stride, start = self._rows[slide], (self._cols[slide] + 7) // 8, self._mask_offsets[slide]
@@ -112,6 +108,20 @@ def _read_meta(folder: Path) -> Mapping[str, object]:
         raise StoreError(f"{folder} is not a finished tile store: {META} is missing; run again to build it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} is not readable JSON; delete {folder} and run again to rebuild the store") from error
-    if meta.get("format") != FORMAT:
-        raise StoreError(f"{path} has store format {meta.get('format')}, this version reads {FORMAT}; delete {folder} and run again")
+    found = meta.get("format") if isinstance(meta, dict) else None
+    if found != FORMAT:
+        raise StoreError(f"{path} has store format {found}, this version reads {FORMAT}; delete {folder} and run again")
     return meta
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is missing or damaged; delete {path.parent} and run again to rebuild the store") from error
+
+
+def _mirrored(start: int, size: int, length: int) -> np.ndarray:
+    """Indices start .. start + size - 1 of an axis that is mirrored at both ends, edge pixels repeated: ... 1 0 | 0 1 2 | 2 1 ..."""
+    index = np.arange(start, start + size) % (2 * length)
+    return np.where(index < length, index, 2 * length - 1 - index)

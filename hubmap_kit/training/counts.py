@@ -12,6 +12,7 @@ from hubmap_kit.competition.metric import dice_from_counts
 LEVELS = 200
 # Thresholds k / 200 = 0.005 .. 0.995; 0 would keep everything and 1 next to nothing, so both are left out.
 THRESHOLDS = np.arange(1, LEVELS) / LEVELS
+EDGES = (np.arange(LEVELS + 2) / LEVELS).astype(np.float32)
 HALF = LEVELS // 2 - 1  # index of threshold 0.5
 
 
@@ -19,10 +20,13 @@ def threshold_counts(plane: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Pixel counts of one slide at each of THRESHOLDS: (3, T) int64 rows common, predicted, true.
 
     `plane` (H, W) float32 probabilities, `truth` (H, W) of 0/1. Two histograms, added up from the right, hold the counts of all
-    thresholds at once. Rounding down makes bin >= k mean exactly plane >= k / 200.
+    thresholds at once: bin >= k means exactly plane >= k / 200 in float32.
     """
     bins = LEVELS + 1
     level = (plane * np.float32(LEVELS)).astype(np.int64)
+    # The product is rounded, so a value next to an edge can land one bin off.
+    level += plane >= EDGES[level + 1]
+    level -= plane < EDGES[level]
     histogram = np.bincount((level + bins * (truth > 0)).ravel(), minlength=2 * bins).reshape(2, bins)
     above = np.cumsum(histogram[:, ::-1], axis=1)[:, ::-1][:, 1:LEVELS]
     return np.stack([above[1], above.sum(0), np.full(len(THRESHOLDS), histogram[1].sum())])

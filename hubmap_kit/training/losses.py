@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -51,6 +52,6 @@ def _weight(text: str, whole: str) -> float:
         weight = float(text)
     except ValueError:
         weight = 0.0
-    if weight <= 0:
+    if not 0 < weight < math.inf:
         raise ConfigError(f"training.loss is '{whole}', where '{text}' is no positive weight; write for instance 0.5*bce+dice")
     return weight

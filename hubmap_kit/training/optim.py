@@ -20,7 +20,7 @@ class StepSchedule:
         self._cycle = self._cosine = None
         if config.schedule == "onecycle":
             # torch divides by the length of each phase: both need a step at least.
-            share = min(max(config.warmup, 1 / total_steps), 1 - 1 / total_steps) if total_steps > 2 else 0.5
+            share = min(max(config.warmup, 1 / total_steps), 1 - 1 / total_steps) if total_steps > 2 else 0.75
             self._cycle = OneCycleLR(optimizer, config.lr, total_steps=total_steps + 1, pct_start=share)
         elif config.schedule == "cosine":
             self._cosine = CosineLRScheduler(

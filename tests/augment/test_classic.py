@@ -29,6 +29,11 @@ def core(mask: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     return cv2.erode(mask, kernel) > 0, cv2.dilate(mask, kernel) == 0
 
 
+def eight_ways(picture: np.ndarray) -> set[bytes]:
+    """The bytes of all rotations and reflections of a square picture."""
+    return {np.rot90(turned, times).tobytes() for turned in (picture, picture.swapaxes(0, 1)) for times in range(4)}
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [64, 96])
 def test_shapes_types_and_values_stay(name: str, size: int) -> None:
@@ -84,7 +89,7 @@ def test_as_many_tiles_keep_their_colours_and_place_as_the_probabilities_say(nam
     """A tile that no step but the symmetries touched is one of eight pictures; every other is new."""
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     mask = np.zeros((64, 64), np.uint8)
-    plain = {np.ascontiguousarray(np.rot90(turned, times)).tobytes() for turned in (image, image.swapaxes(0, 1)) for times in range(4)}
+    plain = eight_ways(image)
     compose = pipeline(name)
     results = [apply(compose, image, mask, seed)[0].tobytes() for seed in range(300)]
     # Three standard deviations of a share of 300 draws are 0.075 at most.
@@ -100,7 +105,7 @@ def test_the_whole_range_of_seeds_is_taken(seed: int) -> None:
 
 def test_light_moves_image_and_mask_together_in_all_eight_ways() -> None:
     image, mask = tile(64)
-    symmetries = {np.ascontiguousarray(np.rot90(turned, times)).tobytes() for turned in (mask, mask.T) for times in range(4)}
+    symmetries = eight_ways(mask)
     seen = set()
     for seed in range(80):
         out, moved = apply(pipeline("light"), image, mask, seed)
@@ -113,7 +118,8 @@ def test_light_moves_image_and_mask_together_in_all_eight_ways() -> None:
 
 
 def test_the_geometric_part_of_classic_moves_image_and_mask_together() -> None:
-    parts = [step for step in pipeline("classic").transforms if isinstance(step, A.DualTransform) and not isinstance(step, A.GridDropout)]
+    steps = pipeline("classic").transforms
+    parts = [step for step in steps if isinstance(step, A.DualTransform) and not isinstance(step, A.GridDropout)]
     assert {type(step).__name__ for step in parts} >= {"D4", "Affine"}
     compose = A.Compose(parts, strict=True)
     image, mask = tile(128)
@@ -124,7 +130,7 @@ def test_the_geometric_part_of_classic_moves_image_and_mask_together() -> None:
         grey = out.astype(int).mean(2)
         assert (grey[inside] > 125).all() and (grey[outside] < 125).all()
         assert inside.any() and outside.any()
-        warped += int((out != 190).any() and sorted(np.unique(moved, return_counts=True)[1]) != sorted(np.unique(mask, return_counts=True)[1]))
+        warped += int(moved.sum() != mask.sum())
     assert warped >= 5
 
 

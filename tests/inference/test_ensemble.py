@@ -125,14 +125,17 @@ def test_two_runs_over_one_slide_are_the_same(finished: Path) -> None:
     np.testing.assert_array_equal(ensemble.plane(slide), ensemble.plane(slide))
 
 
-@pytest.mark.parametrize(("scale", "um_per_px", "small"), [({"reduce": 2}, 0.4, (60, 41)), ({"policy": "physical", "um_per_px": 0.8}, 1.6, (240, 164))])
-def test_the_plane_of_an_original_slide_has_the_size_of_the_slide(run: Path, scale: dict, um_per_px: float, small: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("scale", "um_per_px", "scaled"),
+    [({"reduce": 2}, 0.4, (60, 41)), ({"policy": "physical", "um_per_px": 0.8}, 1.6, (240, 164))],
+)
+def test_a_plane_has_the_size_of_its_original_slide(run: Path, scale: dict, um_per_px: float, scaled: tuple[int, int]) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(SETTINGS | {"scale": scale}))
     ensemble, slide = load_ensemble(run, CPU, folds=[0]), np.full((120, 82, 3), (200, 120, 180), np.uint8)
     plane = ensemble.probability(slide, um_per_px)
     assert plane.shape == (120, 82) and plane.dtype == np.float32 and 0 <= plane.min() <= plane.max() <= 1
     # A plain slide stays plain at any scale, so only the network's own size decides about its plane.
-    inner = ensemble.plane(np.full((*small, 3), (200, 120, 180), np.uint8))
+    inner = ensemble.plane(np.full((*scaled, 3), (200, 120, 180), np.uint8))
     assert plane.mean() == pytest.approx(inner.mean(), abs=5e-3)
 
 
@@ -161,7 +164,11 @@ def test_damaged_weights_are_refused(run: Path, share: float) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [{"encoder": "tu-resnet10t"}, {"arch": "fpn", "encoder": "tu-mobilenetv3_small_050"}, {"encoder": "tu-mobilenetv3_small_050"}],
+    [
+        {"encoder": "tu-resnet10t"},
+        {"arch": "fpn", "encoder": "tu-mobilenetv3_small_050"},
+        {"encoder": "tu-mobilenetv3_small_050"},
+    ],
     ids=["encoder", "decoder", "widths"],
 )
 def test_weights_of_another_network_are_refused(run: Path, model: dict) -> None:
@@ -180,9 +187,10 @@ def test_weights_with_a_tensor_too_few_are_refused(run: Path) -> None:
 
 
 def test_inference_settings_can_be_overridden_and_no_others(finished: Path) -> None:
-    settings = load_ensemble(finished, CPU, folds=[0], overrides=["inference.window=128", "inference.thresholds.lung=0.2"]).experiment
-    assert settings.inference.window == 128 and settings.inference.thresholds == {"lung": 0.2} and settings.inference.overlap == 0.25
-    for override in ("model.arch=fpn", "scale.reduce=4", "training.precision=fp16", "name=x", "inference=1", "inferenceX.window=64"):
+    wanted = ["inference.window=128", "inference.thresholds.lung=0.2"]
+    found = load_ensemble(finished, CPU, folds=[0], overrides=wanted).experiment.inference
+    assert found.window == 128 and found.thresholds == {"lung": 0.2} and found.overlap == 0.25
+    for override in ("model.arch=fpn", "scale.reduce=4", "training.precision=fp16", "name=x", "inference=1", "inferenceX.a=64"):
         with pytest.raises(HubmapError, match=r"only inference\.\*"):
             load_ensemble(finished, CPU, overrides=[override])
     for override in ("inference.windw=64", "inference.window=65", "inference.window", "inference.thresholds.liver=0.5"):
@@ -202,7 +210,9 @@ def test_missing_thresholds_are_no_fault(run: Path) -> None:
     assert read_thresholds(run) == {} and load_ensemble(run, CPU, folds=[0]).thresholds == {}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[0.5]", "0.5", "null", '{"kidney": null}', '{"kidney": "high"}', '{"kidney": [0.5]}', b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[0.5]", "0.5", "null", '{"kidney": null}', '{"kidney": "high"}', '{"kidney": [0.5]}', b"\xff\xfe\x00"]
+)
 def test_damaged_thresholds_are_refused(run: Path, text: str | bytes) -> None:
     (run / "thresholds.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(CheckpointError, match=r"thresholds\.json"):

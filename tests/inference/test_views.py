@@ -14,12 +14,17 @@ COUNTS = {"none": 1, "flips": 4, "d4": 8}
 
 def network(seed: int, kernel: int = 3) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 4, kernel, padding=kernel // 2), nn.Tanh(), nn.Conv2d(4, 1, kernel, padding=kernel // 2)).eval()
+    first, last = nn.Conv2d(3, 4, kernel, padding=kernel // 2), nn.Conv2d(4, 1, kernel, padding=kernel // 2)
+    return nn.Sequential(first, nn.Tanh(), last).eval()
 
 
 def by_hand(networks: list[nn.Module], inputs: torch.Tensor, name: str) -> np.ndarray:
     """numpy's own rotations and flips, one after the other."""
-    turns = {"none": [(0, False)], "flips": [(0, False), (0, True), (2, False), (2, True)], "d4": [(k, f) for k in range(4) for f in (False, True)]}
+    turns = {
+        "none": [(0, False)],
+        "flips": [(0, False), (0, True), (2, False), (2, True)],
+        "d4": [(times, flipped) for times in range(4) for flipped in (False, True)],
+    }
     total = np.zeros((inputs.shape[0], *inputs.shape[2:]))
     for times, flipped in turns[name]:
         seen = np.rot90(inputs.numpy(), times, (2, 3))

@@ -40,7 +40,7 @@ def blobs(height: int, width: int, random: np.random.Generator) -> np.ndarray:
 def make_slide(tmp_path: Path) -> SlideMaker:
     """`make_slide(id, height, width)` -> the table row, the pixels (H, W, 3) and the mask (H, W) of a TIFF just written."""
 
-    def make(name: str, height: int, width: int, organ: str = "kidney", um_per_px: float = 0.4) -> tuple[Slide, np.ndarray, np.ndarray]:
+    def make(name: str, height: int, width: int) -> tuple[Slide, np.ndarray, np.ndarray]:
         random = np.random.default_rng(sum(map(ord, name)) + height)
         pixels = random.integers(0, 256, (height, width, 3), np.uint8)
         mask = blobs(height, width, random)
@@ -48,8 +48,9 @@ def make_slide(tmp_path: Path) -> SlideMaker:
         path.parent.mkdir(exist_ok=True)
         tifffile.imwrite(path, pixels, photometric="rgb")
         slide = Slide(
-            id=name, organ=organ, source="HPA", height=height, width=width, um_per_px=um_per_px, thickness_um=4.0, path=path, rle=plain_rle(mask)
-        )
+            id=name, organ="kidney", source="HPA", height=height, width=width, um_per_px=0.4, thickness_um=4.0, path=path,
+            rle=plain_rle(mask),
+        )  # fmt: skip
         return slide, pixels, mask
 
     return make

@@ -133,7 +133,8 @@ def test_a_killed_build_is_no_store_and_the_next_build_succeeds(tmp_path: Path, 
     (tmp_path / "train.csv").write_text(header + "".join(rows))
     (tmp_path / "train_images").symlink_to(slides[0].path.parent)
     stores = tmp_path / "stores"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "train.csv"), str(stores)], capture_output=True, text=True)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "train.csv"), str(stores)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
     table = read_train(tmp_path / "train.csv")
     mark = fingerprint(table, ScaleConfig(), SMALL)

@@ -39,7 +39,8 @@ def test_the_documented_example() -> None:
     assert axis_starts(1500, 512) == [0, 512, 1024]
 
 
-# Published by the competition's first team: 351 slides brought to 3000 px, reduced by 2, give 1404 tiles of 768 px; so do 2048 px and 512 px.
+# Published by the competition's first team: 351 slides brought to 3000 px, reduced by 2, give 1404 tiles of 768 px;
+# brought to 2048 px, they give as many tiles of 512 px.
 @pytest.mark.parametrize(("side", "size"), [(3000 // 2, 768), (2048 // 2, 512)])
 def test_published_tile_counts(side: int, size: int) -> None:
     assert 351 * len(grid(side, side, size)) == 1404
@@ -51,7 +52,9 @@ def test_corners_run_row_by_row() -> None:
     assert corners.tolist() == [[0, 0], [0, 96], [0, 192], [96, 0], [96, 96], [96, 192]]
 
 
-@pytest.mark.parametrize(("length", "size", "overlap"), [(0, 8, 0.0), (8, 0, 0.0), (8, 8, 1.0), (8, 8, -0.1), (8, 8, float("nan"))])
+@pytest.mark.parametrize(
+    ("length", "size", "overlap"), [(0, 8, 0.0), (8, 0, 0.0), (8, 8, 1.0), (8, 8, -0.1), (8, 8, float("nan"))]
+)
 def test_nonsense_is_refused(length: int, size: int, overlap: float) -> None:
     with pytest.raises(ValueError, match="need"):
         axis_starts(length, size, overlap)

@@ -51,7 +51,8 @@ def test_crops_inside_and_over_every_edge(made: tuple) -> None:
         # At least half of the crop's side stays inside, so the mirrored pixels are pixels of the crop itself.
         row, col = (int(random.integers(-(size // 2), side - size + size // 2 + 1)) for side in SIZES[slide])
         image, mask = store.crop(slide, row, col, size)
-        np.testing.assert_array_equal(image, mirrored_crop(pixels[slide], row, col, size), err_msg=f"slide {slide} at {row}, {col}, {size} px")
+        place = f"slide {slide} at {row}, {col}, {size} px"
+        np.testing.assert_array_equal(image, mirrored_crop(pixels[slide], row, col, size), err_msg=place)
         np.testing.assert_array_equal(mask, mirrored_crop(masks[slide], row, col, size))
         assert mask.dtype == image.dtype == np.uint8
 
@@ -60,10 +61,10 @@ def test_a_crop_that_lies_mostly_outside_mirrors_the_slide_and_not_only_its_own_
     """The last tile of a grid may hold a few rows of the slide only; repeating those as stripes would be no tissue at all."""
     store, pixels, masks = made
     rows, cols = SIZES[0]
-    for row, col, size in [(rows - 6, 20, 64), (20, cols - 6, 64), (-58, 10, 64), (10, -58, 64), (rows - 6, cols - 6, 64), (-50, -50, 64)]:
-        image, mask = store.crop(0, row, col, size)
-        np.testing.assert_array_equal(image, mirrored_crop(pixels[0], row, col, size), err_msg=f"crop at {row}, {col}")
-        np.testing.assert_array_equal(mask, mirrored_crop(masks[0], row, col, size))
+    for row, col in [(rows - 6, 20), (20, cols - 6), (-58, 10), (10, -58), (rows - 6, cols - 6), (-50, -50)]:
+        image, mask = store.crop(0, row, col, 64)
+        np.testing.assert_array_equal(image, mirrored_crop(pixels[0], row, col, 64), err_msg=f"crop at {row}, {col}")
+        np.testing.assert_array_equal(mask, mirrored_crop(masks[0], row, col, 64))
 
 
 @pytest.mark.parametrize(("row", "col", "size"), [(0, 0, 64), (0, 0, 300), (-13, -20, 128), (-100, -100, 257)])
