@@ -39,8 +39,8 @@ def apply(compose: A.Compose, image: np.ndarray, mask: np.ndarray, seed: int) ->
 def _light() -> list[A.BasicTransform]:
     return [
         A.D4(p=1.0),
-        A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.5),
-        A.HueSaturationValue(hue_shift_limit=10, sat_shift_limit=20, val_shift_limit=10, p=0.5),
+        A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
+        A.HueSaturationValue(hue_shift_limit=15, sat_shift_limit=35, val_shift_limit=15, p=0.6),
     ]
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from hubmap_kit import experiment
 from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import Slide, read_test
 from hubmap_kit.errors import HubmapError
 from hubmap_kit.report.overlays import contact_sheet, save_overlay
@@ -21,6 +22,7 @@ from hubmap_kit.runtime.train_job import train
 from hubmap_kit.sample.generate import generate
 
 log = logging.getLogger(__name__)
+SLIDES_PER_ORGAN = 6
 MARKER = ".hubmap-demo"  # only a folder that the demo made itself is ever cleared
 
 
@@ -43,7 +45,7 @@ def demo(folder: Path, overrides: Sequence[str] = (), device: str = "auto", seed
     _clear(folder)
     data = folder / "data"
     log.info("writing the embedded slides to %s", data)
-    generate(data, seed=seed)
+    generate(data, seed=seed, slides_per_organ=SLIDES_PER_ORGAN)
     settings = experiment.load("demo", [f"data.folder={data}", *overrides])
     table = train(settings, folder / "run", device=device, stores=folder / "stores")
     submission = predict([folder / "run"], data / "test.csv", folder / "submission.csv", device=device)
@@ -76,11 +78,11 @@ def _draw(folder: Path, slides: Sequence[Slide], predicted: dict[str, str], trut
     """One overlay an organ (of the unseen stain and scale, where there is one), and all test slides on one sheet."""
     dice = dict(zip(scores["id"], scores["dice"], strict=True))
     items = []
-    for slide in slides:
+    for slide in sorted(slides, key=lambda slide: (slide.source, ORGANS.index(slide.organ))):
         pixels = slide_files.read(slide.path)
         masks = [rle.decode(table[slide.id], *pixels.shape[:2]) for table in (truth, predicted)]
         title = f"{slide.organ} ({slide.source}, {slide.um_per_px:g} um/px), Dice {dice[slide.id]:.2f}"
         items.append((pixels, *masks, title))
         if slide.source == "Hubmap":
             save_overlay(folder / "overlays" / f"{slide.organ}.png", *items[-1])
-    contact_sheet(folder / "overview.png", items, columns=5)
+    contact_sheet(folder / "overview.png", items, columns=len(ORGANS))
