@@ -163,6 +163,7 @@ CASES = [
     case("no such device", None, lambda w: [*w.train(), "--device", "quantum"], "quantum", "--device cpu"),
     case("no such weights", None, changed("model.encoder_weights=/no/such.safetensors"), "/no/such.safetensors", "does not exist"),
     case("no data folder", None, lambda w: [a for a in w.train() if a not in ("--data", str(w.data))], "--data"),
+    case("a rate that explodes", None, changed("training.lr=1e25", "training.clip_norm=0"), "the loss became", "training.lr"),
     # runs and checkpoints
     case("run folder in use", None, lambda w: [*w.train(), "--out", str(w.run)], "already holds a run", "--resume"),
     case("not a run folder", lambda w: (w.run / "config.yaml").unlink(), PREDICT, "not a run folder"),

@@ -22,7 +22,6 @@ from hubmap_kit.runtime.train_job import train
 from hubmap_kit.sample.generate import generate
 
 log = logging.getLogger(__name__)
-SLIDES_PER_ORGAN = 6
 MARKER = ".hubmap-demo"  # only a folder that the demo made itself is ever cleared
 
 
@@ -36,16 +35,18 @@ class Demo:
     test_scores: pd.DataFrame
 
 
-def demo(folder: Path, overrides: Sequence[str] = (), device: str = "auto", seed: int = 0) -> Demo:
+def demo(
+    folder: Path, overrides: Sequence[str] = (), device: str = "auto", seed: int = 0, slides_per_organ: int = 6, size: int = 1536
+) -> Demo:
     """Write the embedded slides, train two folds, predict with views and both folds, score against the known masks, draw.
 
     `folder` gets data/, run/, submission.csv, overlays/<organ>.png and overview.png. A former demo there is replaced; any other
-    folder with files in it is refused.
+    folder with files in it is refused. `slides_per_organ` and `size` (pixels) are those of the training slides.
     """
     _clear(folder)
     data = folder / "data"
     log.info("writing the embedded slides to %s", data)
-    generate(data, seed=seed, slides_per_organ=SLIDES_PER_ORGAN)
+    generate(data, seed=seed, slides_per_organ=slides_per_organ, size=size)
     settings = experiment.load("demo", [f"data.folder={data}", *overrides])
     table = train(settings, folder / "run", device=device, stores=folder / "stores")
     submission = predict([folder / "run"], data / "test.csv", folder / "submission.csv", device=device)
