@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 REQUIRES = [
-    "torch>=2.4",  # torch.amp.GradScaler(device) and torch.load(weights_only=True) with safe globals
+    "torch>=2.4",  # torch.amp.GradScaler(device); torch.load(weights_only=True) that takes plain values
     "torchvision>=0.19",  # the release that goes with torch 2.4; timm and smp import it
     "timm>=1.0.9",  # ModelEmaV3 and create_scheduler_v2 as used in training
     "segmentation-models-pytorch>=0.5",  # first release without pretrainedmodels and efficientnet-pytorch
@@ -16,12 +16,14 @@ REQUIRES = [
     "numpy>=1.26",  # first release for Python 3.12
     "pandas>=2.2",  # text columns read as str without surprises
     "pyarrow>=14",  # parquet tables of the tile store
-    "scikit-learn>=1.4",  # StratifiedGroupKFold with shuffle
+    "scikit-learn>=1.4",  # StratifiedGroupKFold
+    "pillow>=10",  # text on pictures
     "scipy>=1.11",  # ndimage, for the synthetic slides
     "safetensors>=0.4",  # weights without pickle
     "pydantic>=2.6",  # frozen models with a discriminated error list
     "PyYAML>=6",  # experiment files
     "typer>=0.12",  # the command line
+    "click>=8.1",  # what typer stands on; its usage errors are caught
     "rich>=13",  # tables in the terminal
     "tqdm>=4.66",  # progress bars
     "matplotlib>=3.8",  # curves and overlays

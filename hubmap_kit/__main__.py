@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from hubmap_kit.errors import HubmapError
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(
     name="hubmap", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Segment tissue slides: train folds, predict with views and ensembles, write a valid submission.csv.",
@@ -53,8 +55,8 @@ def sample(
     """Write synthetic slides in the competition's folder format."""
     from hubmap_kit.sample.generate import generate
 
-    if out.exists() and any(out.iterdir()):
-        raise HubmapError(f"{out} is not empty; choose a new folder, nothing is overwritten")
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise HubmapError(f"{out} is not an empty folder; choose a new one, nothing is overwritten")
     generate(out, seed, slides_per_organ, size)
     typer.echo(f"{out}: train.csv, train_images/, test.csv, test_images/, sample_submission.csv, test_truth.csv")
 
@@ -84,7 +86,7 @@ def train(
     kept = out / "config.yaml"
     if not config and not (resume and kept.is_file()):
         raise HubmapError(f"--config is missing; name one of {', '.join(experiment.shipped())} or a YAML file")
-    settings = experiment.load(config or str(kept), [*set_, *([f"data.folder={data}"] if data else [])])
+    settings = experiment.load(config or str(kept), set_, data)
     numbers = _numbers(folds)
     from hubmap_kit.report.tables import oof_summary
     from hubmap_kit.runtime.train_job import train as run
@@ -149,30 +151,29 @@ def _numbers(text: str) -> list[int] | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. A HubmapError becomes one line and exit code 1; -v shows its traceback too."""
+    """Entry point. What a user can act on becomes one line and exit code 1; -v, anywhere on the line, shows its traceback too."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    flags = [word for word in words if word in ("-v", "--verbose")]
     try:
-        result: Any = app(arguments, standalone_mode=False)
+        result: Any = app([*flags, *(word for word in words if word not in flags)], standalone_mode=False)
     except HubmapError as error:
         _fail(str(error), error)
-    except typer.Abort:
-        _fail("stopped", None, code=130)
-    except KeyboardInterrupt:
-        _fail("stopped; a training goes on with --resume", None, code=130)
-    except _click_error() as error:
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the free disk space", error)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        _fail("the device ran out of memory; lower training.batch_size, inference.batch_size or tiles.size with --set", error)
+    except click.exceptions.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    if result == INTERRUPTED:
+        _fail("stopped; a training goes on with 'hubmap train --out RUN --resume'", None, INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def _click_error() -> type[Any]:
-    import click
-
-    return click.exceptions.ClickException
-
-
 def _fail(sentence: str, error: BaseException | None, code: int = 1) -> None:
-    verbose = logging.getLogger("hubmap_kit").isEnabledFor(logging.DEBUG)
-    if error is not None and verbose:
+    if error is not None and logging.getLogger("hubmap_kit").isEnabledFor(logging.DEBUG):
         logging.getLogger("hubmap_kit").error("", exc_info=error)
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(code)

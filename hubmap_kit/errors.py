@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class HubmapError(Exception):
     """Base of every error that the command line prints as one line, without a traceback."""
@@ -37,3 +40,9 @@ class WeightsError(HubmapError):
 
 class CheckpointError(HubmapError):
     """A run folder or a checkpoint is missing, damaged, or belongs to another experiment."""
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of an error that names the known word closest to a misspelt one, or nothing when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{prefix}{close[0]}'?" if close else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hubmap_kit.config import Experiment
-from hubmap_kit.errors import ConfigError
+from hubmap_kit.errors import ConfigError, did_you_mean
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that reads 3e-4 as a number; YAML 1.1 wants a dot in it and makes it text otherwise."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
 def shipped() -> dict[str, Path]:
@@ -21,8 +28,10 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
+def load(name_or_path: str, overrides: Sequence[str] = (), data: str = "") -> Experiment:
     """Load an experiment: the name of a shipped file or a path, then `section.key=value` overrides in order.
+
+    `data`, if given, is the data folder, taken as it is: a path is not YAML.
 
     Raises ConfigError for an unknown name, malformed YAML, unknown keys, and values out of range.
     """
@@ -30,6 +39,8 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
     values = _read_yaml(path)
     for override in overrides:
         _apply(values, override)
+    if data:
+        _section(values, "data", "--data")["folder"] = data
     return parse(values, str(path))
 
 
@@ -73,13 +84,13 @@ def _find(name_or_path: str) -> Path:
     if path.is_file():
         return path
     raise ConfigError(
-        f"no experiment '{name_or_path}': it is neither a file nor one of the shipped {', '.join(known)}{_did_you_mean(name_or_path, known)}"
+        f"no experiment '{name_or_path}': it is neither a file nor one of the shipped {', '.join(known)}{did_you_mean(name_or_path, known)}"
     )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; expected an experiment file (YAML)") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -99,31 +110,21 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"--set {override} has no 'section.key=value' form; write for instance --set training.lr=3e-4")
     try:
-        value = _number_or(yaml.safe_load(text))
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value after '=' is not valid YAML; quote it") from error
     node = values
     for part in parts[:-1]:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
+        node = _section(node, part, f"--set {override}")
     # An empty value means the empty string: --set model.encoder_weights= takes the weights away again.
     node[parts[-1]] = "" if value is None and text.strip() == "" else value
 
 
-def _number_or(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 as text because it lacks a dot; people mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+def _section(values: dict[str, Any], key: str, origin: str) -> dict[str, Any]:
+    node = values.setdefault(key, {})
+    if not isinstance(node, dict):
+        raise ConfigError(f"{origin}: '{key}' is a value, not a section")
+    return node
 
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:
@@ -141,7 +142,7 @@ def _sentence(error: ValidationError, origin: str) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         keys = _keys_at(location[:-1])
-        return f"{origin}: unknown key '{key}'; expected one of {', '.join(keys)}{_did_you_mean(str(location[-1]), keys)}{more}"
+        return f"{origin}: unknown key '{key}'; expected one of {', '.join(keys)}{did_you_mean(str(location[-1]), keys)}{more}"
     found = repr(first.get("input"))
     found = found if len(found) <= 80 else found[:77] + "..."
     return f"{origin}: {key} is {found}: {first['msg'].removeprefix('Value error, ')}{more}"

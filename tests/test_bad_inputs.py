@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import TINY, overrides
 
 from hubmap_kit.__main__ import main
@@ -98,6 +98,21 @@ def code_in_checkpoint(w: World) -> None:
         pickle.dump({"format": 1, "network": Code()}, handle)
 
 
+def odd_checkpoint(w: World) -> None:
+    torch.save({"format": 1, "epoch": 3}, w.run / "fold0" / "last.ckpt")
+
+
+def one_fold_for_all(w: World) -> None:
+    with open(w.data / "train.csv", newline="") as handle:
+        ids = [row["id"] for row in csv.DictReader(handle)]
+    (w.tmp / "folds.csv").write_text("id,organ,data_source,fold\n" + "".join(f"{i},kidney,HPA,0\n" for i in ids))
+
+
+def diverged(w: World) -> None:
+    path = w.run / "fold0" / "model.safetensors"
+    save_file({name: torch.full_like(value, torch.nan) if value.is_floating_point() else value for name, value in load_file(path).items()}, path)
+
+
 def seven_channels(w: World) -> None:
     tifffile.imwrite(w.slide(), np.zeros((7, 64, 64), np.uint8), photometric="minisblack", planarconfig="separate", metadata={"axes": "SYX"})
 
@@ -164,6 +179,13 @@ CASES = [
     case("no such weights", None, changed("model.encoder_weights=/no/such.safetensors"), "/no/such.safetensors", "does not exist"),
     case("no data folder", None, lambda w: [a for a in w.train() if a not in ("--data", str(w.data))], "--data"),
     case("a rate that explodes", None, changed("training.lr=1e25", "training.clip_norm=0"), "the loss became", "training.lr"),
+    case("a batch too small for batch norm", None, changed("model.arch=deeplabv3plus", "model.options={}", "training.batch_size=1"), "batch"),
+    case("a network that wants other tiles", None, changed("model.encoder=tu-swin_tiny_patch4_window7_224", "model.options={}"), "tiles.size"),
+    case("options that shrink the output", None, changed("model.arch=fpn", "model.options={upsampling: 2}"), "logits", "model.options"),
+    case("half precision on a CPU", None, changed("training.precision=fp16"), "training.precision", "fp16"),
+    case("a split into one fold", one_fold_for_all, lambda w: w.train(*overrides(f"data.folds_csv={w.tmp}/folds.csv")), "fold"),
+    case("the run folder is a file", lambda w: (w.tmp / "f").touch(), lambda w: [*w.train(), "--out", str(w.tmp / "f")], "File exists"),
+    case("the submission is a folder", None, lambda w: w.predict("--out", str(w.data)), "is a folder"),
     # runs and checkpoints
     case("run folder in use", None, lambda w: [*w.train(), "--out", str(w.run)], "already holds a run", "--resume"),
     case("not a run folder", lambda w: (w.run / "config.yaml").unlink(), PREDICT, "not a run folder"),
@@ -175,6 +197,9 @@ CASES = [
     case("override of a trained network", None, lambda w: w.predict(*overrides("model.arch=fpn")), "inference.*"),
     case("damaged checkpoint", lambda w: (w.run / "fold0" / "last.ckpt").write_bytes(b"PK\x03\x04 cut"), RESUME, "last.ckpt", "damaged"),
     case("checkpoint with code in it", code_in_checkpoint, RESUME, "last.ckpt"),
+    case("checkpoint without its parts", odd_checkpoint, RESUME, "last.ckpt", "lacks"),
+    case("weights that diverged", diverged, PREDICT, "NaN", "training.lr"),
+    case("evaluate does not take thresholds", None, lambda w: ["evaluate", str(w.run), *overrides("inference.threshold=0.3")], "hubmap predict"),
     case("resumed with other settings", None, lambda w: w.resume(*overrides("training.lr=0.5")), "training.lr", "0.5"),
     case("resumed on other masks", lambda w: w.cell("train.csv", "rle", "10 5"), RESUME, "last.ckpt", "other slides or masks"),
     # submissions

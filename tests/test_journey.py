@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import yaml
 from tiny import TINY, overrides
 from pycocotools import mask as coco
@@ -163,3 +166,91 @@ def test_an_error_is_one_line_and_v_shows_where_it_came_from() -> None:
     assert plain.stderr.startswith("error: ") and plain.stderr.count("\n") == 1
     verbose = subprocess.run([*command[:3], "-v", *command[3:]], capture_output=True, text=True, check=False)
     assert "Traceback" in verbose.stderr and verbose.stderr.rstrip().splitlines()[-1] == plain.stderr.strip()
+
+
+def test_v_works_behind_the_verb_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "hubmap_kit", "train", "-v", "--config", "nope", "--out", "x"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_a_run_that_never_finished_an_epoch_may_be_started_again(sample_data: Path, tmp_path: Path) -> None:
+    base = ["train", "--config", "baseline", "--data", sample_data, "--out", tmp_path / "run", "--device", "cpu", *overrides(*TINY)]
+    assert run(*base, "--folds", "9") == 1
+    assert run(*base, *overrides("training.epochs=1", "data.n_folds=3"), "--folds", "2") == 0
+    assert {row["fold"] for row in rows_of(tmp_path / "run" / "folds.csv")} == {"0", "1", "2"}
+
+
+def test_a_data_folder_is_a_path_not_yaml(sample_data: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "my data #2: new"
+    shutil.copytree(sample_data, odd)
+    settings = overrides(*TINY, "training.epochs=1")
+    assert run("train", "--config", "baseline", "--data", odd, "--out", tmp_path / "run", "--device", "cpu", "--folds", "0", *settings) == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["folder"] == str(odd)
+
+
+def test_when_every_slide_fails_it_says_so(tiny_run: Path, sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(sample_data / "test.csv", data)
+    assert run("predict", tiny_run, "--test", data / "test.csv", "--out", tmp_path / "s.csv", "--device", "cpu", "--on-error", "degrade") == 1
+    assert "nothing but empty masks" in capsys.readouterr().err
+    # The rows are there all the same: a kernel's submission is complete, if worthless.
+    assert len(rows_of(tmp_path / "s.csv")) == len(rows_of(data / "test.csv"))
+
+
+def test_a_refused_submission_does_not_replace_a_good_one(tmp_path: Path) -> None:
+    from hubmap_kit.competition.submission import SubmissionWriter
+    from hubmap_kit.errors import SubmissionError
+
+    def refuse(partial: Path) -> None:
+        assert partial.read_text() == "id,rle\n7,1 2\n"
+        raise SubmissionError("no")
+
+    good = tmp_path / "submission.csv"
+    good.write_text("good")
+    with pytest.raises(SubmissionError), SubmissionWriter(good, ["7"], refuse) as writer:
+        writer.add("7", "1 2")
+    assert good.read_text() == "good"
+
+
+def test_ctrl_c_ends_with_a_hint(sample_data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hubmap_kit", "train", "--config", "baseline", "--data", str(sample_data), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([*command, "--device", "cpu", *overrides(*TINY, "training.epochs=500")], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "fold0" / "metrics.csv").is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.rstrip().splitlines()[-1].startswith("error: stopped") and "Traceback" not in errors
+
+
+def test_a_slide_of_4500_px_stays_under_2_gib(tmp_path: Path) -> None:
+    """The whole path, read to written row, at the full resolution, in a process of its own; the model alone is the baseline."""
+    peaks = {}
+    for side in (64, 4500):
+        data, model = tmp_path / f"d{side}", tmp_path / "run"
+        (data / "test_images").mkdir(parents=True)
+        noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+        tifffile.imwrite(data / "test_images" / "1.tiff", noise, photometric="rgb", compression="deflate")
+        (data / "test.csv").write_text(f"id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness\n1,kidney,Hubmap,{side},{side},0.5,10\n")
+        code = (
+            "import sys, resource\n"
+            "from hubmap_kit import experiment\n"
+            "from hubmap_kit.files import write_yaml\n"
+            "from hubmap_kit.models.build import build\n"
+            "from safetensors.torch import save_file\n"
+            "from pathlib import Path\n"
+            "from hubmap_kit.runtime.infer_job import predict\n"
+            "run, data = map(Path, sys.argv[1:3])\n"
+            "settings = experiment.load('baseline', sys.argv[3:])\n"
+            "write_yaml(run / 'config.yaml', experiment.dump(settings))\n"
+            "(run / 'fold0').mkdir(exist_ok=True)\n"
+            "save_file(build(settings.model).state_dict(), run / 'fold0' / 'model.safetensors')\n"
+            "predict([run], data / 'test.csv', data / 's.csv', device='cpu')\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        settings = [*TINY, "scale.policy=reduce", "scale.reduce=1", "inference.window=512", "inference.batch_size=1"]
+        done = subprocess.run([sys.executable, "-c", code, str(model), str(data), *settings], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        peaks[side] = int(done.stdout) * 1024
+    assert peaks[4500] - peaks[64] < 2 * 2**30

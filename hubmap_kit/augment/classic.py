@@ -12,7 +12,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
-# Mirrored tissue is tissue; a black or white corner would be a shape that no slide has.
+# Mirrored tissue is tissue; a black corner after a rotation would be there in every other tile.
 EDGE = cv2.BORDER_REFLECT_101
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -22,16 +22,17 @@ class SubmissionWriter:
 
     Use it as a context manager. Every row is flushed at once. When the block ends well and every id came, the partial file is
     renamed to `path` in one step; otherwise it stays (its place is in the error or in the log) and `path` is left as it was.
-    A new writer of the same path starts the partial file afresh.
+    A new writer of the same path starts the partial file afresh. `check`, if given, is called with the complete partial file
+    before it is renamed, and may raise.
 
     Raises SubmissionError for repeated ids, a row that is unknown, late or repeated, text that is no run-length string, and ids
     that never came.
     """
 
-    def __init__(self, path: str | Path, ids: Sequence[str]) -> None:
+    def __init__(self, path: str | Path, ids: Sequence[str], check: Callable[[Path], object] | None = None) -> None:
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
-        self._ids = list(ids)
+        self._ids, self._check = list(ids), check
         self._done = 0
         self._file: TextIO | None = None
         if len(set(self._ids)) != len(self._ids):
@@ -39,6 +40,8 @@ class SubmissionWriter:
             raise SubmissionError(f"{self.path} would hold the id {twice} twice, but every slide has one row; drop the repeats")
 
     def __enter__(self) -> SubmissionWriter:
+        if self.path.is_dir():
+            raise SubmissionError(f"{self.path} is a folder, but the submission is a file; give a name such as {self.path / 'submission.csv'}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.partial, "w", encoding="utf-8", newline="\n")
         self._done = 0
@@ -83,6 +86,8 @@ class SubmissionWriter:
                 f"{self.path} lacks {len(missing)} of {len(self._ids)} rows, the first is {missing[0]}; the rows so far are kept "
                 f"in {self.partial}, add an empty mask for slides that fail"
             )
+        if self._check is not None:
+            self._check(self.partial)
         os.replace(self.partial, self.path)
 
     def _write(self, text: str) -> None:

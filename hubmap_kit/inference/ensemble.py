@@ -16,7 +16,7 @@ from torch import nn
 
 from hubmap_kit import experiment
 from hubmap_kit.config import Experiment
-from hubmap_kit.errors import CheckpointError, HubmapError
+from hubmap_kit.errors import CheckpointError, ConfigError
 from hubmap_kit.inference.views import mean_probability, view_transforms
 from hubmap_kit.inference.windows import predict_plane
 from hubmap_kit.models.build import build, normalise
@@ -25,6 +25,7 @@ from hubmap_kit.tiles.scaling import resize_image, resize_plane, scaled_shape
 
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
+COUNTS_FILE = "oof_counts.parquet"  # written beside the weights when a fold is done
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Ensemble:
             tiles = normalise(torch.from_numpy(windows).to(self.device), self.experiment.model)
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
                 probability = mean_probability(self.networks, tiles, views)
+            if dtype is not None and not torch.isfinite(probability).all():
+                probability = mean_probability(self.networks, tiles, views)  # half precision overflowed; float32 reaches further
+            if not torch.isfinite(probability).all():
+                raise CheckpointError("the network gives NaN instead of probabilities; its training diverged, repeat it with a lower training.lr")
             return probability.cpu().numpy()
 
         return predict_plane(image, predict, config.window, config.overlap, config.batch_size)
@@ -69,16 +74,17 @@ def load_ensemble(run: str | Path, device: torch.device, folds: Sequence[int] | 
     Raises CheckpointError when the folder is not a run, holds no trained fold, or its weights do not fit its config.
     """
     run = Path(run)
-    if not (run / "config.yaml").is_file():
-        raise CheckpointError(f"{run} is not a run folder: config.yaml is missing; give the folder that 'hubmap train --out' wrote")
-    settings = _resolved(run, overrides)
+    settings = run_settings(run, overrides)
     found = fold_folders(run)
     if not found:
         raise CheckpointError(f"{run} holds no trained fold (fold<k>/{MODEL_FILE}); train it first, or finish it with --resume")
     missing = [fold for fold in folds or () if fold not in found]
     if missing:
         raise CheckpointError(f"{run} holds the folds {list(found)}, not {missing}; train those or ask for others")
-    networks = [load_network(settings, found[fold], device) for fold in folds or found]
+    for fold in folds or found:
+        if (found[fold] / "last.ckpt").is_file() and not (found[fold] / COUNTS_FILE).is_file():
+            log.warning("%s is not finished: its best epoch so far is used; go on with --resume", found[fold])
+    networks = [load_network(settings, found[fold], device) for fold in dict.fromkeys(folds or found)]
     log.info("%s: %d folds, views %s, on %s", run, len(networks), settings.inference.views, device)
     return Ensemble(settings, networks, read_thresholds(run), device)
 
@@ -110,8 +116,14 @@ def read_thresholds(run: Path) -> dict[str, float]:
     return values
 
 
-def _resolved(run: Path, overrides: Sequence[str]) -> Experiment:
+def run_settings(run: Path, overrides: Sequence[str] = (), data: str = "") -> Experiment:
+    """The experiment of a run folder, with `inference.key=value` overrides and, if given, another data folder.
+
+    Raises CheckpointError when the folder is not a run, ConfigError for an override of anything but inference.
+    """
+    if not (run / "config.yaml").is_file():
+        raise CheckpointError(f"{run} is not a run folder: config.yaml is missing; give the folder that 'hubmap train --out' wrote")
     for override in overrides:
         if not override.startswith("inference."):
-            raise HubmapError(f"--set {override}: a trained network's other settings are fixed; only inference.* can change now")
-    return experiment.load(str(run / "config.yaml"), overrides)
+            raise ConfigError(f"--set {override}: a trained network's other settings are fixed; only inference.* can change now")
+    return experiment.load(str(run / "config.yaml"), overrides, data)

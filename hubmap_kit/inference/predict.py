@@ -13,6 +13,7 @@ import numpy as np
 from hubmap_kit.competition import rle, slides as slide_files
 from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide
+from hubmap_kit.errors import SubmissionError
 from hubmap_kit.inference.ensemble import Ensemble
 from hubmap_kit.inference.postprocess import threshold_for, to_mask
 from hubmap_kit.progress import bar
@@ -32,19 +33,21 @@ class Failure:
 
 
 def predict_slides(
-    slides: Sequence[Slide], ensembles: Sequence[Ensemble], out: Path, on_error: OnError = "raise", on_mask: OnMask | None = None
-) -> list[Failure]:
+    slides: Sequence[Slide], ensembles: Sequence[Ensemble], out: Path, on_error: OnError = "raise", on_mask: OnMask | None = None,
+    check: Callable[[Path], object] | None = None,
+) -> list[Failure]:  # fmt: skip
     """Predict every slide with the mean of all ensembles and write `out` (submission.csv) as it goes.
 
     With `on_error="degrade"` whatever goes wrong with one slide costs that slide only: its row is an empty mask, and the fault
-    is logged and returned. With "raise" the first fault ends the run; the rows so far stay in `<out>.partial`.
+    is logged and returned. With "raise" the first fault ends the run; the rows so far stay in `<out>.partial`. `check` sees the
+    complete file before it takes its name. Raises SubmissionError, after writing, when every single slide failed.
     """
     failures: list[Failure] = []
-    with SubmissionWriter(out, [slide.id for slide in slides]) as writer, bar(len(slides), "predict", "slide") as progress:
+    with SubmissionWriter(out, [slide.id for slide in slides], check) as writer, bar(len(slides), "predict", "slide") as progress:
         for slide in slides:
             progress.set_postfix_str(f"{slide.organ} {slide.id}", refresh=False)
             try:
-                text = _predict_one(slide, ensembles, on_mask)
+                text = _predict_one(slide, ensembles, on_mask, on_error)
             except Exception as error:
                 if on_error == "raise":
                     raise
@@ -54,10 +57,12 @@ def predict_slides(
                 text = ""
             writer.add(slide.id, text)
             progress.update(1)
+    if failures and len(failures) == len(slides):
+        raise SubmissionError(f"{out} holds nothing but empty masks: all {len(slides)} slides failed, the first because: {failures[0].reason}")
     return failures
 
 
-def _predict_one(slide: Slide, ensembles: Sequence[Ensemble], on_mask: OnMask | None) -> str:
+def _predict_one(slide: Slide, ensembles: Sequence[Ensemble], on_mask: OnMask | None, on_error: OnError) -> str:
     pixels = slide_files.read(slide.path)
     plane = ensembles[0].probability(pixels, slide.um_per_px)
     for ensemble in ensembles[1:]:
@@ -65,6 +70,14 @@ def _predict_one(slide: Slide, ensembles: Sequence[Ensemble], on_mask: OnMask | 
     plane /= len(ensembles)
     threshold = sum(threshold_for(slide.organ, each.thresholds, each.experiment.inference) for each in ensembles) / len(ensembles)
     mask = to_mask(plane, threshold)
+    text = rle.encode(mask)
+    log.debug("slide %s: %s, %d x %d at %g um/px, threshold %.3f, covered %.2f %%",
+              slide.id, slide.organ, *pixels.shape[:2], slide.um_per_px, threshold, 100 * mask.mean())  # fmt: skip
     if on_mask is not None:
-        on_mask(slide, pixels, mask)
-    return rle.encode(mask)
+        try:
+            on_mask(slide, pixels, mask)
+        except Exception:
+            if on_error == "raise":
+                raise
+            log.warning("slide %s: its picture could not be drawn; its mask is kept", slide.id, exc_info=True)
+    return text

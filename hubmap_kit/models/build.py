@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
+from functools import lru_cache
 
 import segmentation_models_pytorch as smp
 import torch
 from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import nn
 
-from hubmap_kit.config import ModelConfig
-from hubmap_kit.errors import ConfigError
+from hubmap_kit.config import ModelConfig, Triple
+from hubmap_kit.errors import ConfigError, did_you_mean
 from hubmap_kit.models.pretrained import load_encoder
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
@@ -29,7 +29,7 @@ def build(config: ModelConfig, pretrained: bool = True) -> nn.Module:
     """
     architecture = ARCHITECTURES.get(config.arch.lower())
     if architecture is None:
-        raise ConfigError(f"model.arch is '{config.arch}'; known are {', '.join(ARCHITECTURES)}{_suggest(config.arch, list(ARCHITECTURES))}")
+        raise ConfigError(f"model.arch is '{config.arch}'; known are {', '.join(ARCHITECTURES)}{did_you_mean(config.arch, list(ARCHITECTURES))}")
     _check_encoder(config.encoder)
     _check_options(architecture, config)
     try:
@@ -43,13 +43,18 @@ def build(config: ModelConfig, pretrained: bool = True) -> nn.Module:
 
 
 def normalise(tiles: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """uint8 tiles (N, H, W, 3) on any device -> network input (N, 3, H, W) float32 on the same device.
+    """uint8 tiles (N, H, W, 3) on any device -> network input (N, 3, H, W) float32, channels last, on the same device.
 
     Tiles travel as bytes and become floats where the network is: a quarter of the traffic.
     """
-    mean = torch.tensor(config.mean, device=tiles.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(config.std, device=tiles.device).view(1, 3, 1, 1) * 255
+    mean, std = _statistics(config.mean, config.std, tiles.device)
     return (tiles.permute(0, 3, 1, 2).float() - mean) / std
+
+
+@lru_cache(maxsize=16)
+def _statistics(mean: Triple, std: Triple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std in 0..255, (1, 3, 1, 1), kept on the device: copying them for every batch would make a GPU wait."""
+    return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (mean, std))  # type: ignore[return-value]
 
 
 def _check_encoder(name: str) -> None:
@@ -58,11 +63,11 @@ def _check_encoder(name: str) -> None:
 
         if not timm.is_model(name.removeprefix("tu-")):
             known = timm.list_models()
-            raise ConfigError(f"model.encoder is '{name}', which timm does not have{_suggest(name.removeprefix('tu-'), known, 'tu-')}")
+            raise ConfigError(f"model.encoder is '{name}', which timm does not have{did_you_mean(name.removeprefix('tu-'), known, 'tu-')}")
     elif name not in get_encoder_names():
         raise ConfigError(
             f"model.encoder is '{name}', which smp does not have; give one of its names or tu-NAME for a timm network"
-            f"{_suggest(name, get_encoder_names())}"
+            f"{did_you_mean(name, get_encoder_names())}"
         )
 
 
@@ -71,9 +76,4 @@ def _check_options(architecture: type[nn.Module], config: ModelConfig) -> None:
     known = [name for name in inspect.signature(architecture.__init__).parameters if name not in fixed]
     for key in config.options:
         if key not in known:
-            raise ConfigError(f"model.options has '{key}'; {config.arch} takes {', '.join(known)}{_suggest(key, known)}")
-
-
-def _suggest(word: str, known: list[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{prefix}{close[0]}'?" if close else ""
+            raise ConfigError(f"model.options has '{key}'; {config.arch} takes {', '.join(known)}{did_you_mean(key, known)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import pandas as pd
 
+from hubmap_kit.competition.metric import summarise
 from hubmap_kit.competition.organs import ORGANS
 
 
@@ -17,21 +18,27 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def oof_summary(table: pd.DataFrame) -> str:
-    """Out-of-fold Dice per organ: slides, Dice at 0.5, Dice at the fitted threshold, the threshold."""
-    rows = []
-    for organ in [name for name in ORGANS if name in set(table["organ"])]:
-        part = table[table["organ"] == organ]
-        rows.append([organ, str(len(part)), f"{part['dice@0.5'].mean():.4f}", f"{part['dice'].mean():.4f}", f"{part['threshold'].iloc[0]:.3f}"])
-    rows.append(["all slides", str(len(table)), f"{table['dice@0.5'].mean():.4f}", f"{table['dice'].mean():.4f}", ""])
+    """Out-of-fold Dice per organ: slides, Dice at 0.5, Dice at the fitted threshold, the threshold; per source where several."""
+    half, fitted = _means(table, "dice@0.5"), _means(table, "dice")
+    thresholds = dict(zip(table["organ"], table["threshold"], strict=True))
+    sources = sorted(set(table["data_source"]))
+    names = [organ for organ in ORGANS if organ in fitted] + (sources if len(sources) > 1 else []) + ["all"]
+    rows = [
+        [name, str(fitted[name]["n"]), f"{half[name]['dice']:.4f}", f"{fitted[name]['dice']:.4f}", f"{thresholds[name]:.3f}" if name in thresholds else ""]
+        for name in names
+    ]  # fmt: skip
     return text_table(["out of fold", "slides", "Dice at 0.5", "Dice fitted", "threshold"], rows)
 
 
 def source_summary(scores: pd.DataFrame) -> str:
     """Dice per organ, one column a source; `scores` has one row a slide with organ, data_source and dice."""
-    sources = sorted(scores["data_source"].unique())
-    rows = []
-    for organ in [*(name for name in ORGANS if name in set(scores["organ"])), "all slides"]:
-        part = scores if organ == "all slides" else scores[scores["organ"] == organ]
-        means = [part.loc[part["data_source"] == source, "dice"].mean() for source in sources]
-        rows.append([organ, str(len(part)), *(f"{mean:.4f}" for mean in means)])
+    sources = sorted(set(scores["data_source"]))
+    by_source = [_means(scores[scores["data_source"] == source], "dice") for source in sources]
+    total = _means(scores, "dice")
+    names = [organ for organ in ORGANS if organ in total] + ["all"]
+    rows = [[name, str(total[name]["n"]), *(f"{means[name]['dice']:.4f}" if name in means else "" for means in by_source)] for name in names]
     return text_table(["test slides", "slides", *(f"Dice {source}" for source in sources)], rows)
+
+
+def _means(table: pd.DataFrame, column: str) -> dict[str, dict[str, float]]:
+    return summarise([{"organ": r["organ"], "source": r["data_source"], "dice": r[column]} for r in table.to_dict("records")])

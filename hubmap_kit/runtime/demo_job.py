@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import shutil
 from collections.abc import Sequence
@@ -13,13 +12,16 @@ import pandas as pd
 
 from hubmap_kit import experiment
 from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition.csv_rows import read_rows
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import Slide, read_test
 from hubmap_kit.errors import HubmapError
+from hubmap_kit.models.device import choose_device
 from hubmap_kit.report.overlays import contact_sheet, save_overlay
 from hubmap_kit.runtime.infer_job import Submission, predict
+from hubmap_kit.runtime.preflight import check_experiment
 from hubmap_kit.runtime.train_job import train
-from hubmap_kit.sample.generate import generate
+from hubmap_kit.sample.generate import generate, plan_slides
 
 log = logging.getLogger(__name__)
 MARKER = ".hubmap-demo"  # only a folder that the demo made itself is ever cleared
@@ -43,11 +45,13 @@ def demo(
     `folder` gets data/, run/, submission.csv, overlays/<organ>.png and overview.png. A former demo there is replaced; any other
     folder with files in it is refused. `slides_per_organ` and `size` (pixels) are those of the training slides.
     """
-    _clear(folder)
     data = folder / "data"
+    settings = experiment.load("demo", overrides, str(data))
+    check_experiment(settings, choose_device(device))
+    plan_slides(seed, slides_per_organ, size)  # wrong numbers are found before a former demo is removed
+    _clear(folder)
     log.info("writing the embedded slides to %s", data)
     generate(data, seed=seed, slides_per_organ=slides_per_organ, size=size)
-    settings = experiment.load("demo", [f"data.folder={data}", *overrides])
     table = train(settings, folder / "run", device=device, stores=folder / "stores")
     submission = predict([folder / "run"], data / "test.csv", folder / "submission.csv", device=device)
     slides = read_test(data / "test.csv")
@@ -61,12 +65,12 @@ def demo(
 
 def read_masks(path: Path) -> dict[str, str]:
     """The run-length strings of a table with the columns id and rle."""
-    csv.field_size_limit(2**31 - 1)
-    with open(path, newline="", encoding="utf-8") as handle:
-        return {row["id"]: row["rle"] for row in csv.DictReader(handle)}
+    return {row["id"]: row["rle"] for _, row in read_rows(path, ("id", "rle"))}
 
 
 def _clear(folder: Path) -> None:
+    if folder.is_file():
+        raise HubmapError(f"{folder} is a file; choose a folder with --out")
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARKER).is_file():
             raise HubmapError(f"{folder} is not empty and was not made by the demo; choose another folder with --out")

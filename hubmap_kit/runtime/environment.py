@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit, BUILD_ID, processor and accelerator. Names only; no environment values, no secrets."""
+"""What a run ran on: versions, commit, BUILD_ID, processor and accelerator. No environment values but the image id, no secrets."""
 
 from __future__ import annotations
 

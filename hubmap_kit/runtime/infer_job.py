@@ -32,8 +32,9 @@ def predict(
     runs: Sequence[Path], test_csv: Path, out: Path, folds: Sequence[int] | None = None, overrides: Sequence[str] = (),
     device: str = "auto", on_error: OnError = "raise", overlays: Path | None = None,
 ) -> Submission:  # fmt: skip
-    """Predict every slide of `test_csv` with all runs' folds, write `out`, and check it with code that shares nothing with the writer.
+    """Predict every slide of `test_csv` with all runs' folds and write `out`.
 
+    Before the file takes its name, the checker reads it back; what it knows of run-length strings is its own, not the writer's.
     `overlays` is a folder for one picture a slide. Missing slide files are an error with on_error="raise", an empty mask with
     "degrade".
     """
@@ -45,5 +46,10 @@ def predict(
         assert overlays is not None
         save_overlay(overlays / f"{slide.id}.png", pixels, None, mask, f"{slide.organ} {slide.id} ({slide.source}), covered {mask.mean():.1%}")
 
-    failures = predict_slides(slides, ensembles, out, on_error, draw if overlays is not None else None)
-    return Submission(out, check_submission(out, test_csv), failures)
+    reports: list[SubmissionReport] = []
+
+    def check(partial: Path) -> None:
+        reports.append(check_submission(partial, test_csv))
+
+    failures = predict_slides(slides, ensembles, out, on_error, draw if overlays is not None else None, check)
+    return Submission(out, reports[0], failures)

@@ -16,12 +16,13 @@ from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError
 from hubmap_kit.files import write_json, write_yaml
-from hubmap_kit.inference.ensemble import Ensemble, fold_folders, load_network, read_thresholds
+from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_network, read_thresholds, run_settings
 from hubmap_kit.inference.postprocess import threshold_for, to_mask
 from hubmap_kit.models.device import choose_device
 from hubmap_kit.report.curves import save_curves, save_threshold_curves
 from hubmap_kit.report.overlays import save_overlay
 from hubmap_kit.runtime.environment import describe
+from hubmap_kit.runtime.preflight import check_experiment
 from hubmap_kit.tiles.convert import decode_for
 from hubmap_kit.training import checkpoint, oof
 from hubmap_kit.training.counts import THRESHOLDS
@@ -41,6 +42,7 @@ def train(
     """
     chosen = choose_device(device)
     slides = read_train(_train_csv(settings))
+    check_experiment(settings, chosen)
     _open_run(out, settings, resume)
     _write_environment(out, chosen)
     table = train_folds(settings, slides, out, stores or out.parent / "stores", chosen, folds, lambda fold, rows: _draw_curves(out, settings, fold, rows))
@@ -51,26 +53,20 @@ def train(
 def evaluate(run: Path, data: str = "", overrides: Sequence[str] = (), device: str = "auto", stores: Path | None = None, pictures: bool = True) -> pd.DataFrame:
     """Predict a finished run's held-out slides again, fit its thresholds anew, and draw one overlay per organ.
 
-    `data` is the folder with train.csv where it has moved since; `overrides` are `inference.key=value` settings.
+    `data` is the folder with train.csv where it has moved since. `overrides` are `inference.key=value` settings; they become
+    the run's own, because its thresholds are only right for them.
     """
-    settings = open_settings(run, overrides, data)
+    if any(override.startswith("inference.threshold") for override in overrides):
+        raise ConfigError("thresholds are what evaluate fits; give --set inference.thresholds to 'hubmap predict' instead")
+    settings = run_settings(run, overrides, data)
     slides = read_train(_train_csv(settings))
     chosen = choose_device(device)
     table = evaluate_folds(settings, slides, run, stores or run.parent / "stores", chosen)
+    write_yaml(run / "config.yaml", experiment.dump(settings))
     _report(run, settings, slides)
     if pictures:
         draw_overlays(run, settings, slides, table, chosen)
     return table
-
-
-def open_settings(run: Path, overrides: Sequence[str], data: str) -> Experiment:
-    """The experiment of a run folder with inference overrides and, if given, another data folder."""
-    if not (run / "config.yaml").is_file():
-        raise CheckpointError(f"{run} is not a run folder: config.yaml is missing; give the folder that 'hubmap train --out' wrote")
-    wrong = [override for override in overrides if not override.startswith("inference.")]
-    if wrong:
-        raise ConfigError(f"--set {wrong[0]}: a trained network's other settings are fixed; only inference.* can change now")
-    return experiment.load(str(run / "config.yaml"), [*overrides, *([f"data.folder={data}"] if data else [])])
 
 
 def draw_overlays(run: Path, settings: Experiment, slides: Sequence[Slide], table: pd.DataFrame, device: torch.device) -> list[Path]:
@@ -103,22 +99,31 @@ def _train_csv(settings: Experiment) -> Path:
 
 
 def _open_run(out: Path, settings: Experiment, resume: bool) -> None:
-    """Write config.yaml into a new run folder, or make sure that the run that is there is the same experiment."""
+    """Write config.yaml into a new run folder, or make sure that the run that is there is the same experiment.
+
+    A folder where no epoch was ever finished holds nothing to lose and may be started again.
+    """
     kept, new = out / "config.yaml", experiment.dump(settings)
-    if kept.is_file():
-        if not resume:
-            raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
-        checkpoint.check_same(experiment.dump(experiment.read(kept)), new, kept)
-    elif out.is_dir() and any(out.iterdir()):
+    begun = [*out.glob("fold*/last.ckpt"), *out.glob(f"fold*/{MODEL_FILE}")]
+    if begun and not resume:
+        raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not kept.is_file():
         raise CheckpointError(f"{out} is not empty and holds no run; choose a new folder for --out")
+    if begun:
+        checkpoint.check_same(experiment.dump(experiment.read(kept)), new, kept)
+    else:
+        (out / "folds.csv").unlink(missing_ok=True)
     write_yaml(kept, new)
 
 
 def _write_environment(out: Path, device: torch.device) -> None:
     """Keep what every session of the run ran on, the latest first."""
     path = out / "environment.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    write_json(path, [describe(device), *earlier])
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        earlier = []
+    write_json(path, [describe(device), *(earlier if isinstance(earlier, list) else [])])
 
 
 def _draw_curves(out: Path, settings: Experiment, fold: int, rows: list[Row]) -> None:

@@ -22,7 +22,6 @@ SMALLEST_SIZE = 128
 FULL_SIZE = 1536  # from this size on, slides have the pixel sizes of the competition: a core of 0.6 mm at 0.4 um
 PROSTATE_SIDE = 160  # HuBMAP's prostate slides are this small, at 6.263 um
 HUBMAP_SIDES = {"kidney": 1.25, "largeintestine": 1.5, "spleen": 1.25, "lung": 1.0}  # times `size`
-SPLITS = ("train", "test")
 TRUTH = "test_truth.csv"
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from hubmap_kit.competition import rle, slides as slide_files
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import ScaleConfig, TilesConfig
-from hubmap_kit.files import write_json
+from hubmap_kit.files import sweep, write_json
 from hubmap_kit.progress import track
 from hubmap_kit.tiles import store as files
 from hubmap_kit.tiles.grid import box_shares, grid
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 def fingerprint(slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig) -> str:
     """A hash (hex, 16 digits) of everything that a store's bytes depend on; slide files count by name and size."""
-    parts = [files.FORMAT, scale.model_dump(), tiles.model_dump()]
+    used = {"reduce": ("reduce",), "physical": ("um_per_px", "max_zoom")}[scale.policy]
+    parts: list[object] = [files.FORMAT, scale.policy, *(getattr(scale, key) for key in used), tiles.model_dump()]
     for slide in slides:
         size = slide.path.stat().st_size if slide.path.is_file() else -1
         labels = hashlib.sha256((slide.rle or "").encode()).hexdigest()
@@ -40,7 +41,7 @@ def fingerprint(slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig)
 def open_or_build(parent: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig) -> TileStore:
     """The store for these slides and settings in `parent`, built if it is not there yet.
 
-    The folder is named by the fingerprint, so runs that share data and scale share it. Raises SlideError and RleError.
+    The folder is named by the fingerprint, so runs that share data, scale and grid share it. Raises SlideError and RleError.
     """
     mark = fingerprint(slides, scale, tiles)
     folder = parent / mark
@@ -52,7 +53,7 @@ def open_or_build(parent: Path, slides: Sequence[Slide], scale: ScaleConfig, til
 def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig, mark: str) -> None:
     """Write a store. It grows under a temporary name and takes its own when it is complete; one slide is in memory at a time."""
     growing = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    _sweep(folder)
+    sweep(folder.parent, f".{folder.name}.*.tmp")
     growing.mkdir(parents=True)
     try:
         with open(growing / files.IMAGES, "wb") as images, open(growing / files.MASKS, "wb") as masks:
@@ -65,22 +66,13 @@ def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: Tile
         pd.concat(tables, ignore_index=True).to_parquet(growing / files.TILES)
         meta = {"format": files.FORMAT, "fingerprint": mark, "slides": len(rows), "scale": scale.model_dump(), "tiles": tiles.model_dump()}
         write_json(growing / files.META, meta)
+        if is_finished(folder, mark):
+            return  # another process, such as the fold on the other GPU, was faster with the same store
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(growing, folder)
     finally:
         shutil.rmtree(growing, ignore_errors=True)
     log.info("tile store of %d slides in %s", len(rows), folder)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed builds of this store left behind; another process may be building it right now, so only dead ones'."""
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
-        try:
-            os.kill(int(left.name.split(".")[-2]), 0)
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:
-            continue
 
 
 def _append(

@@ -13,15 +13,20 @@ import numpy as np
 import torch
 
 from hubmap_kit.errors import CheckpointError
-from hubmap_kit.files import atomic_path
+from hubmap_kit.files import atomic_path, sweep
 
 FORMAT = 1
-# What may differ between a run and its continuation, because no number of the run depends on it.
-FREE = {("training", "workers"), ("data", "folder"), ("inference", "batch_size"), ("model", "encoder_weights")}
+# What may differ between a run and its continuation, because no number of its training depends on it.
+FREE = {
+    ("training", "workers"), ("data", "folder"), ("inference", "batch_size"), ("inference", "views"), ("inference", "threshold"),
+    ("inference", "thresholds"),
+}  # fmt: skip
+KEYS = {"format", "settings", "store", "epoch", "history", "timing", "network", "ema", "optimizer", "schedule", "scaler", "rng"}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically: a kill during the write leaves the previous one."""
+    sweep(path.parent, f".{path.stem}.*.tmp{path.suffix}")
     with atomic_path(path) as temporary:
         torch.save({"format": FORMAT, **state}, temporary)
 
@@ -39,32 +44,34 @@ def load(path: Path, settings: dict[str, Any], store_mark: str) -> dict[str, Any
         raise CheckpointError(f"{path} is damaged or no checkpoint of this kit; delete it and its folder to train this fold anew") from error
     if found != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {found}, this version reads {FORMAT}; train this fold anew")
+    if not KEYS <= state.keys():
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(KEYS - state.keys()))}; delete it and its folder to train this fold anew")
     check_same(state["settings"], settings, path)
     if state["store"] != store_mark:
         raise CheckpointError(f"{path} was trained on other slides or masks than the data folder holds now; train into another --out")
     return state
 
 
-def rng_state() -> dict[str, Any]:
+def rng_state(device: torch.device) -> dict[str, Any]:
     """The state of every random generator that a layer or library may draw from, as plain values and tensors."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": [kind, [int(key) for key in keys], position, has_gauss, gauss],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
-def restore_rng(state: dict[str, Any]) -> None:
+def restore_rng(state: dict[str, Any], device: torch.device) -> None:
     """Set the generators to a state that `rng_state` took."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from hubmap_kit.competition.metric import dice_from_counts
+from hubmap_kit.errors import CheckpointError
 
 LEVELS = 200
 # Thresholds k / 200 = 0.005 .. 0.995; 0 would keep everything and 1 next to nothing, so both are left out.
@@ -68,6 +70,14 @@ def to_table(ids: list[str], counts: np.ndarray) -> pd.DataFrame:
             "common": counts[:, 0].ravel(), "predicted": counts[:, 1].ravel(), "truth": counts[:, 2].ravel(),
         }
     )  # fmt: skip
+
+
+def read_counts(path: Path) -> tuple[list[str], np.ndarray]:
+    """Ids in order and counts (slides, 3, T) of a written table. Raises CheckpointError when the file is damaged."""
+    try:
+        return from_table(pd.read_parquet(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged; write it again with 'hubmap evaluate {path.parents[1]}'") from error
 
 
 def from_table(table: pd.DataFrame) -> tuple[list[str], np.ndarray]:

@@ -102,7 +102,7 @@ class DrawSampler(Sampler[int]):
 def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool) -> DataLoader[Tile]:
     """Batches of (N, S, S, 3) uint8 images and (N, S, S) uint8 masks. Its `sampler.epoch` chooses the epoch.
 
-    A last batch of one tile is dropped, because batch norm cannot train on a single small map.
+    A last batch of one tile is dropped, if there are others, because batch norm cannot train on a single small map.
     """
     workers, batch = settings.training.workers, settings.training.batch_size
     return DataLoader(
@@ -114,6 +114,8 @@ def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool) -
         pin_memory=pin_memory,
         drop_last=len(dataset) > batch and len(dataset) % batch == 1,
         worker_init_fn=_quiet_worker,
+        # A loader with workers draws one number from torch's global generator when it starts, which a resumed run does once more.
+        generator=torch.Generator(),
     )
 
 

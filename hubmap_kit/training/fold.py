@@ -1,7 +1,8 @@
-"""One fold: a plain torch loop that can be killed at any moment and resumed to the same numbers."""
+"""One fold: a plain torch loop that can be killed at any moment and resumed; on a CPU, to the same numbers."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import time
@@ -20,7 +21,7 @@ from hubmap_kit import experiment
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import HubmapError
 from hubmap_kit.files import atomic_path
-from hubmap_kit.inference.ensemble import MODEL_FILE
+from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE
 from hubmap_kit.models.build import build, normalise
 from hubmap_kit.models.device import autocast_dtype
 from hubmap_kit.progress import bar
@@ -62,6 +63,12 @@ class FoldTrainer:
 
     def __init__(self, settings: Experiment, task: FoldTask) -> None:
         self.settings, self.task, self.config = settings, task, settings.training
+        if task.device.type == "cuda":
+            # A one-cycle optimiser holds itself in a reference cycle; without this the last fold's moments stay on the card.
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(task.device)
+            torch.backends.cudnn.benchmark = True  # every batch has one shape
         torch.manual_seed(self.config.seed * 1000 + task.fold)
         self.network = build(settings.model, pretrained=not (task.folder / "last.ckpt").is_file())
         self.network.to(task.device, memory_format=torch.channels_last)
@@ -120,8 +127,8 @@ class FoldTrainer:
         mean = float(total) / len(self.loader)
         if not math.isfinite(mean):
             raise HubmapError(
-                f"fold {self.task.fold}: the loss became {mean} in epoch {epoch + 1}; lower training.lr (now {self.config.lr:g}), "
-                "or set training.precision=fp32, and resume"
+                f"fold {self.task.fold}: the loss became {mean} in epoch {epoch + 1}; train into another --out with a lower "
+                f"training.lr (now {self.config.lr:g}) or with training.precision=fp32"
             )
         return mean
 
@@ -132,7 +139,7 @@ class FoldTrainer:
 
     def _forward(self, tiles: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         device = self.task.device
-        inputs = normalise(tiles.to(device, non_blocking=True), self.settings.model).contiguous(memory_format=torch.channels_last)
+        inputs = normalise(tiles.to(device, non_blocking=True), self.settings.model)
         with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
             logits = self.network(inputs)
         return self.loss(logits, masks.to(device, non_blocking=True)[:, None].float())
@@ -141,9 +148,12 @@ class FoldTrainer:
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.get_scale() < before:
+            return  # fp16 gradients overflowed: the scaler skipped this step, so the schedule and the average skip it too
         self.schedule.step()
         if self.ema is not None:
             self.ema.update(self.network, step=self.schedule.done)
@@ -165,9 +175,10 @@ class FoldTrainer:
         return since >= self.config.patience
 
     def _save(self) -> None:
-        """Weights first, the checkpoint last: a kill in between repeats the epoch, and the epoch writes the same weights again."""
+        """Weights first, the checkpoint last: a kill in between repeats the epoch, which writes its weights again."""
         folder = self.task.folder
         if self._best() is self.state.history[-1]:
+            (folder / COUNTS_FILE).unlink(missing_ok=True)  # out-of-fold results of older weights
             tensors = {name: value.contiguous() for name, value in self.evaluated.state_dict().items()}
             with atomic_path(folder / MODEL_FILE) as temporary:
                 save_file(tensors, temporary)
@@ -179,7 +190,7 @@ class FoldTrainer:
                 "epoch": self.state.epoch, "history": self.state.history, "timing": self.state.timing,
                 "network": self.network.state_dict(), "ema": self.ema.module.state_dict() if self.ema is not None else None,
                 "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict(),
-                "rng": checkpoint.rng_state(),
+                "rng": checkpoint.rng_state(self.task.device),
             },
         )  # fmt: skip
         write_rows(folder / "metrics.csv", self.state.history)
@@ -191,9 +202,12 @@ class FoldTrainer:
             self.ema.module.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if bool(saved["scaler"]) != self.scaler.is_enabled():
+            log.warning("fold %d: resumed in another precision than it was trained in so far; its numbers will differ a little", self.task.fold)
+        elif saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
         self.state = _State(saved["epoch"], saved["history"], saved["timing"])
-        checkpoint.restore_rng(saved["rng"])
+        checkpoint.restore_rng(saved["rng"], self.task.device)
         write_rows(self.task.folder / "metrics.csv", self.state.history)
         log.info("fold %d: resumed after epoch %d of %d", self.task.fold, self.state.epoch, self.config.epochs)
 

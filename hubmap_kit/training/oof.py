@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hubmap_kit.competition.metric import summarise
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import CheckpointError
 from hubmap_kit.files import atomic_path, write_json
-from hubmap_kit.inference.ensemble import Ensemble, fold_folders
+from hubmap_kit.inference.ensemble import COUNTS_FILE, Ensemble, fold_folders
 from hubmap_kit.progress import track
 from hubmap_kit.tiles.convert import decode_for
 from hubmap_kit.tiles.scaling import resize_plane
@@ -21,7 +20,6 @@ from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training import counts as sweep
 
 log = logging.getLogger(__name__)
-COUNTS_FILE = "oof_counts.parquet"
 
 
 def predict_fold(ensemble: Ensemble, store: TileStore, slides: Sequence[Slide], rows: Sequence[int], path: Path) -> None:
@@ -46,8 +44,8 @@ def collect(run: Path, slides: Sequence[Slide], folds: Mapping[str, int]) -> pd.
     """Merge the folds that are done: fit thresholds.json, write oof.csv and metrics.csv; returns the out-of-fold table.
 
     Columns: id, organ, data_source, fold, dice (at the fitted threshold of its organ), dice@0.5, threshold, truth_share,
-    predicted_share. Thresholds are fitted on the same slides that they are reported on, so `dice` is a little optimistic;
-    `dice@0.5` is not.
+    predicted_share. Both Dices are a little optimistic: the kept epoch was chosen on these slides, and for `dice` the
+    thresholds were fitted on them too.
     """
     ids, counts = _read_counts(run)
     by_id = {slide.id: slide for slide in slides}
@@ -61,14 +59,20 @@ def collect(run: Path, slides: Sequence[Slide], folds: Mapping[str, int]) -> pd.
     write_json(run / "thresholds.json", thresholds)
     with atomic_path(run / "oof.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6f")
-    with atomic_path(run / "metrics.csv") as temporary:
-        read_metrics(run).to_csv(temporary, index=False)
+    metrics = read_metrics(run)
+    if len(metrics):
+        with atomic_path(run / "metrics.csv") as temporary:
+            metrics.to_csv(temporary, index=False)
     return table
 
 
 def read_metrics(run: Path) -> pd.DataFrame:
     """The metrics of all folds, one row a fold and epoch; empty when no epoch is done."""
-    parts = [pd.read_csv(path) for path in sorted(run.glob("fold*/metrics.csv"))]
+    paths = [folder / "metrics.csv" for folder in fold_folders(run).values()]
+    try:
+        parts = [pd.read_csv(path) for path in paths if path.is_file()]
+    except ValueError as error:
+        raise CheckpointError(f"{run} has a damaged fold<k>/metrics.csv ({error}); delete that file, --resume writes it anew") from error
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -79,18 +83,13 @@ def organ_curves(run: Path, slides: Sequence[Slide]) -> dict[str, np.ndarray]:
     return sweep.mean_curves(sweep.dice_curve(counts), np.array([organ_of[slide_id] for slide_id in ids]))
 
 
-def scores(table: pd.DataFrame, column: str = "dice") -> dict[str, dict[str, float]]:
-    """Mean of a Dice column over all slides, per organ and per source."""
-    return summarise([{"organ": r["organ"], "source": r["data_source"], "dice": r[column]} for r in table.to_dict("records")])
-
-
 def _read_counts(run: Path) -> tuple[list[str], np.ndarray]:
     ids: list[str] = []
     counts = []
     for folder in fold_folders(run).values():
         path = folder / COUNTS_FILE
         if path.is_file():
-            fold_ids, fold_counts = sweep.from_table(pd.read_parquet(path))
+            fold_ids, fold_counts = sweep.read_counts(path)
             ids += fold_ids
             counts.append(fold_counts)
     if not counts:

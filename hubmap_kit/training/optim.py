@@ -16,7 +16,7 @@ class StepSchedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: TrainingConfig, total_steps: int) -> None:
         self.optimizer, self.done = optimizer, 0
-        warmup = round(config.warmup * total_steps)
+        warmup = min(round(config.warmup * total_steps), total_steps - 1)
         self._cycle = self._cosine = None
         if config.schedule == "onecycle":
             # torch divides by the length of each phase: both need a step at least.
@@ -24,8 +24,8 @@ class StepSchedule:
             self._cycle = OneCycleLR(optimizer, config.lr, total_steps=total_steps + 1, pct_start=share)
         elif config.schedule == "cosine":
             self._cosine = CosineLRScheduler(
-                optimizer, t_initial=total_steps, lr_min=config.lr / 1000, warmup_t=warmup, warmup_lr_init=config.lr / 25,
-                warmup_prefix=False, t_in_epochs=False,
+                optimizer, t_initial=total_steps - warmup, lr_min=config.lr / 1000, warmup_t=warmup, warmup_lr_init=config.lr / 25,
+                warmup_prefix=True, t_in_epochs=False,
             )  # fmt: skip
             self._cosine.step_update(0)
 

@@ -12,8 +12,8 @@ import torch
 from hubmap_kit.competition.folds import assign_folds, read_folds, write_folds
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import DataConfig, Experiment
-from hubmap_kit.errors import CheckpointError, ConfigError
-from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_network
+from hubmap_kit.errors import CheckpointError, ConfigError, TableError
+from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE, Ensemble, fold_folders, load_network
 from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training import oof
@@ -23,13 +23,11 @@ log = logging.getLogger(__name__)
 
 
 def split(slides: Sequence[Slide], config: DataConfig, run: Path) -> dict[str, int]:
-    """The fold of every slide: the run's own folds.csv if it has one, else the config's file, else a new split; kept in the run."""
+    """The fold of every slide: the run's own folds.csv if it has one, else the config's file, else a new split."""
     kept = run / "folds.csv"
     if kept.is_file():
         return read_folds(kept, slides)
-    folds = read_folds(Path(config.folds_csv), slides) if config.folds_csv else assign_folds(slides, config.n_folds, config.fold_seed)
-    write_folds(kept, folds, slides)
-    return folds
+    return read_folds(Path(config.folds_csv), slides) if config.folds_csv else assign_folds(slides, config.n_folds, config.fold_seed)
 
 
 def train_folds(
@@ -43,6 +41,7 @@ def train_folds(
     """
     folds = split(slides, settings.data, run)
     numbers = check_folds(chosen, folds)
+    write_folds(run / "folds.csv", folds, slides)
     store = open_or_build(stores, slides, settings.scale, settings.tiles)
     for number in numbers:
         _train_one(settings, slides, folds, number, store, run, device, on_epoch)
@@ -76,9 +75,14 @@ def _train_one(
 ) -> None:  # fmt: skip
     folder = run / f"fold{number}"
     train, valid = _rows(store, folds, number)
-    log.info("fold %d: %d slides to learn from, %d held out", number, len(train), len(valid))
-    FoldTrainer(settings, FoldTask(number, store, train, valid, folder, device)).run(on_epoch)
-    if not (folder / oof.COUNTS_FILE).is_file():
+    if not train:
+        raise TableError(f"{run / 'folds.csv'} puts every slide into fold {number}, so nothing is left to learn from; use another split")
+    if (folder / MODEL_FILE).is_file() and not (folder / "last.ckpt").is_file():
+        log.warning("%s holds weights but no last.ckpt to go on from; it is taken as finished", folder)
+    else:
+        log.info("fold %d: %d slides to learn from, %d held out", number, len(train), len(valid))
+        FoldTrainer(settings, FoldTask(number, store, train, valid, folder, device)).run(on_epoch)
+    if not (folder / COUNTS_FILE).is_file():
         _predict_one(settings, slides, folds, number, store, folder, device)
 
 
@@ -86,7 +90,7 @@ def _predict_one(
     settings: Experiment, slides: Sequence[Slide], folds: Mapping[str, int], number: int, store: TileStore, folder: Path, device: torch.device
 ) -> None:
     ensemble = Ensemble(settings, [load_network(settings, folder, device)], {}, device)
-    oof.predict_fold(ensemble, store, slides, _rows(store, folds, number)[1], folder / oof.COUNTS_FILE)
+    oof.predict_fold(ensemble, store, slides, _rows(store, folds, number)[1], folder / COUNTS_FILE)
 
 
 def _rows(store: TileStore, folds: Mapping[str, int], number: int) -> tuple[list[int], list[int]]:

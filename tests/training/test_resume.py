@@ -44,9 +44,17 @@ def _kill_in_the_middle_of_epoch_two(command: list[str], metrics: Path) -> None:
         process.wait()
 
 
-@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
-def test_killed_and_resumed_equals_never_killed(schedule: str, sample_data: Path, tmp_path: Path) -> None:
-    more = overrides(f"training.schedule={schedule}")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["training.schedule=onecycle"],
+        # FPN has dropout, which draws from torch's global generator: its state must survive as well.
+        ["training.schedule=cosine", "model.arch=fpn", "model.options={}", "model.encoder=tu-resnet10t"],
+    ],
+    ids=["unet", "dropout"],
+)
+def test_killed_and_resumed_equals_never_killed(changes: list[str], sample_data: Path, tmp_path: Path) -> None:
+    more = overrides(*changes)
     undisturbed, killed = tmp_path / "a" / "run", tmp_path / "b" / "run"
     _run(_command(sample_data, undisturbed, *more))
     _kill_in_the_middle_of_epoch_two(_command(sample_data, killed, *more), killed / "fold0" / "metrics.csv")
@@ -76,3 +84,32 @@ def test_a_finished_fold_is_left_alone_and_the_next_one_trained(sample_data: Pat
     # Trained one by one, in the other order, the folds are those of the run that trained both at once.
     for name in ("metrics.csv", "oof.csv", "thresholds.json"):
         assert (out / name).read_bytes() == (tiny_run / name).read_bytes()
+
+
+def test_results_of_an_evaluate_in_mid_run_do_not_outlive_the_weights(sample_data: Path, tmp_path: Path) -> None:
+    from hubmap_kit.__main__ import main
+
+    whole, stopped = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    _run(_command(sample_data, whole))
+    _kill_in_the_middle_of_epoch_two(_command(sample_data, stopped), stopped / "fold0" / "metrics.csv")
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(stopped), "--device", "cpu", "--no-pictures"])
+    assert stop.value.code == 0
+    early = (stopped / "oof.csv").read_bytes()
+    _run(_command(sample_data, stopped, "--resume"))
+    assert early != (stopped / "oof.csv").read_bytes() == (whole / "oof.csv").read_bytes()
+
+
+def test_a_fold_with_weights_alone_is_never_trained_over(sample_data: Path, tiny_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from hubmap_kit.__main__ import main
+
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    (out / "fold0" / "last.ckpt").unlink()
+    before = (out / "fold0" / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--out", str(out), "--resume", "--data", str(sample_data), "--device", "cpu"])
+    assert stop.value.code == 0
+    assert (out / "fold0" / "model.safetensors").read_bytes() == before

@@ -1,0 +1,43 @@
+"""Whatever can be wrong with an experiment, found before anything is written or tiled."""
+
+from __future__ import annotations
+
+import torch
+
+from hubmap_kit.config import Experiment
+from hubmap_kit.errors import ConfigError, HubmapError
+from hubmap_kit.models.build import build
+from hubmap_kit.models.device import autocast_dtype
+from hubmap_kit.training.losses import build_loss
+
+
+def check_experiment(settings: Experiment, device: torch.device) -> None:
+    """Build the loss and the network, weights included, and put one batch of zeros through both, as training and inference will.
+
+    Catches misspelt names, weights of another encoder, networks that need another tile size, and batches too small for batch
+    norm. Raises ConfigError and WeightsError.
+    """
+    loss = build_loss(settings.training.loss)
+    autocast_dtype(settings.training.precision, device)
+    network, loss = build(settings.model).to(device), loss.to(device)
+    batch, size, window = min(settings.training.batch_size, 2), settings.tiles.size, settings.inference.window
+    try:
+        with torch.no_grad():
+            logits = network.train()(torch.zeros(batch, 3, size, size, device=device))
+            _check_shape(logits, (batch, 1, size, size))
+            loss(logits, torch.zeros(batch, 1, size, size, device=device))
+            _check_shape(network.eval()(torch.zeros(1, 3, window, window, device=device)), (1, 1, window, window))
+    except HubmapError:
+        raise
+    except Exception as error:
+        # Networks refuse a size or a batch in as many ways as there are networks.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"{settings.model.arch} on {settings.model.encoder} cannot take batches of {batch} tiles of {size} px and windows of {window} px "
+            f"({reason}); change tiles.size, inference.window, training.batch_size or the network"
+        ) from error
+
+
+def _check_shape(logits: torch.Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(logits.shape) != expected:
+        raise ConfigError(f"the network turns input into logits of shape {tuple(logits.shape)} where {expected} is needed; mend model.options")
