@@ -184,7 +184,7 @@ CASES = [
     case("options that shrink the output", None, changed("model.arch=fpn", "model.options={upsampling: 2}"), "logits", "model.options"),
     case("half precision on a CPU", None, changed("training.precision=fp16"), "training.precision", "fp16"),
     case("a split into one fold", one_fold_for_all, lambda w: w.train(*overrides(f"data.folds_csv={w.tmp}/folds.csv")), "fold"),
-    case("the run folder is a file", lambda w: (w.tmp / "f").touch(), lambda w: [*w.train(), "--out", str(w.tmp / "f")], "File exists"),
+    case("the run folder is a file", lambda w: (w.tmp / "f").touch(), lambda w: [*w.train(), "--out", str(w.tmp / "f")], "check the path"),
     case("the submission is a folder", None, lambda w: w.predict("--out", str(w.data)), "is a folder"),
     # runs and checkpoints
     case("run folder in use", None, lambda w: [*w.train(), "--out", str(w.run)], "already holds a run", "--resume"),

@@ -62,7 +62,7 @@ def test_cosine_warms_up_along_a_line_and_falls_along_a_cosine(total: int, warmu
     rates = train(*setup("cosine", total, warmup), range(total))
     rise = round(warmup * total)
     expected = [
-        LR / 25 + (LR - LR / 25) * step / rise if step < rise else between(LR, LR / 1000, step / total) for step in range(total)
+        LR / 25 + (LR - LR / 25) * step / rise if step < rise else between(LR, LR / 1000, (step - rise) / (total - rise)) for step in range(total)
     ]
     assert rates == pytest.approx(expected, rel=1e-6)
 
