@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes or reuses the virtual environment and installs the kit into it, with the versions of
 # Kaggle's image. HUBMAP_VENV names another folder for the environment; PYTHON another interpreter (3.11 to 3.13).
 # After it, $HUBMAP_PYTHON runs in that environment.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the kit with what its tests need, then runs every test. Arguments go to pytest: scripts/test.sh -k rle -x
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=_environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 hubmap_setup test
 cd "$hubmap_root"

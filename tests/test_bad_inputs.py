@@ -199,6 +199,7 @@ CASES = [
     case("checkpoint with code in it", code_in_checkpoint, RESUME, "last.ckpt"),
     case("checkpoint without its parts", odd_checkpoint, RESUME, "last.ckpt", "lacks"),
     case("weights that diverged", diverged, PREDICT, "NaN", "training.lr"),
+    case("evaluate without the split", lambda w: (w.run / "folds.csv").unlink(), lambda w: ["evaluate", str(w.run)], "folds.csv"),
     case("evaluate does not take thresholds", None, lambda w: ["evaluate", str(w.run), *overrides("inference.threshold=0.3")], "hubmap predict"),
     case("resumed with other settings", None, lambda w: w.resume(*overrides("training.lr=0.5")), "training.lr", "0.5"),
     case("resumed on other masks", lambda w: w.cell("train.csv", "rle", "10 5"), RESUME, "last.ckpt", "other slides or masks"),

@@ -145,8 +145,8 @@ def test_out_of_fold_dice_is_the_dice_of_a_prediction_by_that_fold(tiny_run: Pat
 
 def test_real_slides_go_through_the_journey(shared_data: Path, tmp_path: Path) -> None:
     mini = shared_data / "hubmap-mini"
-    settings = [*TINY, "training.epochs=1", "scale.um_per_px=4.0"]
-    assert run("train", "--config", "mini", "--data", mini, "--out", tmp_path / "run", "--device", "cpu", *overrides(*settings, "model.mean=[0.5,0.5,0.5]")) == 0
+    settings = overrides(*TINY, "training.epochs=1", "scale.um_per_px=4.0")
+    assert run("train", "--config", "mini", "--data", mini, "--out", tmp_path / "run", "--device", "cpu", *settings) == 0
     oof = rows_of(tmp_path / "run" / "oof.csv")
     assert len(oof) == 26
     assert run("predict", tmp_path / "run", "--test", mini / "test.csv", "--out", tmp_path / "submission.csv", "--device", "cpu") == 0
@@ -169,7 +169,8 @@ def test_an_error_is_one_line_and_v_shows_where_it_came_from() -> None:
 
 
 def test_v_works_behind_the_verb_too() -> None:
-    done = subprocess.run([sys.executable, "-m", "hubmap_kit", "train", "-v", "--config", "nope", "--out", "x"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "hubmap_kit", "train", "-v", "--config", "nope", "--out", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
@@ -232,7 +233,8 @@ def test_a_slide_of_4500_px_stays_under_2_gib(tmp_path: Path) -> None:
         (data / "test_images").mkdir(parents=True)
         noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
         tifffile.imwrite(data / "test_images" / "1.tiff", noise, photometric="rgb", compression="deflate")
-        (data / "test.csv").write_text(f"id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness\n1,kidney,Hubmap,{side},{side},0.5,10\n")
+        columns = "id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness"
+        (data / "test.csv").write_text(f"{columns}\n1,kidney,Hubmap,{side},{side},0.5,10\n")
         code = (
             "import sys, resource\n"
             "from hubmap_kit import experiment\n"

@@ -12,9 +12,12 @@ from hubmap_kit.competition.organs import ORGANS
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest cell; the first is left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in (header, *rows)]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
+    rule = ["-" * width for width in widths]
+    lines = []
+    for first, *others in (header, rule, *rows):
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def oof_summary(table: pd.DataFrame) -> str:
@@ -23,10 +26,10 @@ def oof_summary(table: pd.DataFrame) -> str:
     thresholds = dict(zip(table["organ"], table["threshold"], strict=True))
     sources = sorted(set(table["data_source"]))
     names = [organ for organ in ORGANS if organ in fitted] + (sources if len(sources) > 1 else []) + ["all"]
-    rows = [
-        [name, str(fitted[name]["n"]), f"{half[name]['dice']:.4f}", f"{fitted[name]['dice']:.4f}", f"{thresholds[name]:.3f}" if name in thresholds else ""]
-        for name in names
-    ]  # fmt: skip
+    rows = []
+    for name in names:
+        threshold = f"{thresholds[name]:.3f}" if name in thresholds else ""
+        rows.append([name, str(fitted[name]["n"]), f"{half[name]['dice']:.4f}", f"{fitted[name]['dice']:.4f}", threshold])
     return text_table(["out of fold", "slides", "Dice at 0.5", "Dice fitted", "threshold"], rows)
 
 

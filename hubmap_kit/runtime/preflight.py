@@ -11,15 +11,16 @@ from hubmap_kit.models.device import autocast_dtype
 from hubmap_kit.training.losses import build_loss
 
 
-def check_experiment(settings: Experiment, device: torch.device) -> None:
+def check_experiment(settings: Experiment, device: torch.device, pretrained: bool = True) -> None:
     """Build the loss and the network, weights included, and put one batch of zeros through both, as training and inference will.
 
     Catches misspelt names, weights of another encoder, networks that need another tile size, and batches too small for batch
-    norm. Raises ConfigError and WeightsError.
+    norm. With `pretrained` off the encoder's weights file is not asked for: a run that goes on may not need it any more.
+    Raises ConfigError and WeightsError.
     """
     loss = build_loss(settings.training.loss)
     autocast_dtype(settings.training.precision, device)
-    network, loss = build(settings.model).to(device), loss.to(device)
+    network, loss = build(settings.model, pretrained).to(device), loss.to(device)
     batch, size, window = min(settings.training.batch_size, 2), settings.tiles.size, settings.inference.window
     try:
         with torch.no_grad():

@@ -42,15 +42,21 @@ def train(
     """
     chosen = choose_device(device)
     slides = read_train(_train_csv(settings))
-    check_experiment(settings, chosen)
+    check_experiment(settings, chosen, pretrained=not resume)
     _open_run(out, settings, resume)
     _write_environment(out, chosen)
-    table = train_folds(settings, slides, out, stores or out.parent / "stores", chosen, folds, lambda fold, rows: _draw_curves(out, settings, fold, rows))
+
+    def draw(fold: int, rows: list[Row]) -> None:
+        _draw_curves(out, settings, fold, rows)
+
+    table = train_folds(settings, slides, out, stores or out.parent / "stores", chosen, folds, draw)
     _report(out, settings, slides)
     return table
 
 
-def evaluate(run: Path, data: str = "", overrides: Sequence[str] = (), device: str = "auto", stores: Path | None = None, pictures: bool = True) -> pd.DataFrame:
+def evaluate(
+    run: Path, data: str = "", overrides: Sequence[str] = (), device: str = "auto", stores: Path | None = None, pictures: bool = True
+) -> pd.DataFrame:
     """Predict a finished run's held-out slides again, fit its thresholds anew, and draw one overlay per organ.
 
     `data` is the folder with train.csv where it has moved since. `overrides` are `inference.key=value` settings; they become

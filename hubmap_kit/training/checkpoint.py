@@ -84,4 +84,6 @@ def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     if changed:
         key, before, now = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise CheckpointError(f"{path} was made with {key} = {before!r}, now it is {now!r}{more}; resume with the same settings, or train into another --out")
+        raise CheckpointError(
+            f"{path} was made with {key} = {before!r}, now it is {now!r}{more}; resume with the same settings, or train into another --out"
+        )

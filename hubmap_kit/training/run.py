@@ -50,6 +50,8 @@ def train_folds(
 
 def evaluate_folds(settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, device: torch.device) -> pd.DataFrame:
     """Predict every trained fold's held-out slides again with `settings.inference`, and write the run's tables anew."""
+    if not (run / "folds.csv").is_file():
+        raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
     folds = split(slides, settings.data, run)
     store = open_or_build(stores, slides, settings.scale, settings.tiles)
     found = fold_folders(run)

@@ -16,7 +16,9 @@ from tiny import TINY, overrides
 from safetensors.torch import load_file
 
 EPOCHS = 5
-SETTINGS = (*TINY, f"training.epochs={EPOCHS}", "training.samples_per_epoch=48", "training.workers=1", "training.accumulate=5", "augment.pipeline=classic")
+SETTINGS = (
+    *TINY, f"training.epochs={EPOCHS}", "training.samples_per_epoch=48", "training.workers=1", "training.accumulate=5", "augment.pipeline=classic",
+)  # fmt: skip
 
 
 def _command(data: Path, out: Path, *more: str) -> list[str]:
