@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -110,4 +109,4 @@ def test_averaged_weights_are_kept_where_there_are_some(store: TileStore, tmp_pa
         live = trainer.network.state_dict()
         same = all(torch.equal(kept[name], live[name]) for name in kept)
         assert same == (decay == 0.0)
-        assert all(np.isfinite(value.float()).all() for value in kept.values())
+        assert all(torch.isfinite(value.float()).all() for value in kept.values())
