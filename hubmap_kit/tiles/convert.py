@@ -20,17 +20,16 @@ from hubmap_kit.config import ScaleConfig, TilesConfig
 from hubmap_kit.files import sweep, write_json
 from hubmap_kit.progress import track
 from hubmap_kit.tiles import store as files
-from hubmap_kit.tiles.grid import box_shares, grid
 from hubmap_kit.tiles.scaling import resize_image, resize_mask, scaled_shape
 from hubmap_kit.tiles.store import TileStore, is_finished
 
 log = logging.getLogger(__name__)
 
 
-def fingerprint(slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig) -> str:
+def fingerprint(slides: Sequence[Slide], scale: ScaleConfig) -> str:
     """A hash (hex, 16 digits) of everything that a store's bytes depend on; slide files count by name and size."""
     used = {"reduce": ("reduce",), "physical": ("um_per_px", "max_zoom")}[scale.policy]
-    parts: list[object] = [files.FORMAT, scale.policy, *(getattr(scale, key) for key in used), tiles.model_dump()]
+    parts: list[object] = [files.FORMAT, scale.policy, *(getattr(scale, key) for key in used)]
     for slide in slides:
         size = slide.path.stat().st_size if slide.path.is_file() else -1
         labels = hashlib.sha256((slide.rle or "").encode()).hexdigest()
@@ -39,32 +38,27 @@ def fingerprint(slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig)
 
 
 def open_or_build(parent: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig) -> TileStore:
-    """The store for these slides and settings in `parent`, built if it is not there yet.
+    """The store for these slides and this scale in `parent`, built if it is not there yet, with the tiles of one grid.
 
-    The folder is named by the fingerprint, so runs that share data, scale and grid share it. Raises SlideError and RleError.
+    The folder is named by the fingerprint, so runs that share data and scale share it, whatever their tiles. Raises SlideError and RleError.
     """
-    mark = fingerprint(slides, scale, tiles)
+    mark = fingerprint(slides, scale)
     folder = parent / mark
     if not is_finished(folder, mark):
-        build(folder, slides, scale, tiles, mark)
-    return TileStore(folder)
+        build(folder, slides, scale, mark)
+    return TileStore(folder, tiles)
 
 
-def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig, mark: str) -> None:
+def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, mark: str) -> None:
     """Write a store. It grows under a temporary name and takes its own when it is complete; one slide is in memory at a time."""
     growing = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     sweep(folder.parent, f".{folder.name}.*.tmp")
     growing.mkdir(parents=True)
     try:
         with open(growing / files.IMAGES, "wb") as images, open(growing / files.MASKS, "wb") as masks:
-            rows, tables = [], []
-            for number, slide in enumerate(track(slides, "tiles", "slide")):
-                row, table = _append(number, slide, scale, tiles, images, masks)
-                rows.append(row)
-                tables.append(table)
+            rows = [_append(slide, scale, images, masks) for slide in track(slides, "tile store", "slide")]
         pd.DataFrame(rows).to_parquet(growing / files.SLIDES)
-        pd.concat(tables, ignore_index=True).to_parquet(growing / files.TILES)
-        meta = {"format": files.FORMAT, "fingerprint": mark, "slides": len(rows), "scale": scale.model_dump(), "tiles": tiles.model_dump()}
+        meta = {"format": files.FORMAT, "fingerprint": mark, "slides": len(rows), "scale": scale.model_dump()}
         write_json(growing / files.META, meta)
         if is_finished(folder, mark):
             return  # another process, such as the fold on the other GPU, was faster with the same store
@@ -75,9 +69,7 @@ def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: Tile
     log.info("tile store of %d slides in %s", len(rows), folder)
 
 
-def _append(
-    number: int, slide: Slide, scale: ScaleConfig, tiles: TilesConfig, images: BinaryIO, masks: BinaryIO
-) -> tuple[dict[str, object], pd.DataFrame]:
+def _append(slide: Slide, scale: ScaleConfig, images: BinaryIO, masks: BinaryIO) -> dict[str, object]:
     pixels = slide_files.read(slide.path)
     height, width = pixels.shape[:2]
     shape = scaled_shape(height, width, slide.um_per_px, scale)
@@ -85,11 +77,10 @@ def _append(
     offsets = {"image_offset": images.tell(), "mask_offset": masks.tell()}
     images.write(np.ascontiguousarray(resize_image(pixels, shape)).data)
     masks.write(np.packbits(mask, axis=1).data)
-    row = {
+    return {
         "id": slide.id, "organ": slide.organ, "data_source": slide.source, "um_per_px": slide.um_per_px,
         "height": height, "width": width, "rows": shape[0], "cols": shape[1], **offsets,
     }  # fmt: skip
-    return row, _tile_table(number, slide.id, mask, (height, width), tiles)
 
 
 def decode_for(slide: Slide, height: int, width: int) -> np.ndarray:
@@ -105,16 +96,3 @@ def decode_for(slide: Slide, height: int, width: int) -> np.ndarray:
     if height == slide.height:
         return rle.decode(text, height, width)
     return resize_mask(rle.decode(text, slide.height, slide.width), (height, width))
-
-
-def _tile_table(number: int, slide_id: str, mask: np.ndarray, original: tuple[int, int], tiles: TilesConfig) -> pd.DataFrame:
-    corners = grid(*mask.shape, tiles.size, tiles.overlap)
-    per_row, per_col = original[0] / mask.shape[0], original[1] / mask.shape[1]
-    return pd.DataFrame(
-        {
-            "slide": number, "id": slide_id,
-            "y": np.round(corners[:, 0] * per_row).astype(np.int64), "x": np.round(corners[:, 1] * per_col).astype(np.int64),
-            "row": corners[:, 0], "col": corners[:, 1], "size": tiles.size,
-            "foreground": box_shares(mask, corners, tiles.size),
-        }
-    )  # fmt: skip

@@ -1,8 +1,8 @@
 """The tile store: scaled slides as flat uint8 memory maps, packed masks, and a table of grid tiles.
 
-A folder of five files: `store.json` (what it was made from; written last, so a store without it is unfinished), `images.u8`
-(all scaled slides, RGB, one after the other), `masks.bits` (8 mask pixels a byte, rows padded to whole bytes),
-`slides.parquet` (one row a slide, with its offsets) and `tiles.parquet` (one row a grid tile).
+A folder: `store.json` (what it was made from; written last, so a store without it is unfinished), `images.u8` (all scaled
+slides, RGB, one after the other), `masks.bits` (8 mask pixels a byte, rows padded to whole bytes), `slides.parquet` (one row a
+slide, with its offsets), and one `tiles-<size>-<overlap>.parquet` (one row a grid tile) for every grid that was asked for.
 
 Reading a crop touches only its own pages; nothing is decoded again. A PNG tile costs about 45 times as much to read.
 """
@@ -15,36 +15,38 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 
+from hubmap_kit.config import TilesConfig
 from hubmap_kit.errors import StoreError
+from hubmap_kit.tiles.table import open_table, read_table
 
 FORMAT = 1
-IMAGES, MASKS, SLIDES, TILES, META = "images.u8", "masks.bits", "slides.parquet", "tiles.parquet", "store.json"
+IMAGES, MASKS, SLIDES, META = "images.u8", "masks.bits", "slides.parquet", "store.json"
 
 
 class TileStore:
-    """A finished store, opened for reading.
+    """A finished store, opened for reading with one grid of tiles.
 
     `slides` has one row a slide: id, organ, data_source, um_per_px, height, width (original pixels), rows, cols (network pixels),
     image_offset, mask_offset (bytes). `tiles` has one row a grid tile: slide (row number in `slides`), id, y, x (original pixels),
     row, col, size (network pixels), foreground (share covered by the mask).
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, tiles: TilesConfig) -> None:
+        self.folder, self.grid = Path(folder), tiles
         self.meta = _read_meta(self.folder)
-        self.slides, self.tiles = _read_table(self.folder / SLIDES), _read_table(self.folder / TILES)
+        self.slides = read_table(self.folder / SLIDES)
         self._rows = self.slides["rows"].to_numpy()
         self._cols = self.slides["cols"].to_numpy()
         self._image_offsets = self.slides["image_offset"].to_numpy()
         self._mask_offsets = self.slides["mask_offset"].to_numpy()
         self._images = self._map(IMAGES, int((self._rows * self._cols).sum()) * 3)
         self._masks = self._map(MASKS, int((self._rows * ((self._cols + 7) // 8)).sum()))
+        self.tiles = open_table(self.folder, tiles, self.slides, self.mask)
 
-    def __reduce__(self) -> tuple[type[TileStore], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[TileStore], tuple[Path, TilesConfig]]:
         # A memory map pickles as a copy of its data; a spawned worker must open the files again instead.
-        return TileStore, (self.folder,)
+        return TileStore, (self.folder, self.grid)
 
     def __len__(self) -> int:
         return len(self.slides)
@@ -112,13 +114,6 @@ def _read_meta(folder: Path) -> Mapping[str, object]:
     if found != FORMAT:
         raise StoreError(f"{path} has store format {found}, this version reads {FORMAT}; delete {folder} and run again")
     return meta
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is missing or damaged; delete {path.parent} and run again to rebuild the store") from error
 
 
 def _mirrored(start: int, size: int, length: int) -> np.ndarray:

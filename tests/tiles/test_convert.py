@@ -67,7 +67,7 @@ def test_the_same_data_and_settings_reuse_the_folder(tmp_path: Path, make_slide:
 def test_whatever_the_bytes_depend_on_makes_another_store(make_slide: Callable, field: str, value: object) -> None:
     slide = make_slide("a", 80, 80)[0]
     changed = dataclasses.replace(slide, **{field: value})
-    assert fingerprint([changed], ScaleConfig(), SMALL) != fingerprint([slide], ScaleConfig(), SMALL)
+    assert fingerprint([changed], ScaleConfig()) != fingerprint([slide], ScaleConfig())
 
 
 def test_two_tables_that_give_one_file_different_masks_do_not_share_a_store(tmp_path: Path, make_slide: Callable) -> None:
@@ -84,17 +84,34 @@ def test_two_tables_that_give_one_file_different_masks_do_not_share_a_store(tmp_
 def test_settings_slides_and_their_order_make_another_store(make_slide: Callable) -> None:
     a, b = make_slide("a", 80, 80)[0], make_slide("b", 80, 80)[0]
     scales = [ScaleConfig(), ScaleConfig(reduce=2), ScaleConfig(policy="physical"), ScaleConfig(policy="physical", um_per_px=1.0)]
-    marks = [fingerprint([a, b], scale, SMALL) for scale in scales]
-    marks += [fingerprint([a, b], ScaleConfig(), tiles) for tiles in (TilesConfig(size=96), TilesConfig(size=64, overlap=0.5))]
-    marks += [fingerprint(slides, ScaleConfig(), SMALL) for slides in ([a], [b], [b, a])]
+    marks = [fingerprint([a, b], scale) for scale in scales]
+    marks += [fingerprint(slides, ScaleConfig()) for slides in ([a], [b], [b, a])]
     assert len(set(marks)) == len(marks)
+
+
+def test_settings_that_do_not_apply_change_nothing(make_slide: Callable) -> None:
+    slide = make_slide("a", 80, 80)[0]
+    assert fingerprint([slide], ScaleConfig(um_per_px=3.0)) == fingerprint([slide], ScaleConfig())
+    assert fingerprint([slide], ScaleConfig(policy="physical", reduce=4)) == fingerprint([slide], ScaleConfig(policy="physical"))
+
+
+def test_grids_share_the_pixels_of_one_store(tmp_path: Path, make_slide: Callable) -> None:
+    slide, _, mask = make_slide("a", 150, 200)
+    grids = [TilesConfig(size=64), TilesConfig(size=96), TilesConfig(size=64, overlap=0.5)]
+    stores = [open_or_build(tmp_path, [slide], ScaleConfig(), tiles) for tiles in grids]
+    assert len({store.folder for store in stores}) == 1
+    assert [len(store.tiles) for store in stores] == [3 * 4, 2 * 3, 4 * 6]
+    for store, tiles in zip(stores, grids, strict=True):
+        for tile in store.tiles.itertuples():
+            inside = mask[tile.row : tile.row + tiles.size, tile.col : tile.col + tiles.size].sum()
+            assert tile.foreground == pytest.approx(inside / tiles.size**2)
 
 
 def test_a_slide_file_of_another_size_makes_another_store(make_slide: Callable) -> None:
     slide = make_slide("a", 80, 80)[0]
-    before = fingerprint([slide], ScaleConfig(), SMALL)
+    before = fingerprint([slide], ScaleConfig())
     tifffile.imwrite(slide.path, np.zeros((90, 90, 3), np.uint8), photometric="rgb")
-    assert fingerprint([slide], ScaleConfig(), SMALL) != before
+    assert fingerprint([slide], ScaleConfig()) != before
 
 
 def test_a_build_that_fails_half_way_leaves_nothing_behind(tmp_path: Path, make_slide: Callable) -> None:
@@ -137,7 +154,7 @@ def test_a_killed_build_is_no_store_and_the_next_build_succeeds(tmp_path: Path, 
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
     table = read_train(tmp_path / "train.csv")
-    mark = fingerprint(table, ScaleConfig(), SMALL)
+    mark = fingerprint(table, ScaleConfig())
     assert not (stores / mark).exists()
     assert len(open_or_build(stores, table, ScaleConfig(), SMALL)) == 3
 

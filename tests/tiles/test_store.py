@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hubmap_kit.config import ScaleConfig, TilesConfig
@@ -17,12 +18,14 @@ from hubmap_kit.tiles.store import TileStore, is_finished, mirror
 
 SIZES = ((90, 131), (40, 57), (200, 64))  # widths that do and do not fill whole bytes of mask bits
 
+GRID = TilesConfig(size=64)
+
 
 @pytest.fixture
 def made(tmp_path: Path, make_slide: Callable) -> tuple[TileStore, list[np.ndarray], list[np.ndarray]]:
     """An unscaled store, and the pixels and masks that went into it."""
     slides, pixels, masks = zip(*(make_slide(f"s{number}", *size) for number, size in enumerate(SIZES)), strict=True)
-    store = open_or_build(tmp_path / "stores", slides, ScaleConfig(), TilesConfig(size=64))
+    store = open_or_build(tmp_path / "stores", slides, ScaleConfig(), GRID)
     return store, list(pixels), list(masks)
 
 
@@ -111,7 +114,7 @@ def test_pickling_reopens_the_files_and_copies_nothing(made: tuple) -> None:
     assert isinstance(twin.image(2).base, np.memmap) or isinstance(twin.image(2), np.memmap)
 
 
-@pytest.mark.parametrize("name", ["store.json", "images.u8", "masks.bits", "slides.parquet", "tiles.parquet"])
+@pytest.mark.parametrize("name", ["store.json", "images.u8", "masks.bits", "slides.parquet"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
 def test_a_damaged_store_is_refused(made: tuple, name: str, damage: str) -> None:
     folder = made[0].folder
@@ -120,13 +123,23 @@ def test_a_damaged_store_is_refused(made: tuple, name: str, damage: str) -> None
     if damage != "missing":
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
     with pytest.raises(StoreError, match=str(folder)):
-        TileStore(folder)
+        TileStore(folder, GRID)
+
+
+def test_a_tile_table_is_made_again_when_it_is_gone_and_refused_when_it_is_damaged(made: tuple) -> None:
+    folder, before = made[0].folder, made[0].tiles
+    path = folder / "tiles-64-0.parquet"
+    path.unlink()
+    pd.testing.assert_frame_equal(TileStore(folder, GRID).tiles, before)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(StoreError, match=str(path)):
+        TileStore(folder, GRID)
 
 
 def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(StoreError, match="store.json"):
-            TileStore(folder)
+            TileStore(folder, GRID)
         assert not is_finished(folder, "0")
 
 
@@ -135,7 +148,7 @@ def test_a_store_of_another_format_is_refused(made: tuple, meta: str) -> None:
     folder = made[0].folder
     (folder / "store.json").write_text(meta)
     with pytest.raises(StoreError):
-        TileStore(folder)
+        TileStore(folder, GRID)
     assert not is_finished(folder, folder.name)
 
 
