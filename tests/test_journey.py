@@ -256,3 +256,22 @@ def test_a_slide_of_4500_px_stays_under_2_gib(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         peaks[side] = int(done.stdout) * 1024
     assert peaks[4500] - peaks[64] < 2 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("demo", ["--out", "Folder for everything"]),
+        ("sample", ["OUT", "Folder for the slides"]),
+        ("config", ["[NAME]", "A shipped experiment"]),
+        ("train", ["--resume", "Go on with the run"]),
+        ("evaluate", ["RUN", "A run folder"]),
+        ("predict", ["RUNS...", "Run folders"]),
+        ("check-submission", ["SUBMISSION", "The submission.csv"]),
+    ],
+)
+def test_help_describes_every_argument(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(verb, "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for word in words:
+        assert word in shown
