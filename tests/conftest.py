@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,14 @@ from tiny import TINY, overrides
 import hubmap_kit  # noqa: F401  (sets NO_ALBUMENTATIONS_UPDATE and HF_HUB_OFFLINE before any test imports the libraries)
 
 SHARED_DATA = Path(os.environ.get("HUBMAP_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _default_csv_limit() -> Iterator[None]:
+    """Tests that read masks with the csv module raise its field limit, which is global; each test starts with the default."""
+    csv.field_size_limit(131_072)
+    yield
+    csv.field_size_limit(131_072)
 
 
 @pytest.fixture(scope="session")
