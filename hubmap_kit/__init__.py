@@ -12,6 +12,6 @@ __version__ = "0.1.0"
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# OpenMP threads that wait by spinning starve each other as soon as anything else runs on the machine: on two busy cores an
-# epoch took ten times as long. Read when torch is imported.
+# OpenMP threads that wait by spinning starve whatever else runs on the machine, and each other: beside two busy processes on
+# two cores an epoch took about twice as long with the default. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
