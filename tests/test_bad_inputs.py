@@ -79,6 +79,11 @@ class Code:
         return Path.touch, (Path("pwned-by-a-checkpoint"),)
 
 
+def folder_of_somebody(w: World) -> None:
+    (w.tmp / "mine").mkdir()
+    (w.tmp / "mine" / "config.yaml").write_text("name: precious\n")
+
+
 def spoil_weights(w: World) -> None:
     path = w.run / "fold0" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
@@ -188,6 +193,7 @@ CASES = [
     case("the submission is a folder", None, lambda w: w.predict("--out", str(w.data)), "is a folder"),
     # runs and checkpoints
     case("run folder in use", None, lambda w: [*w.train(), "--out", str(w.run)], "already holds a run", "--resume"),
+    case("a folder with a config of somebody's own", folder_of_somebody, lambda w: [*w.train(), "--out", str(w.tmp / "mine")], "holds no run"),
     case("not a run folder", lambda w: (w.run / "config.yaml").unlink(), PREDICT, "not a run folder"),
     case("no trained fold", no_folds, PREDICT, "no trained fold"),
     case("fold not trained", None, lambda w: w.predict("--folds", "4"), "[4]"),
@@ -234,3 +240,5 @@ def test_a_bad_input_is_one_clear_line(
     assert {path: path.read_bytes() for path in before} == before
     assert not (world.tmp / "pwned-by-a-checkpoint").exists()
     assert not (world.tmp / "s.csv").exists()
+    mine = world.tmp / "mine" / "config.yaml"
+    assert not mine.exists() or mine.read_text() == "name: precious\n"

@@ -107,16 +107,17 @@ def _train_csv(settings: Experiment) -> Path:
 def _open_run(out: Path, settings: Experiment, resume: bool) -> None:
     """Write config.yaml into a new run folder, or make sure that the run that is there is the same experiment.
 
-    A folder where no epoch was ever finished holds nothing to lose and may be started again.
+    A run where no epoch was ever finished holds nothing to lose and may be started again; any other folder with files in it,
+    even one with a config.yaml of somebody's own, is refused.
     """
     kept, new = out / "config.yaml", experiment.dump(settings)
     begun = [*out.glob("fold*/last.ckpt"), *out.glob(f"fold*/{MODEL_FILE}")]
     if begun and not resume:
         raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not kept.is_file():
-        raise CheckpointError(f"{out} is not empty and holds no run; choose a new folder for --out")
     if begun:
         checkpoint.check_same(experiment.dump(experiment.read(kept)), new, kept)
+    elif out.is_dir() and any(out.iterdir()) and not (kept.is_file() and (out / "environment.json").is_file()):
+        raise CheckpointError(f"{out} is not empty and holds no run; choose a new folder for --out")
     else:
         (out / "folds.csv").unlink(missing_ok=True)
     write_yaml(kept, new)

@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from hubmap_kit.config import TilesConfig
@@ -91,7 +90,8 @@ class TileStore:
 
 def mirror(pixels: np.ndarray, pads: tuple[int, int, int, int]) -> np.ndarray:
     """Extend `pixels` by (top, bottom, left, right) mirrored pixels; also where the padding is wider than the picture."""
-    return cv2.copyMakeBorder(np.ascontiguousarray(pixels), *pads, cv2.BORDER_REFLECT)
+    (top, bottom, left, right), (height, width) = pads, pixels.shape[:2]
+    return pixels[np.ix_(_mirrored(-top, top + height + bottom, height), _mirrored(-left, left + width + right, width))]
 
 
 def is_finished(folder: Path, fingerprint: str) -> bool:

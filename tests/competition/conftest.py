@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+from slide_pictures import HAS_IMAGECODECS, NO_CODECS
 
-HAS_IMAGECODECS = importlib.util.find_spec("imagecodecs") is not None
-NO_CODECS = "imagecodecs is not installed, and without it tifffile cannot write LZW, JPEG or floating-point predictors"
 READER_MODULES = ("tifffile", "hubmap_kit.competition.slides", "hubmap_kit.competition.tiff_segments")
 
 

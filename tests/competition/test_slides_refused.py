@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import struct
 import warnings
@@ -16,19 +15,9 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from slide_pictures import HAS_IMAGECODECS, NO_CODECS, picture
 
 from hubmap_kit.errors import SlideError
-
-HAS_IMAGECODECS = importlib.util.find_spec("imagecodecs") is not None
-NO_CODECS = "imagecodecs is not installed, and without it tifffile cannot write LZW, JPEG or floating-point predictors"
-
-
-def picture(height: int = 37, width: int = 53, samples: int = 3) -> np.ndarray:
-    """Smooth, so that it compresses as tissue does; not square."""
-    noise = np.random.default_rng(height * width).integers(0, 256, (height, width, samples)).astype(np.uint8)
-    smooth = cv2.GaussianBlur(noise, (0, 0), 3).reshape(height, width, samples).astype(float)
-    return np.rint((smooth - smooth.min()) * 255 / np.ptp(smooth)).astype(np.uint8)
-
 
 RGBA = picture(samples=4)
 RGB = RGBA[..., :3]
