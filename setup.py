@@ -28,9 +28,17 @@ REQUIRES = [
     "tqdm>=4.66",  # progress bars
     "matplotlib>=3.8",  # curves and overlays
 ]
+# Only for the machine that one pushes from: kernels need no client, and the image holds an older one.
+PUSH = [
+    "kaggle>=2.2.4",  # typed answers to a push, `quota`; 2.2.5 where its certifi can be had
+    "six>=1.16",  # kaggle 2.2.4 and 2.2.5 import it without declaring it
+    "packaging>=23",  # wheel names and requirements of the bundle
+    "setuptools>=68",  # builds the wheel
+]
 EXTRAS = {
+    "push": PUSH,
     "lzw": ["imagecodecs>=2024.1.1"],  # faster LZW and JPEG TIFFs; OpenCV reads them where it is absent
-    "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "pycocotools>=2.0.7", "monai>=1.3", "imagecodecs>=2024.1.1"],
+    "test": [*PUSH, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "pycocotools>=2.0.7", "monai>=1.3", "imagecodecs>=2024.1.1"],
 }
 
 setup(

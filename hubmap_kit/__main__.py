@@ -11,6 +11,7 @@ import click
 import typer
 
 from hubmap_kit.errors import HubmapError
+from hubmap_kit.publish import verbs as publishing
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(
@@ -141,6 +142,9 @@ def check_submission(
 
     report = check(submission, test)
     typer.echo(f"{submission}: {report.rows} rows, {report.empty} empty masks, mean coverage {report.mean_coverage:.2%}; the scorer would take it")
+
+
+publishing.add_all(app)
 
 
 def _numbers(text: str) -> list[int] | None:

@@ -42,6 +42,18 @@ class CheckpointError(HubmapError):
     """A run folder or a checkpoint is missing, damaged, or belongs to another experiment."""
 
 
+class KernelError(HubmapError):
+    """A kernel cannot start or go on: its inputs, its bundle or its accelerator are not what it was pushed for."""
+
+
+class PublishError(HubmapError):
+    """Something would not go up to Kaggle as it must, or Kaggle did not take it."""
+
+
+class RehearsalError(HubmapError):
+    """A rehearsal cannot be set up on this machine, or the kernel failed it."""
+
+
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of an error that names the known word closest to a misspelt one, or nothing when none is close."""
     close = difflib.get_close_matches(word, list(known), n=1)

@@ -10,7 +10,7 @@ HUBMAP_PYTHON=$hubmap_venv/bin/python
 hubmap_die() { printf 'error: %s\n' "$1" >&2; exit 1; }
 
 # Anything that changes what would be installed changes this stamp.
-hubmap_stamp() { cat "$hubmap_root/setup.py" "$hubmap_root/constraints.txt" | cksum; printf '%s %s\n' "$1" "$hubmap_root"; }
+hubmap_stamp() { cat "$hubmap_root/setup.py" "$hubmap_root/constraints.txt" "$hubmap_root/scripts/constraints-tools.txt" | cksum; printf '%s %s\n' "$1" "$hubmap_root"; }
 
 hubmap_make_venv() {
     local python=${PYTHON:-python3}
@@ -25,10 +25,10 @@ hubmap_make_venv() {
 # uv resolves and installs several times faster than pip; it comes from PyPI like everything else. Plain pip where it cannot be had.
 hubmap_pip_install() {
     if "$HUBMAP_PYTHON" -m uv --version >/dev/null 2>&1 || "$HUBMAP_PYTHON" -m pip install --quiet uv 2>/dev/null; then
-        "$HUBMAP_PYTHON" -m uv pip install --python "$HUBMAP_PYTHON" -c "$hubmap_root/constraints.txt" "$@"
+        "$HUBMAP_PYTHON" -m uv pip install --python "$HUBMAP_PYTHON" -c "$hubmap_root/constraints.txt" -c "$hubmap_root/scripts/constraints-tools.txt" "$@"
     else
         echo "uv could not be installed; going on with pip, which takes minutes"
-        "$HUBMAP_PYTHON" -m pip install -c "$hubmap_root/constraints.txt" "$@"
+        "$HUBMAP_PYTHON" -m pip install -c "$hubmap_root/constraints.txt" -c "$hubmap_root/scripts/constraints-tools.txt" "$@"
     fi
 }
 
