@@ -1,0 +1,187 @@
+"""Staged datasets: flat folders in build/datasets/<kind>, ready to be uploaded as they are, each with its BUILD_ID.json.
+
+Every function takes the dataset's folder `out` (default: build/datasets/<kind> in the checkout) and returns it. The folder is
+built under a temporary name and swapped in when it is complete; the same input gives the same build id. A former staged
+dataset is replaced, any other folder is refused. dataset-metadata.json, which names the account, is added when it is pushed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hubmap_kit.errors import PublishError, StoreError
+from hubmap_kit.files import write_yaml
+from hubmap_kit.publish.folders import Growing, check_flat, fresh_folder
+from hubmap_kit.publish.root import repository as checkout
+from hubmap_kit.runtime.build_id import describe, unfold, write
+
+log = logging.getLogger(__name__)
+RUN_FILES = ("thresholds.json", "oof.csv", "folds.csv", "metrics.csv", "environment.json")  # beside config.yaml, where the run has them
+LOCAL_PATHS = (("data", "folder"), ("data", "folds_csv"), ("model", "encoder_weights"))
+PICKLED = (".pth", ".pt", ".bin")
+
+
+def stage_code(repository: Path, out: Path | None = None, allow_dirty: bool = False) -> Path:
+    """Build the wheel of the checkout `repository` and stage it with the vendored wheels. Raises PublishError."""
+    from hubmap_kit.publish.bundle import build_bundle
+
+    folder = out or repository / "build" / "datasets" / "code"
+    build_bundle(folder, allow_dirty, repository)
+    return folder
+
+
+def stage_weights(runs: Sequence[Path], out: Path | None = None, names: Sequence[str] | None = None, allow_unfinished: bool = False) -> Path:
+    """Stage what inference and a look at a run need: config, thresholds, tables and the weights of each fold; no checkpoints.
+
+    `names` are the runs' names in the dataset, by default those of their folders. `allow_unfinished` takes the best epoch so
+    far of folds that are not done. Raises PublishError, and CheckpointError for a folder that is no run.
+    """
+    if names is not None and len(names) != len(runs):
+        raise PublishError(f"{len(names)} names were given for {len(runs)} runs; give one for each run, or none")
+    called = list(names) if names is not None else [run.resolve().name for run in runs]
+    _check_distinct(called, runs, "give them other names")
+    with _staged("weights", runs, out) as growing:
+        for run, name in zip(runs, called, strict=True):
+            config = _public_config(run)
+            for source in _run_files(run, allow_unfinished):
+                growing.add(source, f"{name}/{source.relative_to(run).as_posix()}")
+            write_yaml(growing.place(f"{name}/config.yaml"), config)
+    return _folder("weights", out)
+
+
+def stage_tiles(stores: Sequence[Path], out: Path | None = None) -> Path:
+    """Stage finished tile stores, each under its fingerprint, by which readers look for it. Raises PublishError and StoreError."""
+    from hubmap_kit.tiles.store import IMAGES, MASKS, META, SLIDES
+
+    marks = [_fingerprint(store / META) for store in stores]
+    _check_distinct(marks, stores, "they were made from the same slides at the same scale, so one is enough")
+    with _staged("tiles", stores, out) as growing:
+        for store, mark in zip(stores, marks, strict=True):
+            for source in [*(store / name for name in (META, SLIDES, IMAGES, MASKS)), *sorted(store.glob("tiles-*.parquet"))]:
+                growing.add(source, f"{mark}/{source.name}")
+        growing.before_end.append(lambda folder: _open_stores(folder, marks))
+    return _folder("tiles", out)
+
+
+def stage_pretrained(files: Sequence[Path], out: Path | None = None) -> Path:
+    """Stage encoder weights as safetensors; torch files are read without running their code and written anew.
+
+    Raises PublishError, and WeightsError for a file that is damaged or no table of tensors.
+    """
+    with _staged("pretrained", files, out) as growing:
+        for source in files:
+            if source.suffix not in (".safetensors", *PICKLED):
+                raise PublishError(f"{source} is no weights file by its name; expected .safetensors or {', '.join(PICKLED)}")
+            _add_weights(growing, source)
+    return _folder("pretrained", out)
+
+
+@contextmanager
+def _staged(kind: str, sources: Sequence[Path], out: Path | None) -> Iterator[Growing]:
+    """A dataset that grows, gets its BUILD_ID.json and is checked when the block ends, and only then takes its place."""
+    if not sources:
+        raise PublishError(f"nothing was given to stage as {kind}; name at least one path")
+    with fresh_folder(_folder(kind, out)) as folder:
+        growing = Growing(folder)
+        yield growing
+        check_flat(folder)
+        build = describe(kind, folder, growing.paths)
+        write(folder, build)
+        check_flat(folder)
+        for check in growing.before_end:
+            check(folder)
+    log.info("%s staged in %s: %d files", build.build_id, _folder(kind, out), len(build.files))
+
+
+def _folder(kind: str, out: Path | None) -> Path:
+    return out or checkout() / "build" / "datasets" / kind
+
+
+def _check_distinct(names: Sequence[str], sources: Sequence[Path], advice: str) -> None:
+    for number, name in enumerate(names):
+        first = names.index(name)
+        if first != number:
+            raise PublishError(f"{sources[first]} and {sources[number]} would both be '{name}' in the dataset; {advice}")
+
+
+def _run_files(run: Path, allow_unfinished: bool) -> list[Path]:
+    """The files of a run to stage besides config.yaml, which is written anew."""
+    from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE, fold_folders
+
+    folds = fold_folders(run)
+    if not folds:
+        raise PublishError(f"{run} holds no trained fold (fold<k>/{MODEL_FILE}); train it first")
+    begun = sorted(path.parent for path in run.glob("fold*/last.ckpt"))
+    unfinished = [folder for folder in begun if not ((folder / COUNTS_FILE).is_file() and (folder / MODEL_FILE).is_file())]
+    if unfinished and not allow_unfinished:
+        raise PublishError(f"{unfinished[0]} is not trained to its end; go on with 'hubmap train --out {run} --resume', or add --allow-unfinished")
+    weights = [folder / MODEL_FILE for folder in folds.values()]
+    for path in weights:
+        _check_safetensors(path)
+    return [*(run / name for name in RUN_FILES if (run / name).is_file()), *weights]
+
+
+def _public_config(run: Path) -> dict[str, Any]:
+    """A run's config.yaml with the paths of this machine cut to their last names; inference reads none of them."""
+    from hubmap_kit import experiment
+    from hubmap_kit.inference.ensemble import run_settings
+
+    values = experiment.dump(run_settings(run))
+    for section, key in LOCAL_PATHS:
+        values[section][key] = re.split(r"[/\\]", values[section][key].rstrip("/\\"))[-1]
+    return values
+
+
+def _fingerprint(meta: Path) -> str:
+    """The fingerprint that a finished store's store.json names. Raises StoreError when there is none."""
+    try:
+        return str(json.loads(meta.read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{meta.parent} is not a finished tile store ({meta.name}: {type(error).__name__}); build it again") from error
+
+
+def _open_stores(folder: Path, marks: Sequence[str]) -> None:
+    """Open every staged store as a kernel will. Raises StoreError when one is incomplete."""
+    from hubmap_kit.config import TilesConfig
+    from hubmap_kit.tiles.store import TileStore
+
+    with tempfile.TemporaryDirectory() as temporary:
+        tree = unfold(folder, Path(temporary))
+        for mark in marks:
+            # A grid that the store has already costs nothing to open.
+            names = (re.fullmatch(r"tiles-(\d+)-([\d.]+)\.parquet", path.name) for path in sorted((tree / mark).glob("tiles-*")))
+            grids = [TilesConfig(size=int(name[1]), overlap=float(name[2])) for name in names if name]
+            TileStore(tree / mark, grids[0] if grids else TilesConfig())
+
+
+def _add_weights(growing: Growing, source: Path) -> None:
+    from hubmap_kit.models.pretrained import read_tensors
+
+    if source.suffix == ".safetensors":
+        _check_safetensors(source)
+        growing.add(source, source.name)
+        return
+    from safetensors.torch import save_file
+
+    tensors = {name: value.contiguous().clone() for name, value in read_tensors(source).items()}
+    target = growing.place(f"{source.stem}.safetensors")
+    save_file(tensors, target, {"format": "pt"})
+    log.info("%s is written as %s: Kaggle may unpack torch files", source, target.name)
+
+
+def _check_safetensors(path: Path) -> None:
+    """Read the header, which says how long the file must be."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as handle:
+            handle.keys()
+    except (SafetensorError, OSError) as error:
+        raise PublishError(f"{path} is missing or no undamaged safetensors file ({str(error)[:100]}); copy it or train it again") from error
