@@ -1,7 +1,129 @@
+"""`hubmap plan`: what a training costs in GPU hours, and in which sessions and weeks it fits."""
+
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hubmap_kit.errors import ConfigError, PublishError
+
+if TYPE_CHECKING:
+    from hubmap_kit.config import Experiment
+    from hubmap_kit.publish.plan import Session
+    from hubmap_kit.publish.quota import Budget
+
+GPUS = {"t4x2": 2, "p100": 1, "cpu": 1}
+
 
 def add(app: typer.Typer) -> None:
-    """Placeholder until its helper writes it."""
+    """Add `hubmap plan`."""
+    app.command()(plan)
+
+
+def plan(
+    config: Annotated[str, typer.Option(help="A shipped experiment or a YAML file.")],
+    folds: Annotated[str, typer.Option(help="Fold numbers, e.g. 0,2; empty: all.")] = "",
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = [],
+    run: Annotated[list[Path], typer.Option(help="A run folder whose timing is taken, where it fits; may be repeated.")] = [],
+    slides: Annotated[int, typer.Option(min=1, help="Training slides.")] = 351,
+    accelerator: Annotated[str, typer.Option(help="t4x2, p100 (retired) or cpu.")] = "t4x2",
+    hours: Annotated[float, typer.Option(min=0.1, max=12, help="Hours of a session at most.")] = 11.5,
+    stored: Annotated[bool, typer.Option("--stored", help="A finished tile store will be attached.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask Kaggle for the quota; assume a full week.")] = False,
+) -> None:
+    """Hours of a training on Kaggle, laid out over sessions and the weekly GPU quota; every figure says whether it was measured."""
+    from datetime import datetime, timezone
+
+    from hubmap_kit import experiment
+    from hubmap_kit.publish.plan import Job, Terms, lay_out
+    from hubmap_kit.publish.speed import estimate
+
+    if accelerator not in GPUS:
+        raise PublishError(f"--accelerator is '{accelerator}'; expected {', '.join(GPUS)}")
+    settings = experiment.load(config, set_)
+    numbers = _numbers(folds, settings)
+    speed = estimate(settings, accelerator, run, slides, stored)
+    budget, note = (None, "no GPU, no quota") if accelerator == "cpu" else _budget(offline)
+    job = Job(numbers, settings.training.epochs, speed.epoch_s / 3600, speed.last_s / 3600)
+    sessions = lay_out(job, budget, Terms(hours, speed.overhead_s / 3600, GPUS[accelerator]), datetime.now(timezone.utc))
+    typer.echo(f"{settings.name}: {len(numbers)} folds x {settings.training.epochs} epochs of {speed.epoch_s:.0f} s on {accelerator}; {note}\n")
+    typer.echo(_table(sessions, GPUS[accelerator]))
+    typer.echo("\n" + "\n".join([*speed.notes, *_early_stop(settings)]))
+    typer.echo(f"\n{_summary(sessions, budget)}")
+    typer.echo(_commands(sessions, config, folds, set_, accelerator))
+
+
+def _numbers(text: str, settings: Experiment) -> tuple[int, ...]:
+    known = range(settings.data.n_folds)
+    try:
+        numbers = tuple(sorted({int(part) for part in text.split(",")})) if text else tuple(known)
+    except ValueError as error:
+        raise PublishError(f"--folds is '{text}'; expected numbers such as 0,2") from error
+    wrong = [number for number in numbers if number not in known]
+    if wrong:
+        raise ConfigError(f"fold {wrong[0]} was asked for, but data.n_folds is {len(known)}; choose among {list(known)} with --folds")
+    return numbers
+
+
+def _budget(offline: bool) -> tuple[Budget, str]:
+    """The quota that Kaggle tells, or the usual one where it cannot be asked, and a sentence on it."""
+    from hubmap_kit.publish import quota
+
+    why = "--offline"
+    if not offline:
+        from hubmap_kit.publish.client import Kaggle
+
+        try:
+            with Kaggle() as client:
+                budget = quota.read(client)
+            return budget, quota.sentence(budget)
+        except PublishError as error:
+            why = str(error).partition(";")[0]
+    budget = quota.assumed()
+    return budget, f"{quota.sentence(budget)}: {why}"
+
+
+def _table(sessions: list[Session], gpus: int) -> str:
+    from hubmap_kit.publish.quota import when
+    from hubmap_kit.report.tables import text_table
+
+    rows = []
+    for number, session in enumerate(sessions, 1):
+        cells = ["; ".join(_part(part) for part in session.parts if part.gpu == gpu) for gpu in range(gpus)]
+        start = "now" if number == 1 and not session.waits else f"from {when(session.starts)}"
+        rows.append([f"{number}", start + (" (new week)" if session.waits else ""), *cells, f"{session.hours:.1f}", f"{session.limit_h:g}"])
+    return text_table(["session", "starts", *(f"epochs on device {gpu}" for gpu in range(gpus)), "hours", "--hours"], rows)
+
+
+def _part(part) -> str:  # type: ignore[no-untyped-def]
+    epochs = f"{part.first}-{part.last}" if part.last >= part.first else ""
+    return f"fold {part.fold}: {' + '.join(filter(None, [epochs, 'oof' if part.finishes else '']))}"
+
+
+def _early_stop(settings: Experiment) -> list[str]:
+    patience = settings.training.patience
+    return [f"ASSUMPTION: no fold stops early, although training.patience is {patience}"] if patience else []
+
+
+def _summary(sessions: list[Session], budget: Budget | None) -> str:
+    from hubmap_kit.publish.plan import gpu_hours
+    from hubmap_kit.publish.quota import when
+
+    count = f"{len(sessions)} session{'s' if len(sessions) > 1 else ''}"
+    if budget is None:
+        return f"{gpu_hours(sessions):.1f} hours in {count}"
+    later = [session for session in sessions if session.starts >= budget.refresh]
+    soon = gpu_hours(sessions) - gpu_hours(later)
+    text = f"{gpu_hours(sessions):.1f} hours of quota in {count}; {soon:.1f} of them fit what is left of this week ({budget.left_h:.1f} h)"
+    return f"{text}, {gpu_hours(later):.1f} wait until {when(budget.refresh)}" if later else text
+
+
+def _commands(sessions: list[Session], config: str, folds: str, overrides: list[str], accelerator: str) -> str:
+    import shlex
+
+    words = ["hubmap", "kernels", "--run", "train", "--config", config, *(["--folds", folds] if folds else [])]
+    words += [word for text in overrides for word in ("--set", text)] + (["--accelerator", accelerator] if accelerator != "t4x2" else [])
+    text = f"session 1: {shlex.join([*words, '--hours', f'{sessions[0].limit_h:g}', '--follow'])}"
+    return text + ("\nafter it:  the same with --resume and the session's --hours" if len(sessions) > 1 else "")

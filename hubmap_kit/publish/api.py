@@ -1,0 +1,171 @@
+"""The kaggle package's KaggleApi with limits: every request has a time-out, and an upload that fails says so instead of going on without its file.
+
+Known of 2.2.4 and 2.2.5: the package sends requests without a time-out, tries a broken upload for up to an hour without a word, and 2.2.4
+makes a dataset without the files whose upload was refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import requests
+from requests.adapters import HTTPAdapter
+from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
+
+from hubmap_kit.errors import PublishError
+from hubmap_kit.publish.answers import KaggleUnavailable, answered, sentences, unreachable
+
+with redirect_stdout(StringIO()):  # importing the package signs in, and prints a page of help where it cannot
+    from kaggle.api.kaggle_api_extended import KaggleApi
+    from kaggle.models.kaggle_models_extended import ResumableUploadResult
+    from kagglesdk.kernels.types.kernels_enums import KernelExecutionType
+
+log = logging.getLogger(__name__)
+TIMEOUT = (20, 300)  # seconds to connect, and without a byte
+TRIES = 4  # of a read or of one file's upload
+
+
+class TimedAdapter(HTTPAdapter):
+    """Requests that name no time-out get one: a laptop that loses its network would wait for ever."""
+
+    def send(self, request: Any, stream: bool = False, timeout: Any = None, *rest: Any, **named: Any) -> requests.Response:
+        return super().send(request, stream, timeout or TIMEOUT, *rest, **named)
+
+
+def timed_session() -> requests.Session:
+    """A session whose requests have a time-out."""
+    session = requests.Session()
+    _mount(session)
+    return session
+
+
+def _mount(session: requests.Session) -> None:
+    session.mount("http://", TimedAdapter())
+    session.mount("https://", TimedAdapter())
+
+
+class Api(KaggleApi):
+    """One signed-in client. `pause_s` is the first wait before another try; each next is three times as long."""
+
+    # VERBOSE in the environment would make the package print every request with its Authorization header.
+    args: ClassVar[list[str]] = [word for word in KaggleApi.args if word != "--verbose"]
+
+    def __init__(self, pause_s: float) -> None:
+        super().__init__()
+        self.pause_s = pause_s
+        self.progress: tqdm | None = None
+        self.save_only = False  # a kernel is saved without being run; kernels_push of 2.2.4 cannot say so
+        self._failures: dict[str, int] = {}
+
+    def build_kaggle_client(self) -> Any:
+        client = super().build_kaggle_client()
+        http = client.http_client()
+        http.__enter__()  # makes the session, which the first request would make otherwise
+        session = getattr(http, "_session", None)
+        if session is not None:
+            _mount(session)
+        if self.save_only:
+            kernels = client.kernels.kernels_api_client
+            kernels.save_kernel = _quick_save(kernels.save_kernel)
+        return client
+
+    def with_retry(self, func: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
+        """What the package tries again. Only the start of an upload: a dataset whose creation broke off may have been created."""
+        if getattr(func, "__name__", "") != "start_blob_upload":
+            return func
+        return lambda request: self.read(f"the start of the upload of {request.name}", lambda: func(request))
+
+    def read(self, what: str, call: Callable[[], Any]) -> Any:
+        """A request that may be repeated, tried again with growing waits while Kaggle is unavailable."""
+        for attempt in range(TRIES):
+            try:
+                with sentences(what):
+                    return call()
+            except KaggleUnavailable as error:
+                # A wait of minutes that Kaggle asks for is the user's to decide on.
+                if attempt == TRIES - 1 or (error.wait_s or 0.0) > 60:
+                    raise
+                self._pause(attempt, str(error), error.wait_s)
+        raise AssertionError
+
+    def upload_files(self, request: Any, resources: Any, folder: str, *rest: Any, **named: Any) -> None:
+        """Upload the files of a folder; PublishError unless every one of them got its token."""
+        super().upload_files(request, resources, folder, *rest, **named)
+        expected = [name for name in os.listdir(folder) if name != self.DATASET_METADATA_FILE]
+        tokens = [file.token for file in request.files if file.token]
+        if len(tokens) != len(expected):
+            raise PublishError(f"{folder}: only {len(tokens)} of {len(expected)} files were uploaded; nothing was published, run this again")
+
+    def upload_complete(self, path: str, url: str, quiet: bool, resume: bool = False) -> int:
+        """Send a file to the address that Kaggle gave for it. A broken connection is taken up again; a refusal raises PublishError."""
+        name, start = os.path.basename(path), 0
+        try:
+            if resume:
+                state = self._resume_upload(path, url, os.path.getsize(path), quiet)
+                if state.result == ResumableUploadResult.FAILED:
+                    raise KaggleUnavailable(f"the upload of {name} broke off and cannot be taken up again; nothing was published, run this again")
+                if state.result != ResumableUploadResult.INCOMPLETE:
+                    return int(state.result)
+                start = state.start_at
+            response = self._put(Path(path), url, start)
+        except requests.RequestException as error:
+            return self._again(path, unreachable(f"the upload of {name}", error))
+        if response.status_code in (200, 201):
+            return ResumableUploadResult.COMPLETE
+        if response.status_code >= 500 or response.status_code == 429:
+            return self._again(path, answered(f"the upload of {name}", response.status_code, response.reason or ""))
+        raise PublishError(
+            f"the upload of {name} was refused (HTTP {response.status_code} {response.reason}); nothing was published, run this again, and if it "
+            "stays so, look at the clock of this machine and at any proxy"
+        )
+
+    def _put(self, path: Path, url: str, start: int) -> requests.Response:
+        size = path.stat().st_size
+        headers = {"Content-Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
+        sent = 0
+
+        def count(number: int) -> None:
+            nonlocal sent
+            sent += number
+            if self.progress is not None:
+                self.progress.update(number)
+
+        with timed_session() as session, path.open("rb") as file:
+            file.seek(start)
+            try:
+                response = session.put(url, data=CallbackIOWrapper(count, file, "read") if size else b"", headers=headers)
+            except requests.RequestException:
+                count(-sent)
+                raise
+        if not response.ok:
+            count(-sent)
+        return response
+
+    def _again(self, path: str, error: PublishError) -> int:
+        attempt = self._failures.get(path, 0)
+        self._failures[path] = attempt + 1
+        if attempt == TRIES - 1:
+            raise error from None
+        self._pause(attempt, str(error))
+        return int(ResumableUploadResult.INCOMPLETE)
+
+    def _pause(self, attempt: int, why: str, wait_s: float | None = None) -> None:
+        seconds = self.pause_s * 3**attempt if wait_s is None else wait_s
+        log.warning("%s (trying again in %.1f s)", why.partition(";")[0], seconds)
+        time.sleep(seconds)
+
+
+def _quick_save(save: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def call(request: Any) -> Any:
+        request.kernel_execution_type = KernelExecutionType.QUICK_SAVE
+        return save(request)
+
+    return call

@@ -1,0 +1,50 @@
+"""Signing in to Kaggle with what the user has: a token, a kaggle.json, or `kaggle auth login`. No value of them is ever shown."""
+
+from __future__ import annotations
+
+import os
+
+from hubmap_kit.errors import PublishError
+from hubmap_kit.publish.answers import TOKEN_HELP, KaggleRefusal
+
+INSTALL_HELP = "run scripts/push.sh, which installs it, or: pip install -e '.[push]'"
+
+
+def sign_in(pause_s: float):  # type: ignore[no-untyped-def]  # the class comes with the lazy import
+    """A signed-in client. Raises PublishError without credentials, on refused ones, and where the package is not installed."""
+    place = os.environ.get("KAGGLE_API_ENVIRONMENT", "PROD")
+    if place not in ("PROD", "LOCALHOST"):
+        # The package knows two places only, and sends what is meant for any other to the real Kaggle.
+        raise PublishError(f"KAGGLE_API_ENVIRONMENT is '{place}'; the kaggle package knows PROD and LOCALHOST only, unset it or correct it")
+    try:
+        from hubmap_kit.publish.api import Api
+    except ImportError as error:
+        raise PublishError(f"the kaggle package cannot be imported ({error}); {INSTALL_HELP}") from error
+    from kagglesdk.kaggle_env import get_access_token_from_env
+
+    api = Api(pause_s)
+    token, source = get_access_token_from_env()
+    try:
+        api.read("signing in", api.authenticate)
+    except KaggleRefusal as error:
+        raise PublishError(f"Kaggle does not accept {_named(source)} (HTTP {error.status}); {TOKEN_HELP}") from error
+    except PublishError as error:
+        if not isinstance(error.__cause__, SystemExit):
+            raise
+        if token:
+            raise PublishError(f"Kaggle does not accept {_named(source)}; {TOKEN_HELP}") from error
+        if os.path.isfile(api.config):
+            raise PublishError(f"{api.config} holds no username and key that can be read; {TOKEN_HELP}") from error
+        raise PublishError(f"no Kaggle credentials were found (KAGGLE_API_TOKEN, ~/.kaggle/access_token, kaggle.json); {TOKEN_HELP}") from error
+    # The package goes on with kaggle.json when a token is refused, which may be another account's.
+    if token and api.config_values.get(api.CONFIG_NAME_TOKEN) != token:
+        raise PublishError(f"Kaggle does not accept {_named(source)}; {TOKEN_HELP}, or unset it to use kaggle.json")
+    if not api.config_values.get(api.CONFIG_NAME_USER):
+        raise PublishError(f"the Kaggle credentials name no account; {TOKEN_HELP}")
+    return api
+
+
+def _named(source: str | None) -> str:
+    if source == "KAGGLE_API_TOKEN" and os.path.exists(os.environ.get(source, "")):
+        return "the token in the file that KAGGLE_API_TOKEN names"
+    return {None: "the credentials", "access_token": "the token in ~/.kaggle/access_token"}.get(source, f"the token in {source}")

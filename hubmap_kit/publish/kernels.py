@@ -1,0 +1,202 @@
+"""Rendered kernels: build/kernels/<name> with one script that Kaggle runs as it is, and the metadata that it is pushed with."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubmap_kit import experiment
+from hubmap_kit.config import Experiment
+from hubmap_kit.errors import KernelError, PublishError, did_you_mean
+from hubmap_kit.files import sweep, write_json, write_text
+from hubmap_kit.publish.kernel_metadata import KERNELS, METADATA, RETIRED, SHAPES, Sources, kernel_metadata, read_metadata
+from hubmap_kit.publish.root import repository
+from hubmap_kit.publish.script import bake, constants_of
+from hubmap_kit.runtime import build_id
+
+log = logging.getLogger(__name__)
+
+LONGEST_HOURS = {"train": 12.0, "infer": 9.0, "tiles": 12.0}  # Kaggle's limit of a session; a code competition's limit of a submission
+_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a person chooses for the kernels at hand; None and empty keep what the scripts in the repository say."""
+
+    config: str | None
+    folds: Sequence[int] | None
+    overrides: Sequence[str]
+    hours: float | None
+    accelerator: str | None
+    resume: bool
+
+
+@dataclass
+class _Draft:
+    """One kernel on its way: its files in the repository, and the options that it has made use of."""
+
+    name: str
+    script: str
+    bootstrap: str
+    template: dict[str, Any]
+    constants: dict[str, object]
+    used: set[str] = field(default_factory=set)
+
+
+def render(
+    names: Sequence[str], owner: str, build_ids: Mapping[str, str], out: Path | None = None, config: str | None = None,
+    folds: Sequence[int] | None = None, overrides: Sequence[str] = (), hours: float | None = None, accelerator: str | None = None,
+    attach: Sequence[str] | None = None, resume: bool = False, image: str | None = None,
+) -> list[Path]:  # fmt: skip
+    """Render kernels for the account `owner` into `out`/<name> (default: build/kernels of the checkout) and return the folders.
+
+    `build_ids["code"]` is the bundle that the kernels must find on Kaggle. None keeps what the script in the repository says.
+    `overrides` are `section.key=value`; infer takes those of `inference` only. `attach` is kinds of datasets (weights, tiles,
+    pretrained), `kernel:NAME` for a kernel's last output, or `owner/slug`; None is weights for infer, and pretrained for a training
+    that starts from encoder weights. `resume` attaches train's own last output. `image` is `sha256:...` of Kaggle's image, or a whole reference.
+
+    Raises PublishError for an unknown name, an option that means nothing to any of the kernels, and what Kaggle would refuse;
+    ConfigError for a setting that the experiment does not have.
+    """
+    choice = Choice(config, folds, tuple(overrides), hours, accelerator, resume)
+    _check_request(names, owner, choice, attach)
+    drafts = [_draft(name) for name in names]
+    ready = []
+    for draft in drafts:
+        constants = _constants(draft, build_ids["code"], choice)
+        script = bake(draft.script, draft.bootstrap, constants, f"{draft.name}.py")
+        inputs = _usual_inputs(draft, constants) if attach is None else attach
+        sources = Sources(owner, _machine(draft, choice), inputs, resume and draft.name == "train", image)
+        ready.append((draft.name, script, kernel_metadata(draft.name, draft.template, sources)))
+    _check_used(choice, names, set().union(*(draft.used for draft in drafts)))
+    target = out or repository() / "build" / "kernels"
+    return [_write(target, name, script, metadata) for name, script, metadata in ready]
+
+
+def staged_build_id(folder: Path | None = None) -> str:
+    """The id of the code bundle that is staged in `folder` (default: build/datasets/code). Raises PublishError without one."""
+    folder = folder or repository() / "build" / "datasets" / "code"
+    try:
+        return build_id.read(folder).build_id
+    except KernelError as error:
+        raise PublishError(f"{folder} holds no staged code bundle, so kernels cannot be told what to expect; run 'hubmap push code' first") from error
+
+
+def rendered_constants(folder: Path) -> dict[str, Any]:
+    """The constants of a rendered script. Raises PublishError when it is not there."""
+    path = folder / f"{folder.name}.py"
+    if not path.is_file():
+        raise PublishError(f"{path} does not exist; render it with 'hubmap kernels {folder.name}'")
+    return constants_of(path.read_text(encoding="utf-8"), str(path))
+
+
+def _check_request(names: Sequence[str], owner: str, choice: Choice, attach: Sequence[str] | None) -> None:
+    for name in names:
+        if name not in KERNELS:
+            raise PublishError(f"there is no kernel '{name}'; expected {', '.join(KERNELS)}{did_you_mean(name, KERNELS)}")
+    if not _OWNER.fullmatch(owner):
+        raise PublishError(f"'{owner}' is no name of a Kaggle account; give the name that your profile's address ends with")
+    if choice.accelerator is not None and choice.accelerator not in SHAPES:
+        raise PublishError(f"--accelerator is '{choice.accelerator}'; expected {', '.join(SHAPES)}")
+    if attach is not None and len(names) != 1:
+        raise PublishError(f"--attach is meant for one kernel, but {', '.join(names)} are rendered; name the one, such as 'hubmap kernels infer'")
+
+
+def _draft(name: str) -> _Draft:
+    folder = repository() / "kernels"
+    try:
+        script = (folder / name / f"{name}.py").read_text(encoding="utf-8")
+        bootstrap = (folder / "bootstrap.py").read_text(encoding="utf-8")
+    except OSError as error:
+        raise PublishError(f"{error.filename} cannot be read ({error.strerror}); restore it from the repository") from error
+    return _Draft(name, script, bootstrap, read_metadata(folder / name), constants_of(script, f"{name}.py"))
+
+
+def _constants(draft: _Draft, code: str, choice: Choice) -> dict[str, object]:
+    """The constants to set: every chosen setting that the kernel has, and the build id."""
+    wanted = {
+        "CONFIG": ("--config", choice.config), "FOLDS": ("--folds", None if choice.folds is None else sorted(set(choice.folds))),
+        "SESSION_HOURS": ("--hours", choice.hours), "ACCELERATOR": ("--accelerator", choice.accelerator),
+    }  # fmt: skip
+    constants: dict[str, object] = {"BUILD_ID": code}
+    for key, (option, value) in wanted.items():
+        if key in draft.constants and value is not None:
+            constants[key] = value
+            draft.used.add(option)
+    overrides = [text for text in choice.overrides if draft.name != "infer" or text.startswith("inference.")]
+    if overrides:
+        constants["OVERRIDES"] = overrides
+        draft.used |= {f"--set {text}" for text in overrides}
+    if choice.resume and draft.name == "train":
+        draft.used.add("--resume")
+    _check_hours(draft.name, constants.get("SESSION_HOURS"))
+    _experiment(draft, constants)
+    return constants
+
+
+def _machine(draft: _Draft, choice: Choice) -> str:
+    """The accelerator profile; a script that names none runs without."""
+    if "ACCELERATOR" not in draft.constants:
+        return "cpu"
+    profile = choice.accelerator or str(draft.constants["ACCELERATOR"])
+    if profile in RETIRED:
+        log.warning("%s: %s; this kernel can be rendered, but not pushed", draft.name, RETIRED[profile])
+    return profile
+
+
+def _check_hours(name: str, hours: object) -> None:
+    if isinstance(hours, float) and not 0 < hours <= LONGEST_HOURS[name]:
+        raise PublishError(f"--hours is {hours:g}, but {name} may run at most {LONGEST_HOURS[name]:g} hours; choose fewer, or name one kernel")
+
+
+def _experiment(draft: _Draft, constants: Mapping[str, Any]) -> Experiment:
+    """What the kernel will make of its settings: a misspelt one is found here, not after a session has started.
+
+    Infer's settings go onto the runs' own experiments; the first shipped one stands in for them.
+    """
+    values = {**draft.constants, **constants}
+    known = experiment.shipped()
+    config = str(values.get("CONFIG", next(iter(known))))
+    if config not in known:
+        raise PublishError(
+            f"--config is '{config}', but a kernel knows only the experiments of the published wheel ({', '.join(known)}); "
+            "put the file into hubmap_kit/configs and push the code, or use --set"
+        )
+    return experiment.load(config, values["OVERRIDES"])
+
+
+def _usual_inputs(draft: _Draft, constants: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a kernel is given where nobody says so."""
+    if draft.name == "infer":
+        return ("weights",)
+    return ("pretrained",) if draft.name == "train" and _experiment(draft, constants).model.encoder_weights else ()
+
+
+def _check_used(choice: Choice, names: Sequence[str], used: Collection[str]) -> None:
+    asked = {"--config": choice.config, "--folds": choice.folds, "--hours": choice.hours, "--accelerator": choice.accelerator}
+    given = [option for option, value in asked.items() if value is not None] + [f"--set {text}" for text in choice.overrides]
+    for option in [*given, "--resume"] if choice.resume else given:
+        if option not in used:
+            raise PublishError(f"{option} means nothing to {' and '.join(names)}; leave it out, or name the kernel that it is for")
+
+
+def _write(target: Path, name: str, script: str, metadata: Mapping[str, Any]) -> Path:
+    """Write the folder under a temporary name and swap it in, so that nothing of an earlier rendering stays."""
+    folder, temporary = target / name, target / f".{name}.{os.getpid()}.tmp"
+    target.mkdir(parents=True, exist_ok=True)
+    sweep(target, f".{name}.*.tmp*")
+    try:
+        write_text(temporary / f"{name}.py", script)
+        write_json(temporary / METADATA, metadata)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder

@@ -1,0 +1,59 @@
+"""What every kernel does before it can import the kit: find the published bundle, check it, install it. Rendering puts it into the script."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+INPUT, WORKING, WAIT_S, UTC = "/kaggle/input", "/kaggle/working", 60, "%Y-%m-%dT%H:%M:%SZ"
+
+
+def start(kernel, build_id, job):
+    """Run a kernel from its first log line to its last; `job` takes the library's kernel module and returns (status, sentence)."""
+    print(f"HUBMAP START {kernel} build_id={build_id} utc={time.strftime(UTC, time.gmtime())}", flush=True)
+    began = time.monotonic()
+    try:
+        status, sentence = job(install(*find(build_id)))
+    except BaseException as error:  # noqa: BLE001  the marker must come whatever happens: Kaggle may call a crashed script complete
+        status, sentence = "failed", " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+    facts = {"kernel": kernel, "status": status, "build_id": build_id, "seconds": round(time.monotonic() - began, 1), "sentence": sentence}
+    Path(WORKING, "kernel.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    print("error:" if status == "failed" else f"{status}:", sentence, file=sys.stderr, flush=True)
+    print(f"HUBMAP END {kernel} {status} build_id={build_id} utc={time.strftime(UTC, time.gmtime())}", flush=True)
+    sys.exit(1 if status == "failed" else 0)
+
+
+def find(build_id):
+    """Folder and BUILD_ID.json of the one mounted code bundle. A new dataset version may be mounted a little after the start."""
+    for left in range(WAIT_S, -1, -5):
+        marked = [path for depth in range(1, 5) for path in Path(INPUT).glob("*/" * depth + "BUILD_ID.json")]
+        tables = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in marked]
+        found = {table["build_id"]: (folder, table) for folder, table in tables if table.get("kind") == "code"}
+        if list(found) == [build_id]:
+            return found[build_id]
+        time.sleep(min(left, 5))
+    print("mounted:", *sorted(str(path) for depth in (1, 2, 3) for path in Path(INPUT).glob("*/" * depth))[:60], sep="\n  ", file=sys.stderr)
+    why = "the dataset's new version has not propagated" if len(found) == 1 else "exactly one dataset of kind code must be attached"
+    sys.exit(f"{INPUT} holds the code bundles {list(found)}, expected {build_id!r} alone: {why}; run this again, or push code and kernel again")
+
+
+def install(folder, table):
+    """Check the bundle file by file, install its wheels into a private folder without any index, and import the kit from there."""
+    for name, facts in table["files"].items():
+        if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != facts["sha256"]:
+            sys.exit(f"{folder / name} is missing or is not the file that BUILD_ID.json lists; push the code dataset again")
+    target, wheels = tempfile.mkdtemp(prefix="hubmap-kit-"), [str(folder / name) for name in table["files"] if name.endswith(".whl")]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(folder), "--target", target]
+    if subprocess.run([*pip, *wheels], check=False).returncode:
+        sys.exit(f"pip could not install the wheels of {folder}; its own lines above say why")
+    sys.path.insert(0, target)
+    os.environ["HUBMAP_BUILD_ID"] = table["build_id"]
+    from hubmap_kit.runtime import kernel  # the bundle's own: its folder comes first
+    return kernel
