@@ -14,6 +14,7 @@ from hubmap_kit.errors import HubmapError
 from hubmap_kit.publish import verbs as publishing
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
+STOPPED = 3  # a training that ended by --hours, all saved
 app = typer.Typer(
     name="hubmap", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Segment tissue slides: train folds, predict with views and ensembles, write a valid submission.csv.",
@@ -79,7 +80,8 @@ def train(
     config: Annotated[str, typer.Option(help="A shipped experiment or a YAML file; with --resume the run's own is the default.")] = "",
     data: Annotated[str, typer.Option(help="Folder with train.csv and train_images/.")] = "",
     folds: Folds = "", resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    set_: Set = [], device: Device = "auto", stores: Stores = None,
+    set_: Set = [], device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1: a fold on each card.")] = "auto",
+    stores: Stores = None, hours: Annotated[float | None, typer.Option(min=0.001, help="Stop by then with everything saved (exit code 3).")] = None,
 ) -> None:  # fmt: skip
     """Train folds into a run folder: weights, curves, out-of-fold table, thresholds."""
     from hubmap_kit import experiment
@@ -90,9 +92,15 @@ def train(
     settings = experiment.load(config or str(kept), set_, data)
     numbers = _numbers(folds)
     from hubmap_kit.report.tables import oof_summary
+    from hubmap_kit.runtime.clock import SessionClock
     from hubmap_kit.runtime.train_job import train as run
+    from hubmap_kit.training.clock import OutOfTime
 
-    table = run(settings, out, numbers, resume, device, stores)
+    try:
+        table = run(settings, out, numbers, resume, device, stores, SessionClock(hours * 3600) if hours else None)
+    except OutOfTime as stop:
+        typer.echo(f"stopped: {stop}", err=True)
+        raise typer.Exit(STOPPED) from stop
     typer.echo(oof_summary(table))
     typer.echo(f"run folder: {out} (curves.png, oof.csv, thresholds.json); next: hubmap evaluate {out}")
 
@@ -172,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     if result == INTERRUPTED:
-        _fail("stopped; a training goes on with 'hubmap train --out RUN --resume'", None, INTERRUPTED)
+        _fail("stopped" + ("; it goes on with --resume" if "train" in words[:3] else ""), None, INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -58,7 +58,8 @@ def sentences(what: str) -> Iterator[None]:
     except OSError:
         raise  # a file of this machine: the path and the reason are in it
     except Exception as error:  # the package's own checks raise anything from ValueError to KeyError
-        raise PublishError(f"the kaggle package failed at {what} ({type(error).__name__}: {error}); mend what it names, then run this again") from error
+        kind = type(error).__name__
+        raise PublishError(f"the kaggle package failed at {what} ({kind}: {error}); mend what it names, then run this again") from error
     finally:
         for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
             log.log(logging.WARNING if line.startswith("Warning") else logging.DEBUG, "kaggle: %s", line)

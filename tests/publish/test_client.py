@@ -1,0 +1,128 @@
+"""The Kaggle client on kernels, quota and submissions, called in a process of its own against a double."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubmap_kit.files import write_json
+
+Kaggle = Callable[..., Any]
+REF = "alice/hubmap-infer"
+PROLOGUE = """
+import json, logging, sys
+from dataclasses import asdict
+from pathlib import Path
+from hubmap_kit.errors import PublishError
+from hubmap_kit.publish.client import Kaggle
+logging.basicConfig(level=logging.WARNING)
+kernel, into, ref = Path("kernel"), Path("output"), "alice/hubmap-infer"
+with Kaggle(pause_s=0.05) as kaggle:
+    try:
+"""
+
+
+def ask(cli: Any, code: str) -> Any:
+    """Run code with a signed-in client; the value of its last expression's `say(...)`, or the sentence of its PublishError."""
+    lines = "".join(f"        {line}\n" for line in code.strip().splitlines())
+    end = "    except PublishError as error:\n        print(json.dumps({'error': str(error)}))\n"
+    done = cli.end(cli.start("-c", f"say = lambda value: print(json.dumps(value, default=str))\n{PROLOGUE}{lines}{end}"))
+    assert done.code == 0, done.err
+    return json.loads(done.out.splitlines()[-1])
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Callable[..., None]:
+    """Write kernel/ with its metadata."""
+
+    def made(**facts: Any) -> None:
+        (tmp_path / "kernel").mkdir(exist_ok=True)
+        (tmp_path / "kernel" / "infer.py").write_text("print('hello')\n")
+        values = {
+            "id": REF, "title": "hubmap-infer", "code_file": "infer.py", "language": "python", "kernel_type": "script", "is_private": True,
+            "enable_internet": False, "machine_shape": "NvidiaTeslaT4", "competition_sources": ["hubmap-organ-segmentation"],
+        }  # fmt: skip
+        write_json(tmp_path / "kernel" / "kernel-metadata.json", values | facts)
+
+    return made
+
+
+def test_a_kernel_from_push_to_submission(kaggle: Kaggle, kernel: Callable[..., None], tmp_path: Path) -> None:
+    kernel()
+    with kaggle(polls_queued=0, polls_running=1, polls_until_scored=1, gpu_used_h=1.5) as cli:
+        cli.double.kernel_log("hubmap-infer", ["first line", "last line"])
+        cli.double.kernel_output("hubmap-infer", {"submission.csv": b"id,rle\n", "logs/a.txt": b"x" * 3_000_000, "other.bin": b"no"})
+        code = """
+pushed = kaggle.save_kernel(kernel, timeout_s=600)
+states = [kaggle.kernel_status(ref).status for _ in range(4)]
+paths = kaggle.kernel_output(ref, into, r"(csv|txt)$")
+number = kaggle.submit_code("hubmap-organ-segmentation", ref, pushed.version, "submission.csv", "first")
+scores = [asdict(kaggle.submission(number)) for _ in range(3)]
+say({"pushed": asdict(pushed), "states": states, "log": kaggle.kernel_log(ref), "paths": paths, "scores": scores, "quota": asdict(kaggle.quota()),
+     "limits": kaggle.submission_limits("hubmap-organ-segmentation")})
+"""
+        said = ask(cli, code)
+        assert said["pushed"] == {"ref": REF, "url": said["pushed"]["url"], "version": 1}
+        assert said["states"][0] == "RUNNING"
+        assert said["states"][-1] == "COMPLETE"
+        assert said["log"].split("\n")[:2] == ["first line", "last line"]
+        assert said["paths"] == ["output/logs/a.txt", "output/submission.csv"]
+        assert (tmp_path / "output" / "logs" / "a.txt").read_bytes() == b"x" * 3_000_000
+        assert not (tmp_path / "output" / "other.bin").exists()
+        assert said["scores"][0]["status"] == "PENDING"
+        assert said["scores"][-1] == {"status": "COMPLETE", "public_score": 0.61234, "private_score": 0.59876, "error": ""}
+        assert (said["quota"]["gpu_used_h"], said["quota"]["gpu_total_h"]) == (1.5, 30.0)
+        assert set(said["limits"]) == {"num_today", "num_total", "num_allowed_now", "limited_by_total"}
+        asked = next(request.body for request in cli.double.requests if request.name == "SaveKernel")
+        assert (asked["sessionTimeoutSeconds"], asked.get("kernelExecutionType")) == (600, None)
+
+
+def test_a_kernel_can_be_saved_without_being_run(kaggle: Kaggle, kernel: Callable[..., None]) -> None:
+    kernel()
+    with kaggle() as cli:
+        said = ask(cli, "kaggle.save_kernel(kernel, run=False)\nkaggle.save_kernel(kernel)\nsay(1)")
+        assert said == 1
+        kinds = [request.body.get("kernelExecutionType") for request in cli.double.requests if request.name == "SaveKernel"]
+        assert kinds == ["QUICK_SAVE", None]
+
+
+@pytest.mark.parametrize(
+    ("fault", "facts", "sentence"),
+    [
+        ("kernel_push_error", {}, "Kaggle did not take kernel alice/hubmap-infer ("),
+        ("gpu_limit", {}, "Kaggle did not take kernel alice/hubmap-infer (Maximum batch GPU session count of 2 reached"),
+        ("invalid_model_source", {"model_sources": ["bob/net/pyTorch/base/1"]}, "was saved without its model source bob/net/pyTorch/base/1"),
+        ("invalid_competition_source", {}, "was saved without its competition source hubmap-organ-segmentation"),
+        ("", {"dataset_sources": ["alice/not-there"]}, "was saved without its dataset source alice/not-there"),
+        ("", {"title": "HuBMAP infer now"}, "leads to the address 'hubmap-infer-now', not to 'hubmap-infer'"),
+        ("", {"machine_shape": "NvidiaTeslaP100"}, "Kaggle has retired the accelerator 'NvidiaTeslaP100'"),
+        ("", {"code_file": "absent.py"}, "the kaggle package failed at the push of kernel alice/hubmap-infer (ValueError: Source file not found"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 30 else "",
+)
+def test_a_kernel_that_kaggle_takes_only_in_part_is_an_error(
+    kaggle: Kaggle, kernel: Callable[..., None], fault: str, facts: dict[str, Any], sentence: str
+) -> None:
+    kernel(**facts)
+    with kaggle(*filter(None, [fault])) as cli:
+        assert sentence in ask(cli, "say(asdict(kaggle.save_kernel(kernel)))")["error"]
+
+
+def test_an_output_cannot_leave_its_folder(kaggle: Kaggle, kernel: Callable[..., None], tmp_path: Path) -> None:
+    kernel()
+    with kaggle() as cli:
+        cli.double.kernel_output("hubmap-infer", {"../escaped.txt": b"x"})
+        said = ask(cli, "kaggle.save_kernel(kernel)\n[kaggle.kernel_status(ref) for _ in range(4)]\nsay(kaggle.kernel_output(ref, into))")
+        assert "leads out of output" in said["error"]
+        assert not (tmp_path / "escaped.txt").exists()
+
+
+def test_what_is_not_there_is_said(kaggle: Kaggle) -> None:
+    with kaggle() as cli:
+        assert ask(cli, "say(kaggle.dataset('hubmap-kit-absent'))") is None
+        assert "the status of kernel alice/hubmap-absent (HTTP 40" in ask(cli, "say(kaggle.kernel_status('alice/hubmap-absent'))")["error"]
+        assert "BUILD_ID.json of hubmap-kit-absent (HTTP 40" in ask(cli, "kaggle.download_file('hubmap-kit-absent', 'BUILD_ID.json', into)")["error"]
