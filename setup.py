@@ -33,7 +33,6 @@ PUSH = [
     "kaggle>=2.2.4",  # typed answers to a push, `quota`; 2.2.5 where its certifi can be had
     "six>=1.16",  # kaggle 2.2.4 and 2.2.5 import it without declaring it
     "packaging>=23",  # wheel names and requirements of the bundle
-    "setuptools>=68",  # builds the wheel
 ]
 EXTRAS = {
     "push": PUSH,

@@ -20,13 +20,14 @@ from hubmap_kit.progress import bar
 
 log = logging.getLogger(__name__)
 OnError = Literal["raise", "degrade"]
+NO_TIME = "the session had no time left for it"
 # slide, its pixels (H, W, 3), its mask (H, W)
 OnMask = Callable[[Slide, np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A slide that got an empty mask because it could not be read or predicted."""
+    """A slide that got an empty mask because it could not be read or predicted, or came too late."""
 
     id: str
     reason: str
@@ -34,18 +35,26 @@ class Failure:
 
 def predict_slides(
     slides: Sequence[Slide], ensembles: Sequence[Ensemble], out: Path, on_error: OnError = "raise", on_mask: OnMask | None = None,
-    check: Callable[[Path], object] | None = None,
+    check: Callable[[Path], object] | None = None, left: Callable[[], float] | None = None,
 ) -> list[Failure]:  # fmt: skip
     """Predict every slide with the mean of all ensembles and write `out` (submission.csv) as it goes.
 
     With `on_error="degrade"` whatever goes wrong with one slide costs that slide only: its row is an empty mask, and the fault
     is logged and returned. With "raise" the first fault ends the run; the rows so far stay in `<out>.partial`. `check` sees the
-    complete file before it takes its name. Raises SubmissionError, after writing, when every single slide failed.
+    complete file before it takes its name. `left` tells the seconds that are left; once there are none, every further slide gets
+    an empty mask, as a failure, so that the file is complete in time. Raises SubmissionError, after writing, when every single
+    slide failed.
     """
     failures: list[Failure] = []
     with SubmissionWriter(out, [slide.id for slide in slides], check) as writer, bar(len(slides), "predict", "slide") as progress:
         for slide in slides:
             progress.set_postfix_str(f"{slide.organ} {slide.id}", refresh=False)
+            if left is not None and left() <= 0:
+                if not any(failure.reason == NO_TIME for failure in failures):
+                    log.warning("the time is up: slide %s and all after it get empty masks", slide.id)
+                failures.append(Failure(slide.id, NO_TIME))
+                writer.add(slide.id, "")
+                continue
             try:
                 text = _predict_one(slide, ensembles, on_mask, on_error)
             except Exception as error:

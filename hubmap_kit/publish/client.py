@@ -54,7 +54,7 @@ class Kaggle(DatasetCalls, KernelCalls):
             answer = self.api.competition_submit_code(file, message, competition, kernel_ref, version, quiet=True)
         if not answer.ref:
             said = one_line(answer.message) or "no reason given"
-            raise PublishError(f"Kaggle did not take the submission of {kernel_ref} version {version} ({said}); see 'hubmap plan'")
+            raise PublishError(f"Kaggle did not take the submission of {kernel_ref} version {version} ({said}); mend that, then submit again")
         return int(answer.ref)
 
     def submission(self, ref: int) -> Submission:

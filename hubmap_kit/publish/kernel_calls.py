@@ -67,7 +67,7 @@ class KernelCalls(Session):
             if invalid:
                 raise PublishError(
                     f"kernel {ref} was saved without its {kind} source {', '.join(map(str, invalid))}, which Kaggle does not know or this account "
-                    "may not use; push it first or accept its rules, then push the kernel again"
+                    "may not use; end that version on its page if it runs, push the source first or accept its rules, then push the kernel again"
                 )
 
     def kernel_status(self, ref: str) -> KernelStatus:

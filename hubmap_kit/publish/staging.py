@@ -162,13 +162,13 @@ def _open_stores(folder: Path, marks: Sequence[str]) -> None:
 
 
 def _add_weights(growing: Growing, source: Path) -> None:
-    from hubmap_kit.models.pretrained import read_tensors
-
     if source.suffix == ".safetensors":
         _check_safetensors(source)
         growing.add(source, source.name)
         return
     from safetensors.torch import save_file
+
+    from hubmap_kit.models.pretrained import read_tensors
 
     tensors = {name: value.contiguous().clone() for name, value in read_tensors(source).items()}
     target = growing.place(f"{source.stem}.safetensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -62,9 +61,8 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _build_id() -> str | None:
-    """The BUILD_ID that a published bundle leaves beside the package; None outside a bundle."""
-    path = Path(hubmap_kit.__file__).with_name("BUILD_ID.json")
-    return json.loads(path.read_text(encoding="utf-8")).get("build_id") if path.is_file() else None
+    """The id of the published bundle that the kernel's script installed; None outside a kernel."""
+    return os.environ.get("HUBMAP_BUILD_ID") or None
 
 
 def _accelerator(device: torch.device) -> dict[str, Any]:

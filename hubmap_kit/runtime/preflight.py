@@ -7,7 +7,7 @@ import torch
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import ConfigError, HubmapError
 from hubmap_kit.models.build import build
-from hubmap_kit.models.device import autocast_dtype
+from hubmap_kit.models.device import autocast_dtype, has_bf16
 from hubmap_kit.training.losses import build_loss
 
 
@@ -20,6 +20,9 @@ def check_experiment(settings: Experiment, device: torch.device, pretrained: boo
     """
     loss = build_loss(settings.training.loss)
     autocast_dtype(settings.training.precision, device)
+    if settings.training.precision == "bf16" and not has_bf16(device):
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"training.precision is bf16, which {name} only imitates, slowly; use auto or fp16")
     network, loss = build(settings.model, pretrained).to(device), loss.to(device)
     batch, size, window = min(settings.training.batch_size, 2), settings.tiles.size, settings.inference.window
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,40 +20,61 @@ from hubmap_kit.errors import CheckpointError, ConfigError
 from hubmap_kit.files import write_json, write_yaml
 from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_network, read_thresholds, run_settings
 from hubmap_kit.inference.postprocess import threshold_for, to_mask
-from hubmap_kit.models.device import choose_device
+from hubmap_kit.models.device import choose_device, choose_devices
 from hubmap_kit.report.curves import save_curves, save_threshold_curves
 from hubmap_kit.report.overlays import save_overlay
 from hubmap_kit.runtime.environment import describe
 from hubmap_kit.runtime.preflight import check_experiment
+from hubmap_kit.runtime.side_by_side import train_side_by_side
 from hubmap_kit.tiles.convert import decode_for
 from hubmap_kit.training import checkpoint, oof
+from hubmap_kit.training.clock import Clock, OutOfTime
 from hubmap_kit.training.counts import THRESHOLDS
-from hubmap_kit.training.fold import Row
-from hubmap_kit.training.run import evaluate_folds, train_folds
+from hubmap_kit.training.fold import OnEpoch, Row
+from hubmap_kit.training.run import Plan, collect_done, evaluate_folds, plan, remaining, train_fold
 
 log = logging.getLogger(__name__)
+DRAW_EVERY_S = 30.0
 
 
 def train(
-    settings: Experiment, out: Path, folds: Sequence[int] | None = None, resume: bool = False, device: str = "auto", stores: Path | None = None
-) -> pd.DataFrame:
+    settings: Experiment, out: Path, folds: Sequence[int] | None = None, resume: bool = False, device: str = "auto",
+    stores: Path | None = None, clock: Clock | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Train into the run folder `out` and return its out-of-fold table.
 
     The resolved config and the environment are in `out` before the first step. Tile stores go to `stores` (default: a folder
-    `stores` beside `out`, shared by all runs there). Raises CheckpointError when `out` already holds a run and `resume` is off.
+    `stores` beside `out`, shared by all runs there). With several devices (cuda:0,cuda:1) each trains a fold of its own. Raises
+    CheckpointError when `out` already holds a run and `resume` is off, and OutOfTime when the clock stopped the training: every
+    finished epoch is saved then, and the tables of the folds that are done are written.
     """
-    chosen = choose_device(device)
+    devices = choose_devices(device)
     slides = read_train(_train_csv(settings))
-    check_experiment(settings, chosen, pretrained=not resume)
+    check_experiment(settings, devices[0], pretrained=not resume)
     _open_run(out, settings, resume)
-    _write_environment(out, chosen)
-
-    def draw(fold: int, rows: list[Row]) -> None:
-        _draw_curves(out, settings, fold, rows)
-
-    table = train_folds(settings, slides, out, stores or out.parent / "stores", chosen, folds, draw)
+    _write_environment(out, devices[0])
+    planned = plan(settings, slides, out, stores or out.parent / "stores", folds)
+    try:
+        _train_planned(planned, devices, _Curves(out, settings), clock)
+    except OutOfTime as stop:
+        if collect_done(planned) is not None:
+            _report(out, settings, slides)
+        else:
+            _save_curves(out, settings)
+        advice = f"everything so far is in {out}, go on with 'hubmap train --out {out} --resume'"
+        raise OutOfTime(stop.where, advice) from stop
+    table = oof.collect(out, slides, planned.folds)
     _report(out, settings, slides)
     return table
+
+
+def _train_planned(planned: Plan, devices: Sequence[torch.device], draw: OnEpoch, clock: Clock | None) -> None:
+    left = remaining(planned)
+    if len(devices) > 1 and len(left) > 1:
+        train_side_by_side(planned, left, devices, draw, clock)
+        return
+    for number in planned.numbers:
+        train_fold(planned, number, devices[0], draw, clock)
 
 
 def evaluate(
@@ -133,16 +156,29 @@ def _write_environment(out: Path, device: torch.device) -> None:
     write_json(path, [describe(device), *(earlier if isinstance(earlier, list) else [])])
 
 
-def _draw_curves(out: Path, settings: Experiment, fold: int, rows: list[Row]) -> None:
-    others = oof.read_metrics(out)
-    finished = others[others["fold"] != fold] if len(others) else others
-    frames = [frame for frame in (finished, pd.DataFrame(rows)) if len(frame)]
-    save_curves(out / "curves.png", pd.concat(frames, ignore_index=True), settings.name)
+class _Curves:
+    """Draws a run's curves after an epoch, but not again within DRAW_EVERY_S: a picture takes a second or two."""
+
+    def __init__(self, out: Path, settings: Experiment) -> None:
+        self.out, self.settings, self._last = out, settings, -math.inf
+
+    def __call__(self, fold: int, rows: list[Row]) -> None:
+        if time.monotonic() - self._last < DRAW_EVERY_S:
+            return
+        others = oof.read_metrics(self.out)
+        finished = others[others["fold"] != fold] if len(others) else others
+        frames = [frame for frame in (finished, pd.DataFrame(rows)) if len(frame)]
+        save_curves(self.out / "curves.png", pd.concat(frames, ignore_index=True), self.settings.name)
+        self._last = time.monotonic()
 
 
-def _report(out: Path, settings: Experiment, slides: Sequence[Slide]) -> None:
+def _save_curves(out: Path, settings: Experiment) -> None:
     metrics = oof.read_metrics(out)
     if len(metrics):
         save_curves(out / "curves.png", metrics, settings.name)
+
+
+def _report(out: Path, settings: Experiment, slides: Sequence[Slide]) -> None:
+    _save_curves(out, settings)
     curves = oof.organ_curves(out, slides)
     save_threshold_curves(out / "thresholds.png", THRESHOLDS, curves, read_thresholds(out))

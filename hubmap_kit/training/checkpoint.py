@@ -6,7 +6,7 @@ Only tensors and plain Python values go in, so it is read with `weights_only=Tru
 from __future__ import annotations
 
 import random
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ FREE = {
     ("training", "workers"), ("data", "folder"), ("inference", "batch_size"), ("inference", "views"), ("inference", "threshold"),
     ("inference", "thresholds"),
 }  # fmt: skip
+# Files that may lie in another folder now, as mounts do: their names say whether they are the same.
+FILES = {("model", "encoder_weights"), ("data", "folds_csv")}
 KEYS = {"format", "settings", "store", "epoch", "history", "timing", "network", "ema", "optimizer", "schedule", "scaler", "rng"}
 
 
@@ -79,7 +81,7 @@ def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     changed = [
         (f"{section}.{key}", old.get(section, {}).get(key), value)
         for section, values in new.items() if isinstance(values, dict)
-        for key, value in values.items() if (section, key) not in FREE and old.get(section, {}).get(key) != value
+        for key, value in values.items() if (section, key) not in FREE and _differ(section, key, old.get(section, {}).get(key), value)
     ]  # fmt: skip
     if changed:
         key, before, now = changed[0]
@@ -87,3 +89,9 @@ def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
         raise CheckpointError(
             f"{path} was made with {key} = {before!r}, now it is {now!r}{more}; resume with the same settings, or train into another --out"
         )
+
+
+def _differ(section: str, key: str, old: Any, new: Any) -> bool:
+    if (section, key) in FILES and isinstance(old, str) and isinstance(new, str):
+        return PurePath(old).stem != PurePath(new).stem
+    return old != new

@@ -27,6 +27,7 @@ from hubmap_kit.models.device import autocast_dtype
 from hubmap_kit.progress import bar
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training import checkpoint
+from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest
 from hubmap_kit.training.dataset import TileDataset, build_loader
 from hubmap_kit.training.losses import build_loss
 from hubmap_kit.training.optim import StepSchedule, build_optimizer
@@ -47,6 +48,8 @@ class FoldTask:
     valid: Sequence[int]
     folder: Path
     device: torch.device
+    clock: Clock | None = None
+    expected_epoch_s: float = 0.0  # what an epoch took elsewhere, for the first one here
 
 
 @dataclass
@@ -80,6 +83,7 @@ class FoldTrainer:
         self.dtype = autocast_dtype(self.config.precision, task.device)
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=self.dtype is torch.float16)
         self.state = _State()
+        self._saving_s = 0.0
 
     @property
     def evaluated(self) -> nn.Module:
@@ -87,15 +91,26 @@ class FoldTrainer:
         return self.ema.module if self.ema is not None else self.network
 
     def run(self, on_epoch: OnEpoch | None = None) -> list[Row]:
-        """Train to the last epoch or the early stop; returns the rows of metrics.csv."""
+        """Train to the last epoch or the early stop; returns the rows of metrics.csv.
+
+        Raises OutOfTime before an epoch that would not end in time, and in the middle of one when there is none left: that epoch
+        is then begun anew by the next session.
+        """
         if (self.task.folder / "last.ckpt").is_file():
             self._resume()
         while self.state.epoch < self.config.epochs and not self._stale():
+            self._check_time(SPARE * (longest(self.state.timing, "seconds") or self.task.expected_epoch_s) + self._saving_s)
             self._epoch()
+            started = time.perf_counter()
             self._save()
             if on_epoch is not None:
                 on_epoch(self.task.fold, self.state.history)
+            self._saving_s = max(self._saving_s, time.perf_counter() - started)
         return self.state.history
+
+    def _check_time(self, seconds: float = 0.0) -> None:
+        if self.task.clock is not None and not self.task.clock.fits(seconds):
+            raise OutOfTime(f"fold {self.task.fold} after epoch {self.state.epoch} of {self.config.epochs}")
 
     def _epoch(self) -> None:
         epoch, started = self.state.epoch, time.perf_counter()
@@ -118,6 +133,7 @@ class FoldTrainer:
         total = torch.zeros((), dtype=torch.float64, device=self.task.device)
         with bar(len(self.loader), f"fold {self.task.fold} epoch {epoch + 1}/{self.config.epochs}", "batch") as progress:
             for number, (tiles, masks) in enumerate(self.loader):
+                self._check_time()
                 loss = self._forward(tiles, masks)
                 total += loss.detach()
                 self.scaler.scale(loss / self._group_size(number)).backward()
@@ -213,7 +229,10 @@ class FoldTrainer:
 
     def _timing(self, epoch: int, train_seconds: float, seconds: float) -> Row:
         tiles = len(self.loader.dataset)  # type: ignore[arg-type]
-        row = {"fold": self.task.fold, "epoch": epoch, "seconds": round(seconds, 3), "tiles_per_second": round(tiles / train_seconds, 2)}
+        row = {
+            "fold": self.task.fold, "epoch": epoch, "seconds": round(seconds, 3), "validation_seconds": round(seconds - train_seconds, 3),
+            "tiles_per_second": round(tiles / train_seconds, 2),
+        }  # fmt: skip
         if self.task.device.type == "cuda":
             row["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(self.task.device) / 2**30, 3)
         return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +15,15 @@ from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import DataConfig, Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError, TableError
 from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE, Ensemble, fold_folders, load_network
+from hubmap_kit.inference.views import view_transforms
 from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training import oof
+from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing
 from hubmap_kit.training.fold import FoldTask, FoldTrainer, OnEpoch
 
 log = logging.getLogger(__name__)
+SECONDS_A_SLIDE = 1.0  # to resize and count a plane of 3000 x 3000 pixels, beside the network
 
 
 def split(slides: Sequence[Slide], config: DataConfig, run: Path) -> dict[str, int]:
@@ -30,22 +34,38 @@ def split(slides: Sequence[Slide], config: DataConfig, run: Path) -> dict[str, i
     return read_folds(Path(config.folds_csv), slides) if config.folds_csv else assign_folds(slides, config.n_folds, config.fold_seed)
 
 
-def train_folds(
-    settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, device: torch.device,
-    chosen: Sequence[int] | None = None, on_epoch: OnEpoch | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    """Train the chosen folds (default: all) one after the other into `run`, and return the out-of-fold table.
+@dataclass(frozen=True)
+class Plan:
+    """A run that is about to be trained: its split (id -> fold), the fold numbers to train, and its open store."""
 
-    A fold that is done is left as it is; one that was interrupted goes on from its last epoch. `stores` is the parent folder
-    of tile stores. Raises ConfigError for fold numbers that the split does not have.
+    settings: Experiment
+    slides: Sequence[Slide]
+    run: Path
+    folds: Mapping[str, int]
+    numbers: Sequence[int]
+    store: TileStore
+
+
+def plan(settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, chosen: Sequence[int] | None = None) -> Plan:
+    """Split the slides, write folds.csv into the run, and build the store if it is not in the folder `stores` yet.
+
+    Raises ConfigError for chosen fold numbers that the split does not have.
     """
     folds = split(slides, settings.data, run)
     numbers = check_folds(chosen, folds)
     write_folds(run / "folds.csv", folds, slides)
-    store = open_or_build(stores, slides, settings.scale, settings.tiles)
-    for number in numbers:
-        _train_one(settings, slides, folds, number, store, run, device, on_epoch)
-    return oof.collect(run, slides, folds)
+    return Plan(settings, slides, run, folds, numbers, open_or_build(stores, slides, settings.scale, settings.tiles))
+
+
+def remaining(planned: Plan) -> list[int]:
+    """The planned folds that have no out-of-fold results yet."""
+    return [number for number in planned.numbers if not (planned.run / f"fold{number}" / COUNTS_FILE).is_file()]
+
+
+def collect_done(planned: Plan) -> pd.DataFrame | None:
+    """Write the run's tables from the folds that are done, and return the out-of-fold table; None when no fold is done."""
+    done = any((folder / COUNTS_FILE).is_file() for folder in fold_folders(planned.run).values())
+    return oof.collect(planned.run, planned.slides, planned.folds) if done else None
 
 
 def evaluate_folds(settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, device: torch.device) -> pd.DataFrame:
@@ -71,21 +91,34 @@ def check_folds(chosen: Sequence[int] | None, folds: Mapping[str, int]) -> list[
     return sorted(set(chosen)) if chosen else known
 
 
-def _train_one(
-    settings: Experiment, slides: Sequence[Slide], folds: Mapping[str, int], number: int, store: TileStore,
-    run: Path, device: torch.device, on_epoch: OnEpoch | None,
-) -> None:  # fmt: skip
-    folder = run / f"fold{number}"
-    train, valid = _rows(store, folds, number)
+def train_fold(planned: Plan, number: int, device: torch.device, on_epoch: OnEpoch | None = None, clock: Clock | None = None) -> None:
+    """Train one fold to its end and predict its held-out slides; everything goes into the fold's own folder.
+
+    A fold that is done is left as it is; one that was interrupted goes on from its last epoch. Raises OutOfTime when the clock
+    does not leave enough for the next step.
+    """
+    folder = planned.run / f"fold{number}"
+    train, valid = _rows(planned.store, planned.folds, number)
     if not train:
-        raise TableError(f"{run / 'folds.csv'} puts every slide into fold {number}, so nothing is left to learn from; use another split")
+        raise TableError(f"{planned.run / 'folds.csv'} puts every slide into fold {number}, so nothing is left to learn from; use another split")
+    expected = longest(read_timing(planned.run), "seconds")
     if (folder / MODEL_FILE).is_file() and not (folder / "last.ckpt").is_file():
         log.warning("%s holds weights but no last.ckpt to go on from; it is taken as finished", folder)
     else:
+        if clock is not None and not folder.is_dir() and not clock.fits(SPARE * expected):
+            raise OutOfTime(f"fold {number} is not begun")
         log.info("fold %d: %d slides to learn from, %d held out", number, len(train), len(valid))
-        FoldTrainer(settings, FoldTask(number, store, train, valid, folder, device)).run(on_epoch)
+        FoldTrainer(planned.settings, FoldTask(number, planned.store, train, valid, folder, device, clock, expected)).run(on_epoch)
     if not (folder / COUNTS_FILE).is_file():
-        _predict_one(settings, slides, folds, number, store, folder, device)
+        if clock is not None and not clock.fits(_prediction_seconds(planned, len(valid))):
+            raise OutOfTime(f"fold {number} is trained, its held-out slides are not predicted")
+        _predict_one(planned.settings, planned.slides, planned.folds, number, planned.store, folder, device)
+
+
+def _prediction_seconds(planned: Plan, slides: int) -> float:
+    """About how long the prediction with all views takes: a validation is one view, and every slide comes back to its full size."""
+    views = len(view_transforms(planned.settings.inference.views))
+    return SPARE * (views * longest(read_timing(planned.run), "validation_seconds") + SECONDS_A_SLIDE * slides)
 
 
 def _predict_one(

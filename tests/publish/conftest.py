@@ -146,21 +146,3 @@ def hold(builds: tuple[Path, Path]) -> Callable[[Double], Dataset]:
         return dataset
 
     return held
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """A table of the failures that tests provoked and recorded: the test, the exit code, the sentence that users see."""
-    reports = [(report, dict(report.user_properties)) for report in terminalreporter.stats.get("passed", [])]
-    rows = [(_row_name(report.nodeid), str(facts.get("exit code", "")), facts["sentence"]) for report, facts in reports if "sentence" in facts]
-    if rows:
-        terminalreporter.section("provoked failures: test, exit code, sentence")
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        for name, code, sentence in sorted(rows):
-            terminalreporter.write_line(f"{name:<{widths[0]}}  {code:<{widths[1]}}  {sentence}")
-
-
-def _row_name(nodeid: str) -> str:
-    """`push_failures[server_500]` for `tests/publish/test_push_failures.py::test_a_failure_at_kaggle[server_500]`."""
-    path, _, test = nodeid.partition("::")
-    name, bracket, values = test.partition("[")
-    return Path(path).stem.removeprefix("test_") + (bracket + values if bracket else f"[{name.removeprefix('test_')}]")

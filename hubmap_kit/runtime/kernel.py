@@ -1,0 +1,150 @@
+"""What a Kaggle kernel runs once its script has found, checked and installed the kit: train, infer, tiles.
+
+Each job returns its outcome instead of raising: the script ends its log with it, whatever happened. Everything below
+/kaggle/working becomes the kernel's output, so what only serves the session goes to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hubmap_kit.errors import HubmapError, KernelError
+
+log = logging.getLogger(__name__)
+INPUT, WORKING = Path("/kaggle/input"), Path("/kaggle/working")
+SUBMISSION = "submission.csv"
+
+
+class Outcome(NamedTuple):
+    """How a kernel ended: status complete, stopped (all is saved, the next session goes on) or failed; and one sentence."""
+
+    status: str
+    sentence: str
+
+
+def train(
+    config: str, folds: Sequence[int] = (), overrides: Sequence[str] = (), hours: float = 11.5, accelerator: str = "t4x2",
+    root: Path = INPUT, working: Path = WORKING, scratch: Path | None = None,
+) -> Outcome:  # fmt: skip
+    """Train `folds` (none: all) of a shipped experiment into `working`/<its name>, on all cards, within `hours` of the process's start.
+
+    Goes on with the run of that name where a kernel's output with one is attached. A tile store that is attached is used where
+    it lies. `model.encoder_weights` may be the bare name of a file in an attached dataset.
+    """
+
+    def job(temporary: Path) -> Outcome:
+        from hubmap_kit.runtime.accelerator import prove
+        from hubmap_kit.runtime.clock import SessionClock
+
+        clock, devices = SessionClock(hours * 3600), prove(accelerator)
+        from hubmap_kit.runtime.kernel_train import train_attached
+        from hubmap_kit.training.clock import OutOfTime
+
+        try:
+            return Outcome("complete", train_attached(config, folds, overrides, clock, devices, root, working, temporary))
+        except OutOfTime as stop:
+            return Outcome(
+                "stopped", f"the session's {hours:g} hours are nearly over: {stop.where}; everything so far is saved in {working}, to go on "
+                "attach this kernel's output to the next session (--resume)",
+            )  # fmt: skip
+
+    return _guarded(job, working, scratch)
+
+
+def infer(
+    overrides: Sequence[str] = (), hours: float = 8.5, accelerator: str = "t4x2",
+    root: Path = INPUT, working: Path = WORKING, scratch: Path | None = None,
+) -> Outcome:  # fmt: skip
+    """Segment test.csv as it is mounted with every attached run, and write `working`/submission.csv.
+
+    The file is always complete: a slide that fails, or for which no time is left, gets an empty mask; where nothing worked at all,
+    every slide does, and the outcome is failed.
+    """
+
+    def job(temporary: Path) -> Outcome:
+        from hubmap_kit.runtime import mounts
+        from hubmap_kit.runtime.accelerator import prove
+        from hubmap_kit.runtime.clock import SessionClock
+        from hubmap_kit.runtime.infer_job import predict
+
+        clock = SessionClock(hours * 3600)
+        device = prove(accelerator)[0]
+        attached = mounts.inputs(root, temporary)
+        runs = attached.runs()
+        if not runs:
+            raise KernelError(f"no trained run is attached; attach the weights dataset or the output of a training; mounted are {attached.tree()}")
+        log.info("runs: %s", ", ".join(str(run) for run in runs))
+        table = attached.competition() / "test.csv"
+        done = predict(runs, table, working / SUBMISSION, None, overrides, str(device), "degrade", left=clock.left)
+        report = done.report
+        return Outcome(
+            "complete", f"{done.path}: {report.rows} rows, {report.empty} empty masks, {len(done.failures)} of them after a failure, "
+            f"mean coverage {report.mean_coverage:.2%}",
+        )  # fmt: skip
+
+    outcome = _guarded(job, working, scratch)
+    if outcome.status == "failed" and not (working / SUBMISSION).is_file():
+        try:
+            _leave_empty(root, working)
+        except Exception as error:
+            log.error("not even a submission of empty masks could be written: %s", error)
+    return outcome
+
+
+def tiles(
+    config: str, overrides: Sequence[str] = (), root: Path = INPUT, working: Path = WORKING, scratch: Path | None = None
+) -> Outcome:
+    """Cut the training slides at an experiment's scale into `working`/stores/<fingerprint>, for training kernels to attach."""
+
+    def job(temporary: Path) -> Outcome:
+        from hubmap_kit import experiment
+        from hubmap_kit.competition.tables import read_train
+        from hubmap_kit.runtime import mounts
+        from hubmap_kit.tiles.convert import open_or_build
+
+        data = mounts.inputs(root, temporary).competition()
+        settings = experiment.load(config, overrides, str(data))
+        store = open_or_build(working / "stores", read_train(data / "train.csv"), settings.scale, settings.tiles)
+        return Outcome("complete", f"{store.folder}: {len(store)} slides, {len(store.tiles)} tiles of {settings.tiles.size} px")
+
+    return _guarded(job, working, scratch)
+
+
+def run_name(name: str) -> str:
+    """The folder of an experiment's run: its name, without what a folder cannot be called."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "run"
+
+
+def _guarded(job: Callable[[Path], Outcome], working: Path, scratch: Path | None = None) -> Outcome:
+    """Run a job with a folder for what is not output; whatever it raises becomes a failed outcome."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("hubmap_kit").setLevel(logging.INFO)
+    try:
+        from hubmap_kit.runtime.facts import facts_line
+
+        log.info(facts_line(working))
+        with tempfile.TemporaryDirectory(prefix="hubmap-session-") as made:
+            return job(scratch or Path(made))
+    except HubmapError as error:
+        return Outcome("failed", str(error))
+    except Exception as error:
+        # A traceback belongs into the log; its last line must still be the script's marker.
+        log.exception("unexpected")
+        if "out of memory" in str(error):
+            return Outcome("failed", "the card ran out of memory; lower training.batch_size, inference.batch_size or tiles.size with --set")
+        return Outcome("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _leave_empty(root: Path, working: Path) -> None:
+    from hubmap_kit.runtime import mounts
+    from hubmap_kit.runtime.infer_job import empty_submission
+
+    # No dataset is unfolded for this, so there is no need for a folder to do it in.
+    rows = empty_submission(mounts.inputs(root, working).competition() / "test.csv", working / SUBMISSION)
+    log.warning("%s holds %d empty masks, so that there is a complete file", working / SUBMISSION, rows)

@@ -1,0 +1,70 @@
+"""Prediction under a clock and on a test table with faults: every id gets its row."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hubmap_kit.competition.checker import check_submission
+from hubmap_kit.errors import SlideError, SubmissionError, TableError
+from hubmap_kit.inference.predict import NO_TIME
+from hubmap_kit.runtime.infer_job import predict
+
+
+def rows_of(path: Path) -> dict[str, str]:
+    with path.open(newline="") as file:
+        return {row["id"]: row["rle"] for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def table(sample_data: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sample_data / "test_images", tmp_path / "test_images")
+    return Path(shutil.copyfile(sample_data / "test.csv", tmp_path / "test.csv"))
+
+
+@pytest.fixture(scope="module")
+def whole(sample_data: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The masks when nothing is in the way."""
+    out = tmp_path_factory.mktemp("whole") / "submission.csv"
+    predict([tiny_run], sample_data / "test.csv", out, overrides=["inference.views=none"], device="cpu")
+    return rows_of(out)
+
+
+def test_slides_that_come_too_late_get_empty_masks(table: Path, tiny_run: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    seconds = iter([9.0, 5.0, 1.0])
+    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=["inference.views=none"], device="cpu", left=lambda: next(seconds, 0.0))
+    ids = list(whole)
+    assert [failure.id for failure in done.failures] == ids[3:] and {failure.reason for failure in done.failures} == {NO_TIME}
+    found = rows_of(tmp_path / "s.csv")
+    assert found == {slide_id: (text if slide_id in ids[:3] else "") for slide_id, text in whole.items()}
+    assert any(found.values()) and done.report.rows == len(ids)
+    with pytest.raises(SubmissionError, match=NO_TIME):
+        predict([tiny_run], table, tmp_path / "t.csv", device="cpu", left=lambda: 0.0)
+    assert check_submission(tmp_path / "t.csv", table).empty == len(ids)
+
+
+def test_a_faulty_row_costs_no_other_slide(table: Path, tiny_run: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    header, *lines = table.read_text().splitlines()
+    ids, names = list(whole), header.split(",")
+    cells = [line.split(",") for line in lines]
+    cells[0][names.index("img_height")] = "7"
+    cells[1][names.index("pixel_size")] = ""
+    cells[2][names.index("organ")] = "heart"
+    cells[3] = cells[3][:3]
+    (tmp_path / "test_images" / f"{ids[4]}.tiff").write_bytes(b"II*\0 and no more")
+    (tmp_path / "test_images" / f"{ids[5]}.tiff").unlink()
+    table.write_text("\n".join([header, *(",".join(row) for row in cells)]) + "\n")
+    with pytest.raises((TableError, SlideError)):
+        predict([tiny_run], table, tmp_path / "s.csv", device="cpu")
+    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=["inference.views=none"], device="cpu", on_error="degrade")
+    found = rows_of(tmp_path / "s.csv")
+    assert list(found) == ids and {failure.id for failure in done.failures} == {ids[4], ids[5]}
+    for place, slide_id in enumerate(ids):
+        if place in (4, 5):
+            assert found[slide_id] == ""
+        elif place not in (1, 2, 3):  # those have another scale or threshold now
+            assert found[slide_id] == whole[slide_id]
+    assert done.report.rows == len(ids) and done.report.empty == sum(text == "" for text in found.values())

@@ -1,0 +1,103 @@
+"""A training that stops itself in time goes on to the numbers of one that was left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from clocks import Countdown, Nearly
+from tiny import TINY
+
+from hubmap_kit import experiment
+from hubmap_kit.config import Experiment
+from hubmap_kit.errors import CheckpointError
+from hubmap_kit.runtime.train_job import train
+from hubmap_kit.training import checkpoint
+from hubmap_kit.training.clock import Clock, OutOfTime, longest, read_timing
+
+TABLES = ("metrics.csv", "oof.csv", "thresholds.json", "folds.csv")
+
+
+def settings_of(data: Path, *changes: str) -> Experiment:
+    return experiment.load("baseline", [*TINY, *changes], str(data))
+
+
+def sessions(settings: Experiment, out: Path, clocks: list[Clock]) -> list[str]:
+    """Train under one clock after the other until the run is done; returns where each session stopped."""
+    where = []
+    for clock in clocks:
+        try:
+            train(settings, out, resume=out.exists(), device="cpu", clock=clock)
+            return where
+        except OutOfTime as stop:
+            where.append(stop.where)
+            assert str(out) in str(stop) and "--resume" in str(stop)
+    raise AssertionError(f"not done after {len(clocks)} sessions: {where}")
+
+
+# One question begins a fold, an epoch asks one and four for its batches: 8 end a session in the middle of an epoch, 16 in that of
+# the second fold.
+@pytest.mark.parametrize("questions", [8, 16])
+def test_many_short_sessions_equal_one_long_one(questions: int, sample_data: Path, tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    where = sessions(settings_of(sample_data), out, [Countdown(questions) for _ in range(12)])
+    assert where
+    for name in TABLES:
+        assert (out / name).read_bytes() == (tiny_run / name).read_bytes(), name
+    for fold in ("fold0", "fold1"):
+        assert (out / fold / "model.safetensors").read_bytes() == (tiny_run / fold / "model.safetensors").read_bytes()
+
+
+def test_a_fold_without_time_is_not_begun_and_the_done_one_has_its_tables(sample_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    # Fold 0 asks once to begin, five times in each of two epochs, and once for its prediction; the next question is fold 1.
+    with pytest.raises(OutOfTime, match="fold 1 is not begun"):
+        train(settings_of(sample_data), out, device="cpu", clock=Countdown(1 + 2 * 5 + 1))
+    assert not (out / "fold1").exists()
+    assert set(pd.read_csv(out / "oof.csv")["fold"]) == {0} and (out / "curves.png").is_file()
+
+
+def test_an_epoch_that_would_not_fit_is_not_begun(sample_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    # Nothing is known before the first epoch, so it begins; none is as short as a microsecond.
+    with pytest.raises(OutOfTime, match="fold 0 after epoch 1 of 2"):
+        train(settings_of(sample_data), out, device="cpu", clock=Nearly(1e-6))
+    assert len(pd.read_csv(out / "fold0" / "metrics.csv")) == 1
+    assert not (out / "oof.csv").exists()
+    # What the last session measured counts in the next one.
+    with pytest.raises(OutOfTime, match="fold 0 after epoch 1 of 2"):
+        train(settings_of(sample_data), out, resume=True, device="cpu", clock=Nearly(longest(read_timing(out), "seconds")))
+
+
+def test_the_prediction_of_the_held_out_slides_waits_for_a_session_with_time(sample_data: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "run", settings_of(sample_data, "training.epochs=1")
+    # The first epoch begins at a guess of nothing; five slides are expected to take more than three seconds.
+    with pytest.raises(OutOfTime, match="fold 0 is trained"):
+        train(settings, out, [0], device="cpu", clock=Nearly(3.0))
+    assert (out / "fold0" / "model.safetensors").is_file() and not (out / "oof.csv").exists()
+    assert len(train(settings, out, [0], resume=True, device="cpu", clock=Nearly(1e6))) == 5
+
+
+def test_timing_that_cannot_be_read_is_only_a_missing_guess(tmp_path: Path) -> None:
+    for fold, text in enumerate(["", "fold,epoch,seconds\n1,1,2.5\n1,2,\n", "fold,epoch\n2,1\n"]):
+        (tmp_path / f"fold{fold}").mkdir()
+        (tmp_path / f"fold{fold}" / "timing.csv").write_text(text)
+    assert longest(read_timing(tmp_path), "seconds") == 2.5
+    assert longest(read_timing(tmp_path), "validation_seconds") == 0.0
+
+
+@pytest.mark.parametrize(("key", "old", "new", "same"), [
+    ("encoder_weights", "/kaggle/input/a/net.safetensors", "/kaggle/input/datasets/me/a/net.safetensors", True),
+    ("encoder_weights", "weights/net.pth", "/kaggle/input/a/net.safetensors", True),
+    ("encoder_weights", "weights/net.pth", "weights/other.pth", False),
+    ("encoder_weights", "", "weights/net.pth", False),
+    ("encoder", "tu-resnet10t", "x/tu-resnet10t", False),
+])  # fmt: skip
+def test_weights_may_move_but_not_change(key: str, old: str, new: str, same: bool) -> None:
+    before, after = ({"model": {key: value}} for value in (old, new))
+    if same:
+        checkpoint.check_same(before, after, Path("config.yaml"))
+    else:
+        with pytest.raises(CheckpointError, match=f"model.{key}"):
+            checkpoint.check_same(before, after, Path("config.yaml"))
