@@ -56,8 +56,11 @@ def tiny_run(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """A table of the failures that tests provoked and recorded: the test, the exit code, the sentence that users see."""
-    reports = [(report, dict(report.user_properties)) for report in terminalreporter.stats.get("passed", [])]
-    rows = [(_row_name(report.nodeid), str(facts.get("exit code", "")), facts["sentence"]) for report, facts in reports if "sentence" in facts]
+    rows = []
+    for report in terminalreporter.stats.get("passed", []):
+        facts = dict(report.user_properties)
+        if "sentence" in facts:
+            rows.append((_row_name(report.nodeid), str(facts.get("exit code", "")), facts["sentence"].removeprefix("error: ")))
     if rows:
         terminalreporter.section("provoked failures: test, exit code, sentence")
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]

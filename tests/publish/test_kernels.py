@@ -117,6 +117,7 @@ def test_what_goes_wrong_is_exit_code_1_and_one_sentence(name: str, world: World
 def check_sentence(done: subprocess.CompletedProcess[str], words: tuple[str, ...], record_property) -> str:
     """Exit code 1, the last line is the sentence, and neither a traceback nor a key is anywhere."""
     last = done.stderr.strip().splitlines()[-1]
+    record_property("exit code", done.returncode)
     record_property("sentence", last)
     assert done.returncode == 1, done.stdout + done.stderr
     assert last.startswith("error: ")
@@ -303,6 +304,7 @@ def test_a_wrong_rendering_is_one_sentence_and_changes_nothing(name: str, tmp_pa
     with pytest.raises(SystemExit) as stop:
         main(["kernels", *words, "--owner", "bob", "--out", str(tmp_path / "k"), "--staged", str(tmp_path / "code")])
     last = capsys.readouterr().err.strip().splitlines()[-1]
+    record_property("exit code", stop.value.code)
     record_property("sentence", last)
     assert stop.value.code == 1 and last.startswith("error: ") and said in last
     assert not (tmp_path / "k").exists()

@@ -193,6 +193,7 @@ def test_a_plan_that_cannot_be_made_is_one_sentence(what: str, words: list[str],
     spoil(run_folder, what)
     code, _, err = plan(capsys, "--config", "baseline", "--offline", "--run", str(run_folder), *words)
     last = err.strip().splitlines()[-1]
+    record_property("exit code", code)
     record_property("sentence", last)
     assert code == 1 and last.startswith("error: ") and said in last and "Traceback" not in err
 

@@ -84,6 +84,7 @@ def world(shared_world: World, tmp_path: Path) -> Iterator[World]:
 def check_sentence(done: subprocess.CompletedProcess[str], words: tuple[str, ...], record_property) -> None:
     """Exit code 1, the last line is the sentence, and neither a traceback nor a key is anywhere."""
     last = done.stderr.strip().splitlines()[-1]
+    record_property("exit code", done.returncode)
     record_property("sentence", last)
     assert done.returncode == 1, done.stdout + done.stderr
     assert last.startswith("error: ")
