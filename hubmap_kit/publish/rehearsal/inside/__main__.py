@@ -1,0 +1,115 @@
+"""Builds the session, proves that it is closed, runs the kernel, and carries its output out. Process 1 of its own namespaces."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+from typing import Any
+
+import mounts
+import probes
+import watch
+
+MIB = 1 << 20
+ROOT_BYTES = 2048 * MIB  # for what the kernel installs; the rest of the root is bound
+# What programs look up in /etc. Accounts, keys and name servers of the machine stay outside.
+ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "ssl", "pki", "fonts", "mime.types", "os-release")
+OWN_ETC = {
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "group": "root:x:0:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost kaggle\n::1 localhost\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    # A name server that nobody has: a lookup by any program counts as a packet without a route.
+    "resolv.conf": "nameserver 192.0.2.1\noptions timeout:1 attempts:1\n",
+}  # fmt: skip
+
+
+def main() -> None:
+    """`python inside SPEC.json`: the specification is `sandbox.Session`'s; the report goes to the file that it names."""
+    with open(sys.argv[1], encoding="utf-8") as file:
+        spec = json.load(file)
+    log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    report = os.open(spec["report"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        _build(spec)
+        probes.loopback_up()
+        socket.sethostname("kaggle")
+        facts = probes.prove(spec)
+        before = probes.lost_packets()
+        done = {"probes": facts, **watch.run(spec, log), "lost_packets": probes.lost_packets() - before}
+        done["copy_error"] = _carry_out()
+    except (mounts.SetupError, OSError) as error:
+        done = {"setup_error": str(error)}
+    os.write(report, json.dumps(done).encode())
+
+
+def _build(spec: dict[str, Any]) -> None:
+    root = spec["root"]
+    mounts.mount("none", "/", None, mounts.REC | mounts.PRIVATE)
+    mounts.tmpfs(root, ROOT_BYTES)
+    for name in sorted(os.listdir("/")):
+        _system(root, name)
+    for source, target in spec["binds"]:
+        mounts.bind(source, root + target)
+    _etc(root)
+    os.makedirs(f"{root}/proc")
+    mounts.mount("proc", f"{root}/proc", "proc", mounts.NOSUID | mounts.NODEV | mounts.NOEXEC)
+    mounts.bind("/sys", f"{root}/sys")
+    mounts.devices(root)
+    mounts.tmpfs(f"{root}/kaggle/input", 16 * MIB)
+    for source, target in spec["inputs"]:
+        mounts.bind(source, root + target)
+    mounts.read_only(f"{root}/kaggle/input")
+    mounts.tmpfs(f"{root}/kaggle/working", spec["disk_bytes"])
+    for target in ("/kaggle/tmp", "/tmp"):
+        mounts.bind(spec["scratch"], root + target, writable=True)
+    mounts.bind(spec["out"], f"{root}/rehearsal", writable=True)
+    os.makedirs(f"{root}/root", exist_ok=True)
+    _environment(root, spec)
+    mounts.enter(root)
+
+
+def _system(root: str, name: str) -> None:
+    """Programs and libraries of the machine: /usr, and the folders beside it, which most systems keep as links into it."""
+    if name not in ("usr", "bin", "sbin", "nix") and not name.startswith("lib"):
+        return
+    if os.path.islink(f"/{name}"):
+        os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
+    elif os.path.isdir(f"/{name}"):
+        mounts.bind(f"/{name}", f"{root}/{name}")
+
+
+def _etc(root: str) -> None:
+    os.makedirs(f"{root}/etc", exist_ok=True)
+    for name in ETC:
+        if os.path.exists(f"/etc/{name}"):
+            mounts.bind(os.path.realpath(f"/etc/{name}"), f"{root}/etc/{name}")
+    for name, text in OWN_ETC.items():
+        with open(f"{root}/etc/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _environment(root: str, spec: dict[str, Any]) -> None:
+    """The kernel's virtual environment: empty and writable, with the image's packages behind it, so that nothing outlasts the session."""
+    for path, text in spec["files"].items():
+        os.makedirs(os.path.dirname(root + path), exist_ok=True)
+        with open(root + path, "w", encoding="utf-8") as file:
+            file.write(text)
+    for target, link in spec["links"]:
+        os.makedirs(os.path.dirname(root + link), exist_ok=True)
+        os.symlink(target, root + link)
+
+
+def _carry_out() -> str:
+    try:
+        shutil.copytree("/kaggle/working", "/rehearsal/working", symlinks=True, dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        return f"the output could not be copied out ({error})"
+    return ""
+
+
+if __name__ == "__main__":
+    main()

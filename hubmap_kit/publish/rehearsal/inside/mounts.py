@@ -1,0 +1,81 @@
+"""The file system of a Kaggle session, built in a private mount namespace on a tmpfs and entered with pivot_root."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+DETACH = 2
+RELATIME = 1 << 21
+ST_RELATIME = 4096  # statvfs and mount number this one flag differently
+KEPT = 2 | 4 | 8 | 1024 | 2048  # nosuid, nodev, noexec, noatime, nodiratime: a user namespace may not lift them from a bind mount
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+NODES = ("null", "zero", "full", "random", "urandom", "tty")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class SetupError(Exception):
+    """The sandbox cannot be built here; the text is one sentence."""
+
+
+def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str = "") -> None:
+    """mount(2); raises SetupError with what was refused."""
+    arguments = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
+    if _libc.mount(*arguments, ctypes.c_ulong(flags), os.fsencode(options) if options else None):
+        problem = os.strerror(ctypes.get_errno())
+        raise SetupError(f"the system refused to mount {kind or source} at {target} ({problem})")
+
+
+def tmpfs(target: str, size: int, mode: str = "755") -> None:
+    """A file system in memory of at most `size` bytes, made with its mount point."""
+    os.makedirs(target, exist_ok=True)
+    mount("tmpfs", target, "tmpfs", NOSUID | NODEV, f"size={size},mode={mode}")
+
+
+def bind(source: str, target: str, writable: bool = False) -> None:
+    """Show the file or folder `source` at `target` as well, read-only unless `writable`; the mount point is made."""
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        Path(target).touch()
+    mount(source, target, None, BIND | REC)
+    if not writable:
+        read_only(target)
+
+
+def read_only(target: str) -> None:
+    """Turn the mount at `target` read-only."""
+    found = os.statvfs(target).f_flag
+    kept = found & KEPT | (RELATIME if found & ST_RELATIME else 0)
+    mount("none", target, None, REMOUNT | BIND | RDONLY | kept)
+
+
+def devices(root: str) -> None:
+    """A /dev with the harmless devices, shared memory, and the graphics cards if there are any."""
+    folder = f"{root}/dev"
+    tmpfs(folder, 1 << 20)
+    cards = [name for name in os.listdir("/dev") if name.startswith("nvidia")]
+    for name in (*NODES, *cards):
+        if os.path.exists(f"/dev/{name}"):
+            bind(f"/dev/{name}", f"{folder}/{name}", writable=True)
+    for name, target in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")):
+        os.symlink(target, f"{folder}/{name}")
+    os.makedirs(f"{folder}/shm")
+    mount("tmpfs", f"{folder}/shm", "tmpfs", NOSUID | NODEV, "mode=1777")
+
+
+def enter(root: str) -> None:
+    """Make `root` the root folder and let go of the old one, so that nothing of the machine is left but what was bound."""
+    number = PIVOT_ROOT.get(platform.machine())
+    if number is None:
+        raise SetupError(f"no way to enter the sandbox is known for the processor {platform.machine()}; use x86_64 or aarch64")
+    os.chdir(root)
+    if _libc.syscall(ctypes.c_long(number), b".", b"."):  # the old root comes to lie over the new one
+        raise SetupError(f"the system refused pivot_root ({os.strerror(ctypes.get_errno())})")
+    if _libc.umount2(b".", DETACH):
+        raise SetupError(f"the system refused to unmount the old root ({os.strerror(ctypes.get_errno())})")
+    os.chdir("/")

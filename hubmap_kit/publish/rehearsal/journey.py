@@ -1,0 +1,99 @@
+"""The whole way, rehearsed: tiles, a training that is stopped and goes on from its own output, weights, inference on a hidden set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubmap_kit.publish.kernels import render, rendered_constants
+from hubmap_kit.publish.metadata import slug
+from hubmap_kit.publish.rehearsal.hidden import HiddenSet, make_hidden
+from hubmap_kit.publish.rehearsal.inputs import Shelf, competition
+from hubmap_kit.publish.rehearsal.request import Options
+from hubmap_kit.publish.rehearsal.steps import CARD, Plan, Room, Step, keep_output, rehearse, run_folder
+from hubmap_kit.publish.staging import stage_code, stage_weights
+from hubmap_kit.runtime.build_id import read
+from hubmap_kit.sample.generate import generate
+
+OWNER = "rehearsal"
+CONFIG, FOLDS = "demo", (0, 1)
+
+
+@dataclass(frozen=True)
+class Kitchen:
+    """The inputs that the rehearsal makes itself: the code bundle, training data, the hidden set."""
+
+    room: Room
+    options: Options
+    build: str
+    code: Path
+    train: Path
+    hidden: HiddenSet
+
+    def shelf(self, outputs: dict[str, Path] | None = None, weights: Path | None = None, hidden: bool = False) -> Shelf:
+        """What a kernel may attach; `hidden` puts the hidden set where the public test set was, as the rerun of a submission does."""
+        hidden = hidden or not (self.train / "test.csv").is_file()
+        datasets = {slug("code"): self.code} | ({slug("weights"): weights} if weights else {})
+        return Shelf(datasets, outputs or {}, competition(self.train, self.hidden.folder if hidden else self.train))
+
+    def render(self, name: str, into: str = "kernels", **choice: Any) -> Path:
+        """Render a kernel for this machine into a folder of the rehearsal; `choice` are further arguments of `render`."""
+        chosen: dict[str, Any] = {} if name == "infer" else {"config": CONFIG}
+        if name != "tiles":
+            chosen["accelerator"] = "t4x2" if CARD.exists() else "cpu"
+        chosen["overrides"] = [text for text in self.options.overrides if name != "infer" or text.startswith("inference.")]
+        return render([name], OWNER, {"code": self.build}, self.room.out / into, **chosen | choice)[0]
+
+
+def prepare(room: Room, options: Options) -> Kitchen:
+    """Build the bundle of the checkout as it is, the training slides, and the hidden set."""
+    code = stage_code(room.repository, room.out / "datasets" / "code", allow_dirty=True)
+    train = options.data or sample(room.out / "data", options.seed, 4, options.sample_size)
+    hidden = make_hidden(room.out / "hidden", options.slides, options.faults, options.seed, options.data, options.largest)
+    return Kitchen(room, options, read(code).build_id, code, train, hidden)
+
+
+def journey(kitchen: Kitchen) -> list[Step]:
+    """Run all kernels in turn; the first that fails is the last, for the others would only stumble over it."""
+    steps = [rehearse(kitchen.room, "tiles", Plan(kitchen.render("tiles"), kitchen.shelf()))]
+    if not steps[-1].verdict.passed:
+        return steps
+    outputs = keep_output(steps[-1], kitchen.room.out / "outputs" / "tiles")
+    steps += _train(kitchen, outputs)
+    if not steps[-1].verdict.passed:
+        return steps
+    run = steps[-1].outcome.working / run_folder(rendered_constants(kitchen.room.out / "kernels" / "train"))
+    weights = stage_weights([run], kitchen.room.out / "datasets" / "weights")
+    return [*steps, *infer(kitchen, weights, kitchen.options.layouts)]
+
+
+def infer(kitchen: Kitchen, weights: Path, layouts: Sequence[str]) -> list[Step]:
+    """The inference kernel on the hidden set, once in each layout of the mounts."""
+    folder = kitchen.render("infer")
+    plans = [Plan(folder, kitchen.shelf(weights=weights, hidden=True), layout, kitchen.hidden) for layout in layouts]
+    return [rehearse(kitchen.room, f"infer-{plan.layout}", plan) for plan in plans]
+
+
+def _train(kitchen: Kitchen, outputs: dict[str, Path]) -> list[Step]:
+    """A session that its own clock stops, then another that has the first one's output attached."""
+    attach, layouts, minutes = ("kernel:tiles",), kitchen.options.layouts, kitchen.options.stop_after
+    short = kitchen.render("train", folds=FOLDS, attach=attach, hours=minutes / 60 if minutes else None)
+    plan = Plan(short, kitchen.shelf(outputs), layouts[0], may_stop=True, shim="" if minutes else "leap")
+    first = rehearse(kitchen.room, "train", plan)
+    if not first.verdict.passed:
+        return [first]
+    if first.verdict.status == "complete":
+        first.verdict.notes.append("the training was over before its session was, so nothing was left to go on with; lower --stop-after")
+    elif not any(first.outcome.working.glob("*/fold*/last.ckpt")):
+        first.verdict.notes.append("the session ended before the first epoch, so the next one began anew; raise --stop-after")
+    outputs = outputs | keep_output(first, kitchen.room.out / "outputs" / "train")
+    again = kitchen.render("train", folds=FOLDS, attach=attach, resume=True)
+    return [first, rehearse(kitchen.room, "train-resumed", Plan(again, kitchen.shelf(outputs), layouts[-1]))]
+
+
+def sample(folder: Path, seed: int, slides_per_organ: int, size: int) -> Path:
+    """Embedded slides in the competition's format, as the training data."""
+    generate(folder, seed, slides_per_organ, size)
+    return folder

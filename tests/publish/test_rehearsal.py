@@ -1,0 +1,160 @@
+"""Whole rehearsals through the real command line, in real sandboxes, with kernels rendered and staged as for Kaggle."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from rle_oracle import coco_mask, dice, rows_of
+from tiny import TINY, overrides
+
+import hubmap_kit
+from hubmap_kit.competition.organs import ORGANS
+from hubmap_kit.errors import RehearsalError
+from hubmap_kit.publish.rehearsal.hidden import UNREADABLE, read_hidden
+from hubmap_kit.publish.rehearsal.sandbox import check_machine
+
+ROOT = Path(hubmap_kit.__file__).resolve().parents[1]
+
+
+def _forbidden() -> str:
+    try:
+        check_machine()
+    except RehearsalError as error:
+        return str(error)
+    return ""
+
+
+needs_namespaces = pytest.mark.skipif(bool(_forbidden()), reason=_forbidden() or "namespaces work")
+SMALL = ("--slides", "7", "--largest", "400", "--sample-size", "256")
+
+
+def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """The real command line."""
+    return subprocess.run([sys.executable, "-m", "hubmap_kit", *map(str, words)], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def hubmap(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """A rehearsal; its environment of Kaggle's versions is the checkout's own, made once."""
+    return command("rehearse", *words)
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A journey with a very small network, in both layouts; its first training session is stopped by its own clock."""
+    out = tmp_path_factory.mktemp("rehearsed")
+    done = hubmap("journey", "--out", out, "--keep", *SMALL, *overrides(*TINY, "training.epochs=3"))
+    (out / "stdout.txt").write_text(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return out / "journey"
+
+
+@needs_namespaces
+def test_the_journey_passes_from_tiles_to_a_submission(rehearsed: Path) -> None:
+    report = json.loads((rehearsed / "report.json").read_text())
+    assert report["passed"]
+    steps = {step["name"]: step for step in report["steps"]}
+    assert list(steps) == ["tiles", "train", "train-resumed", "infer-new", "infer-flat"]
+    assert [step["status"] for step in steps.values()] == ["complete", "stopped", "complete", "complete", "complete"]
+    assert all(step["peak_gib"] > 0.05 and step["network"] == [] and step["problems"] == [] for step in steps.values())
+    text = (rehearsed.parent / "stdout.txt").read_text()
+    assert text.rstrip().endswith("the rehearsal passed")
+    for name in (*steps, *ORGANS):
+        assert name in text
+    assert cv2.imread(str(rehearsed / "hidden.png")) is not None
+
+
+@needs_namespaces
+def test_the_second_session_went_on_where_the_first_one_stopped(rehearsed: Path) -> None:
+    begun = rows_of(rehearsed / "train/working/demo/fold0/metrics.csv")
+    assert 1 <= len(begun) < 3
+    assert not (rehearsed / "train/working/demo/fold1").exists()
+    log = (rehearsed / "train-resumed/kernel.log").read_text()
+    assert "going on with /kaggle/input/hubmap-train/demo" in log
+    assert "tile store /kaggle/input/hubmap-make-tiles/stores/" in log
+    metrics = rows_of(rehearsed / "train-resumed/working/demo/metrics.csv")
+    assert sorted((int(row["fold"]), int(row["epoch"])) for row in metrics) == [(fold, epoch) for fold in (0, 1) for epoch in (1, 2, 3)]
+    kept = rows_of(rehearsed / "train-resumed/working/demo/fold0/metrics.csv")
+    assert [row["train_loss"] for row in kept][: len(begun)] == [row["train_loss"] for row in begun]
+
+
+@needs_namespaces
+def test_both_layouts_give_the_same_submission_for_exactly_the_hidden_table(rehearsed: Path) -> None:
+    new, flat = ((rehearsed / f"infer-{layout}/working/submission.csv").read_bytes() for layout in ("new", "flat"))
+    assert new == flat
+    made = read_hidden(rehearsed / "hidden")
+    rows = rows_of(rehearsed / "infer-new/working/submission.csv")
+    assert [row["id"] for row in rows] == [slide.id for slide in made.slides]
+    steps = {step["name"]: step for step in json.loads((rehearsed / "report.json").read_text())["steps"]}
+    for row, slide, said in zip(rows, made.slides, steps["infer-new"]["slides"], strict=True):
+        masks = [coco_mask(text, slide.height, slide.width) for text in (row["rle"], made.truth[slide.id])]
+        assert said["dice"] == pytest.approx(dice(*masks), abs=1e-4)
+        assert (row["rle"] == "") >= (slide.fault in UNREADABLE)
+    assert "datasets/rehearsal" not in (rehearsed / "infer-flat/kernel.log").read_text()
+
+
+@needs_namespaces
+def test_a_rendered_kernel_is_rehearsed_with_what_is_staged(rehearsed: Path, tmp_path: Path) -> None:
+    render = ("kernels", "infer", "--owner", "somebody", "--staged", rehearsed / "datasets/code", "--out", tmp_path / "kernels")
+    assert command(*render).returncode == 0
+    common = ("infer", "--kernels", tmp_path / "kernels", "--layout", "flat", *SMALL[:4])
+    done = hubmap(*common, "--datasets", rehearsed / "datasets", "--out", tmp_path / "out", "--seed", "5")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert (tmp_path / "out/infer/infer/working/submission.csv").is_file()
+    assert not (tmp_path / "out/infer/hidden").exists()  # what can be made again is not kept
+    # It was rendered for a T4 x2: without a card one line is changed, and the report says so.
+    assert ("ACCELERATOR was rehearsed as 'cpu' instead of 't4x2'" in done.stdout) == (not Path("/dev/nvidia0").exists())
+    empty = hubmap(*common, "--datasets", tmp_path, "--out", tmp_path / "out")
+    assert empty.returncode == 1
+    assert empty.stderr.rstrip().endswith(f"but {tmp_path / 'code'} does not exist; stage it with 'hubmap bundle'")
+
+
+@needs_namespaces
+def test_every_planted_fault_is_found_for_its_own_reason(rehearsed: Path, tmp_path: Path) -> None:
+    done = hubmap("faults", "--out", tmp_path, *SMALL, "--layout", "new")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    steps = {step["name"]: step for step in json.loads((tmp_path / "faults/report.json").read_text())["steps"]}
+    assert steps.pop("control")["passed"]
+    reasons = {
+        "row-missing": "is missing", "stale-bundle": "has not propagated", "no-weights": "no trained run is attached", "network": "updates.example.org:80",
+        "p100": "sm_60", "memory": "out of memory", "disk": "disk full", "time": "out of time",
+    }  # fmt: skip
+    assert set(steps) == set(reasons)
+    for name, words in reasons.items():
+        assert not steps[name]["passed"]
+        assert words in steps[name]["problems"][0]
+    assert done.stdout.rstrip().endswith("every fault was found, each for its own reason")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("jurney",), "'jurney' cannot be rehearsed; expected journey, train, infer, tiles, faults; did you mean 'journey'?"),
+        (("infer", "--layout", "old"), "--layout is 'old'; expected new, flat or both"),
+        (("train", "--output", "train"), "--output is 'train'; expected a kernel and a folder, such as train=FOLDER"),
+        (("train", "--output", "trian=x"), "--output names the kernel 'trian'; expected train, infer, tiles"),
+        (("--memory-gib", "0"), "--memory-gib is 0; expected more than 0"),
+        (("--stop-after", "-1"), "--stop-after is -1; expected 0 or more"),
+        (("infer", "--data", "tests"), "--data is tests, but there is no train.csv in it; give a folder in the competition's format"),
+    ],
+)
+@needs_namespaces
+def test_a_wrong_word_gets_a_sentence(words: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+    done = hubmap(*words, "--out", tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"error: {sentence}\n")
+    assert os.listdir(tmp_path) == []
+
+
+@needs_namespaces
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults/mine.txt").touch()
+    done = hubmap("faults", "--out", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("is not empty and was not made by a rehearsal; choose another folder with --out")
+    assert os.listdir(tmp_path / "faults") == ["mine.txt"]
