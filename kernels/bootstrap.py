@@ -24,7 +24,10 @@ def start(kernel, build_id, job):
         if not isinstance(error, SystemExit):
             traceback.print_exc()
     facts = {"kernel": kernel, "status": status, "build_id": build_id, "seconds": round(time.monotonic() - began, 1), "sentence": sentence}
-    Path(WORKING, "kernel.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    try:
+        Path(WORKING, "kernel.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        print(f"error: kernel.json could not be written ({error})", file=sys.stderr)  # a full disk must not cost the marker
     print("error:" if status == "failed" else f"{status}:", sentence, file=sys.stderr, flush=True)
     print(f"HUBMAP END {kernel} {status} build_id={build_id} utc={time.strftime(UTC, time.gmtime())}", flush=True)
     sys.exit(1 if status == "failed" else 0)
