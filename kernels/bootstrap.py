@@ -1,5 +1,6 @@
 """What every kernel does before it can import the kit: find the published bundle, check it, install it. Rendering puts it into the script."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -7,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 
 INPUT, WORKING, WAIT_S, UTC = "/kaggle/input", "/kaggle/working", 60, "%Y-%m-%dT%H:%M:%SZ"
@@ -22,12 +22,10 @@ def start(kernel, build_id, job):
     except BaseException as error:  # noqa: BLE001  the marker must come whatever happens: Kaggle may call a crashed script complete
         status, sentence = "failed", " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, SystemExit):
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
     facts = {"kernel": kernel, "status": status, "build_id": build_id, "seconds": round(time.monotonic() - began, 1), "sentence": sentence}
-    try:
+    with contextlib.suppress(OSError):  # a full disk must not cost the marker
         Path(WORKING, "kernel.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        print(f"error: kernel.json could not be written ({error})", file=sys.stderr)  # a full disk must not cost the marker
     print("error:" if status == "failed" else f"{status}:", sentence, file=sys.stderr, flush=True)
     print(f"HUBMAP END {kernel} {status} build_id={build_id} utc={time.strftime(UTC, time.gmtime())}", flush=True)
     sys.exit(1 if status == "failed" else 0)
