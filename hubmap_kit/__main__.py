@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     if result == INTERRUPTED:
-        _fail("stopped" + ("; it goes on with --resume" if "train" in words[:3] else ""), None, INTERRUPTED)
+        _fail("stopped" + ("; it goes on with --resume" if words[:1] == ["train"] else ""), None, INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
 
 

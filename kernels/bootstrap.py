@@ -35,14 +35,21 @@ def find(build_id):
     """Folder and BUILD_ID.json of the one mounted code bundle. A new dataset version may be mounted a little after the start."""
     for left in range(WAIT_S, -1, -5):
         marked = [path for depth in range(1, 5) for path in Path(INPUT).glob("*/" * depth + "BUILD_ID.json")]
-        tables = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in marked]
-        found = {table["build_id"]: (folder, table) for folder, table in tables if table.get("kind") == "code"}
+        tables = [(path.parent, read(path)) for path in marked]
+        found = {table.get("build_id"): (folder, table) for folder, table in tables if table.get("kind") == "code"}
         if list(found) == [build_id]:
             return found[build_id]
         time.sleep(min(left, 5))
     print("mounted:", *sorted(str(path) for depth in (1, 2, 3) for path in Path(INPUT).glob("*/" * depth))[:60], sep="\n  ", file=sys.stderr)
     why = "the dataset's new version has not propagated" if len(found) == 1 else "exactly one dataset of kind code must be attached"
     sys.exit(f"{INPUT} holds the code bundles {list(found)}, expected {build_id!r} alone: {why}; run this again, or push code and kernel again")
+
+
+def read(path):
+    """A BUILD_ID.json; nothing where it is still being mounted, or is something else of that name."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}
 
 
 def install(folder, table):

@@ -12,6 +12,7 @@ import requests
 from hubmap_kit.errors import HubmapError, PublishError
 
 log = logging.getLogger(__name__)
+SIGNING_IN = "signing in"
 TOKEN_HELP = (
     "make a token at https://www.kaggle.com/settings/api and set KAGGLE_API_TOKEN to it, or save it in ~/.kaggle/access_token "
     "(chmod 600), then run this again"
@@ -59,6 +60,8 @@ def sentences(what: str) -> Iterator[None]:
         raise  # a file of this machine: the path and the reason are in it
     except Exception as error:  # the package's own checks raise anything from ValueError to KeyError
         kind = type(error).__name__
+        if what == SIGNING_IN:
+            raise PublishError(f"the kaggle package failed at {what} ({kind}); {TOKEN_HELP}") from None  # its text may hold the token
         raise PublishError(f"the kaggle package failed at {what} ({kind}: {error}); mend what it names, then run this again") from error
     finally:
         for line in filter(None, map(str.strip, printed.getvalue().splitlines())):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from hubmap_kit.errors import PublishError
-from hubmap_kit.publish.answers import TOKEN_HELP, KaggleRefusal
+from hubmap_kit.publish.answers import SIGNING_IN, TOKEN_HELP, KaggleRefusal
 
 INSTALL_HELP = "run scripts/push.sh, which installs it, or: pip install -e '.[push]'"
 
@@ -22,10 +22,13 @@ def sign_in(pause_s: float):  # type: ignore[no-untyped-def]  # the class comes 
         raise PublishError(f"the kaggle package cannot be imported ({error}); {INSTALL_HELP}") from error
     from kagglesdk.kaggle_env import get_access_token_from_env
 
-    api = Api(pause_s)
     token, source = get_access_token_from_env()
+    if token and (not token.isprintable() or " " in token):
+        # An HTTP header cannot hold it, and the refusal of the header would show it.
+        raise PublishError(f"{_named(source)} holds a blank or a line break; store the token alone, without a line break after it")
+    api = Api(pause_s)
     try:
-        api.read("signing in", api.authenticate)
+        api.read(SIGNING_IN, api.authenticate)
     except KaggleRefusal as error:
         raise PublishError(f"Kaggle does not accept {_named(source)} (HTTP {error.status}); {TOKEN_HELP}") from error
     except PublishError as error:

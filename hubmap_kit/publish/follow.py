@@ -67,8 +67,10 @@ def follow(watch: Watch) -> End:
         if status.status not in ENDED:
             continue
         distrusted += 1
-        if distrusted > EARLIER_LOOKS or not text or log_hash(text) != watch.earlier_log:
+        if not text or log_hash(text) != watch.earlier_log:
             return _judge(watch, status, text)
+        if distrusted > EARLIER_LOOKS:
+            raise PublishError(f"Kaggle still shows the end of the session before for kernel {watch.ref}; {still_there(watch.kernel)}")
     return _judge(watch, KernelStatus("RUNNING", ""), text)
 
 

@@ -135,6 +135,7 @@ def _constants(draft: _Draft, code: str, choice: Choice) -> dict[str, object]:
         constants["OVERRIDES"] = overrides
         draft.used |= {f"--set {text}" for text in overrides}
     if choice.resume and draft.name == "train":
+        constants["RESUME"] = True
         draft.used.add("--resume")
     _check_hours(draft.name, constants.get("SESSION_HOURS"))
     _experiment(draft, constants)
@@ -190,6 +191,8 @@ def _check_used(choice: Choice, names: Sequence[str], used: Collection[str]) -> 
 def _write(target: Path, name: str, script: str, metadata: Mapping[str, Any]) -> Path:
     """Write the folder under a temporary name and swap it in, so that nothing of an earlier rendering stays."""
     folder, temporary = target / name, target / f".{name}.{os.getpid()}.tmp"
+    if folder.is_dir() and any(folder.iterdir()) and (not (folder / METADATA).is_file() or (target / "bootstrap.py").exists()):
+        raise PublishError(f"{folder} is not a folder that a kernel was rendered into; choose another --out, nothing was written")
     target.mkdir(parents=True, exist_ok=True)
     sweep(target, f".{name}.*.tmp*")
     try:

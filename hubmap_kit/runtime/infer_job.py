@@ -13,7 +13,7 @@ from hubmap_kit.competition.checker import SubmissionReport, check_submission
 from hubmap_kit.competition.lenient import read_test_leniently
 from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide, read_test
-from hubmap_kit.errors import TableError
+from hubmap_kit.errors import SubmissionError, TableError
 from hubmap_kit.inference.ensemble import load_ensemble
 from hubmap_kit.inference.predict import Failure, OnError, predict_slides
 from hubmap_kit.models.device import choose_device
@@ -54,10 +54,11 @@ def predict(
     def check(partial: Path) -> None:
         try:
             reports.append(check_submission(partial, test_csv))
-        except TableError:
+        except (TableError, SubmissionError, OSError) as error:
             if on_error == "raise":
                 raise
-            log.warning("%s could not be compared with its test table, which is not as it should be; it holds every id that could be read", out)
+            # The masks that are there are worth more than a doubt about one row.
+            log.warning("%s is kept although its check failed: %s; it holds every id that could be read", out, error)
             reports.append(_counted(partial))
 
     failures = predict_slides(slides, ensembles, out, on_error, draw if overlays is not None else None, check, left)

@@ -30,11 +30,12 @@ class Outcome(NamedTuple):
 
 def train(
     config: str, folds: Sequence[int] = (), overrides: Sequence[str] = (), hours: float = 11.5, accelerator: str = "t4x2",
-    root: Path = INPUT, working: Path = WORKING, scratch: Path | None = None,
+    root: Path = INPUT, working: Path = WORKING, scratch: Path | None = None, resume: bool = False,
 ) -> Outcome:  # fmt: skip
     """Train `folds` (none: all) of a shipped experiment into `working`/<its name>, on all cards, within `hours` of the process's start.
 
-    Goes on with the run of that name where a kernel's output with one is attached. A tile store that is attached is used where
+    Goes on with the run of that name where a kernel's output with one is attached; with `resume` its absence is an error, for a
+    session that begins anew without a word costs a week's quota. A tile store that is attached is used where
     it lies. `model.encoder_weights` may be the bare name of a file in an attached dataset.
     """
 
@@ -47,7 +48,7 @@ def train(
         from hubmap_kit.training.clock import OutOfTime
 
         try:
-            return Outcome("complete", train_attached(config, folds, overrides, clock, devices, root, working, temporary))
+            return Outcome("complete", train_attached(config, folds, overrides, clock, devices, root, working, temporary, resume))
         except OutOfTime as stop:
             return Outcome(
                 "stopped", f"the session's {hours:g} hours are nearly over: {stop.where}; everything so far is saved in {working}, to go on "
@@ -80,7 +81,7 @@ def infer(
         if not runs:
             raise KernelError(f"no trained run is attached; attach the weights dataset or the output of a training; mounted are {attached.tree()}")
         log.info("runs: %s", ", ".join(str(run) for run in runs))
-        table = attached.competition() / "test.csv"
+        table = attached.competition(("test.csv",)) / "test.csv"  # a rerun need not mount what training uses
         done = predict(runs, table, working / SUBMISSION, None, overrides, str(device), "degrade", left=clock.left)
         report = done.report
         return Outcome(
@@ -128,8 +129,11 @@ def _guarded(job: Callable[[Path], Outcome], working: Path, scratch: Path | None
     try:
         from hubmap_kit.runtime.facts import facts_line
 
-        log.info(facts_line(working))
-        with tempfile.TemporaryDirectory(prefix="hubmap-session-") as made:
+        try:
+            log.info(facts_line(working))
+        except Exception as error:
+            log.warning("the facts of this machine are unknown: %s", error)  # a line of the log is not worth a session
+        with tempfile.TemporaryDirectory(prefix="hubmap-session-", ignore_cleanup_errors=True) as made:
             return job(scratch or Path(made))
     except HubmapError as error:
         return Outcome("failed", str(error))
@@ -146,5 +150,5 @@ def _leave_empty(root: Path, working: Path) -> None:
     from hubmap_kit.runtime.infer_job import empty_submission
 
     # No dataset is unfolded for this, so there is no need for a folder to do it in.
-    rows = empty_submission(mounts.inputs(root, working).competition() / "test.csv", working / SUBMISSION)
+    rows = empty_submission(mounts.inputs(root, working).competition(("test.csv",)) / "test.csv", working / SUBMISSION)
     log.warning("%s holds %d empty masks, so that there is a complete file", working / SUBMISSION, rows)

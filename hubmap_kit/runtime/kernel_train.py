@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def train_attached(
     config: str, folds: Sequence[int], overrides: Sequence[str], clock: Clock, devices: Sequence[torch.device], root: Path,
-    working: Path, scratch: Path,
+    working: Path, scratch: Path, must_resume: bool = False,
 ) -> str:  # fmt: skip
     """Train, and return one sentence about the result. Raises HubmapError, OutOfTime among them."""
     attached = mounts.inputs(root, scratch)
@@ -33,6 +33,11 @@ def train_attached(
     settings = experiment.load(config, overrides, str(data))
     out = working / run_name(settings.name)
     resume = _bring_back(attached, out)
+    if must_resume and not resume:
+        raise KernelError(
+            f"no attached output holds a begun run '{out.name}' to go on with; mounted are {attached.tree()}; attach the output of a session "
+            "that trained an epoch, or push without --resume to begin anew"
+        )
     settings = _with_weights(settings, attached, resume)
     settings = adapt(settings, detect() if devices[0].type == "cuda" else profile("cpu"), len(devices))
     stores = _link_store(attached, read_train(data / "train.csv"), settings, scratch / "stores")

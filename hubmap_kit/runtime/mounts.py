@@ -43,16 +43,16 @@ class Inputs:
     folders: list[Folder]
     datasets: dict[str, list[Path]] = field(default_factory=dict)
 
-    def competition(self) -> Path:
-        """The folder with train.csv and test.csv. Raises KernelError unless there is exactly one."""
+    def competition(self, tables: tuple[str, ...] = TABLES) -> Path:
+        """The folder with these tables of the competition. Raises KernelError unless there is exactly one."""
         for known in (self.root / "competitions" / COMPETITION, self.root / COMPETITION):
-            if all((known / name).is_file() for name in TABLES):
+            if all((known / name).is_file() for name in tables):
                 return known
-        found = [folder.path for folder in self.folders if folder.names.issuperset(TABLES)]
+        found = [folder.path for folder in self.folders if folder.names.issuperset(tables)]
         if len(found) != 1:
             seen = ", ".join(str(path) for path in found) or "none"
             raise KernelError(
-                f"{self.root} holds {len(found)} folders with {' and '.join(TABLES)} ({seen}), expected one; attach the competition "
+                f"{self.root} holds {len(found)} folders with {' and '.join(tables)} ({seen}), expected one; attach the competition "
                 f"{COMPETITION} and accept its rules; mounted are {self.tree()}"
             )
         return found[0]

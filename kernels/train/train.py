@@ -6,8 +6,9 @@ CONFIG = "baseline"
 FOLDS = []
 OVERRIDES = []
 SESSION_HOURS = 11.5
+RESUME = False
 BUILD_ID = ""
 ACCELERATOR = "t4x2"
 
 if __name__ == "__main__":
-    start("train", BUILD_ID, lambda kernel: kernel.train(CONFIG, FOLDS, OVERRIDES, SESSION_HOURS, ACCELERATOR))
+    start("train", BUILD_ID, lambda kernel: kernel.train(CONFIG, FOLDS, OVERRIDES, SESSION_HOURS, ACCELERATOR, resume=RESUME))

@@ -111,7 +111,7 @@ def _run(world: World, ref: str, version: KernelVersion) -> None:
     if world.has("kernel_stale_build_id"):
         build_id = "0123456789ab-0123456789ab"
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    lines = [f"HUBMAP START {name} build_id={build_id} utc={stamp}", "the double runs no kernel: this log is made up"]
+    lines = [f"HUBMAP START {name} build_id={build_id} utc={stamp}", f"the double runs no kernel: this log of version {version.number} is made up"]
     if version.end != "CANCEL_ACKNOWLEDGED" and not world.has("kernel_completes_without_marker"):
         lines.append(f"HUBMAP END {name} {status} build_id={build_id} utc={stamp}")
     version.log = world.logs.get(slug, log(lines))

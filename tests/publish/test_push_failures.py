@@ -84,6 +84,13 @@ def test_a_refused_access_token_is_not_passed_over_for_the_key(kaggle: Kaggle, s
         assert set(cli.double.called) == {"IntrospectToken"}
 
 
+def test_a_token_with_a_line_break_is_refused_and_not_shown(kaggle: Kaggle, staged: Path) -> None:
+    with kaggle(token=True, extra={"KAGGLE_API_TOKEN": "KGAT_secret\n"}) as cli:
+        done = cli.push(staged, *SHORT)
+        assert done.code == 1 and "the token in KAGGLE_API_TOKEN holds a blank or a line break" in done.sentence
+        assert "KGAT_secret" not in done.out + done.err
+
+
 def test_a_mistyped_environment_does_not_lead_to_the_real_kaggle(kaggle: Kaggle, staged: Path) -> None:
     with kaggle(extra={"KAGGLE_API_ENVIRONMENT": "TEST"}) as cli:
         done = cli.push(staged, *SHORT)

@@ -177,7 +177,7 @@ def test_a_crash_and_a_refusal_end_with_the_marker_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["train", "infer", "tiles"])
 def test_scripts_stay_short_and_need_only_the_standard_library(name: str, tmp_path: Path) -> None:
     text = rendered(name, tmp_path, "b").read_text()
-    assert len(text.splitlines()) <= 70
+    assert len(text.splitlines()) <= 80
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE)) - {"hubmap_kit"}
     assert imported and imported <= sys.stdlib_module_names
     metadata = json.loads((KERNELS / name / "kernel-metadata.json").read_text())

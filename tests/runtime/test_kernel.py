@@ -133,9 +133,26 @@ def test_whatever_fails_there_is_a_complete_file(fault: str, kaggle: dict[str, P
 
 def test_an_unexpected_fault_is_an_outcome_too(kaggle: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(kaggle["working"])
+    kaggle["working"].write_text("a file where the folder should be")
     outcome = tiles("baseline", TINY, kaggle["root"], kaggle["working"], kaggle["scratch"])
-    assert outcome.status == "failed" and outcome.sentence.startswith("FileNotFoundError") and "Traceback" in capsys.readouterr().err
+    assert outcome.status == "failed" and "Error" in outcome.sentence.split(":")[0] and "Traceback" in capsys.readouterr().err
     assert train("nonesuch", [], (), 1, "cpu", kaggle["root"], kaggle["scratch"]).sentence.startswith("no experiment 'nonesuch'")
+
+
+def test_a_resume_that_finds_nothing_does_not_begin_anew(kaggle: dict[str, Path]) -> None:
+    outcome = train("baseline", [], TINY, 11.5, "cpu", **kaggle, resume=True)
+    assert outcome.status == "failed" and "no attached output holds a begun run 'baseline'" in outcome.sentence
+    assert not list(kaggle["working"].iterdir())
+
+
+def test_inference_needs_no_training_table(kaggle: dict[str, Path], sample_data: Path, tiny_run: Path) -> None:
+    publish_run(kaggle, tiny_run, "mini")
+    mounted = kaggle["root"] / "competitions" / COMPETITION
+    mounted.unlink()
+    mounted.mkdir()
+    for name in ("test.csv", "test_images"):
+        (mounted / name).symlink_to(sample_data / name)
+    assert infer(["inference.views=none"], 8.5, "cpu", **kaggle).status == "complete"
 
 
 def test_runs_are_called_what_a_folder_can_be_called() -> None:

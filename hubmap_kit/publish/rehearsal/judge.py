@@ -18,7 +18,6 @@ from hubmap_kit.publish.rehearsal.scoring import Score, score
 END = re.compile(r"HUBMAP END (\S+) (complete|stopped|failed) build_id=(\S*) utc=\S+")
 KERNEL_JSON, SUBMISSION = "kernel.json", "submission.csv"
 SHOWN = 5  # of faults of one kind
-PAGE = 4096
 _CHUNK = 1 << 24
 
 
@@ -83,7 +82,7 @@ def _stopped(outcome: Outcome, limits: Limits) -> list[str]:
         return [f"out of memory: its processes held {amount(outcome.peak_bytes)} together, more than the session's {limits.memory_gib:g} GiB, and were ended"]
     if outcome.stopped == "time":
         return [f"out of time: it ran past the session's {limits.minutes:.3g} minutes and was ended"]
-    if outcome.disk_bytes >= int(limits.disk_gib * GIB) - PAGE:
+    if outcome.disk_bytes >= int(limits.disk_gib * GIB):
         return [f"disk full: its output filled all {amount(limits.disk_gib * GIB)} of /kaggle/working"]
     return []
 

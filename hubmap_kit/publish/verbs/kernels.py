@@ -48,8 +48,8 @@ def kernels(
     output: Annotated[Path | None, typer.Option(help="After a good end, download the kernel's output to this folder.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Push even where the quota may not suffice.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Render and say what would be pushed; push nothing.")] = False,
-    every: Annotated[float, typer.Option(help="Seconds between two looks while following.")] = 30.0,
-    timeout: Annotated[float, typer.Option(help="Stop following after these hours.")] = 14.0,
+    every: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks while following.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Stop following after these hours.")] = 14.0,
 ) -> None:
     """Render the kernels into build/kernels; with --run push one, with --follow wait for its end.
 

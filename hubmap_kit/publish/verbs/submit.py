@@ -34,8 +34,8 @@ def submit(
     refresh: Annotated[bool, typer.Option("--refresh", help="Hand nothing in; complete the ledger's pending rows.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Hand in without looking at the kernel first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look at the kernel and say what would be handed in; hand nothing in.")] = False,
-    every: Annotated[float, typer.Option(help="Seconds between two looks while waiting.")] = 60.0,
-    timeout: Annotated[float, typer.Option(help="Stop waiting after these hours.")] = 12.0,
+    every: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks while waiting.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Stop waiting after these hours.")] = 12.0,
     rendered: Annotated[Path | None, typer.Option(help="Folder of rendered kernels; default: build/kernels.", show_default=False)] = None,
 ) -> None:
     """Hand a finished kernel version in to the competition, wait for its score and keep both in ledger.csv."""
