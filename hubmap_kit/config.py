@@ -103,15 +103,43 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0, description="seed of initial weights, draws and augmentation")
 
 
+class PostprocessChoices(Section):
+    """What happens to a thresholded mask, in this order. Lengths are pixels of the original slide."""
+
+    fill_holes: bool = Field(False, description="fill holes inside a unit")
+    opening: int = Field(0, ge=0, description="radius of a morphological opening, which cuts thin bridges and drops specks; 0: none")
+    min_area: float = Field(0.0, ge=0, lt=1, description="drop connected parts smaller than this share of the slide")
+    shrink: int = Field(0, ge=0, description="take this many pixels off every border")
+    rescue: bool = Field(False, description="an empty mask takes ever lower thresholds until something is left (every slide has a unit)")
+
+
+class PostprocessConfig(PostprocessChoices):
+    """Post-processing for all organs, with exceptions by organ."""
+
+    organs: dict[OrganName, PostprocessChoices] = Field(default_factory=dict, description="choices of one organ, instead of those for all")
+
+
 class InferenceConfig(Section):
     """From slide to mask."""
 
     window: int = Field(512, ge=64, multiple_of=32, description="side of the sliding window in network pixels")
     overlap: float = Field(0.25, ge=0, lt=0.9, description="least share of a window that its neighbour repeats")
+    whole_slide: int = Field(0, ge=0, description="slides of at most this many network pixels on both sides are predicted in one piece; 0: never")
+    skip_background: bool = Field(True, description="do not predict windows that hold nothing but glass")
     views: Literal["none", "flips", "d4"] = Field("flips", description="test-time views averaged as probabilities: 1, 4 or 8")
-    batch_size: int = Field(4, ge=1, description="windows in one forward pass")
+    batch_size: int = Field(4, ge=1, description="windows in one forward pass; halved by itself where memory is short")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto: as the network was trained, fp32 on a CPU")
+    tune_speed: bool = Field(True, description="measure once whether folded batch norms and channels-last memory are faster here")
     threshold: Probability = Field(0.5, description="probability threshold of an organ that has no fitted one")
     thresholds: dict[OrganName, Probability] = Field(default_factory=dict, description="threshold by organ, over the fitted ones")
+    source_thresholds: dict[Literal["HPA", "Hubmap"], dict[OrganName, Probability]] = Field(
+        default_factory=dict, description="threshold by source and organ, over all others"
+    )
+    postprocess: PostprocessConfig = Field(default_factory=PostprocessConfig, description="what happens to a mask after the threshold")
+    ladder: list[Literal["overlap", "views", "folds", "reduce"]] = Field(
+        default_factory=lambda: ["overlap", "views", "folds", "reduce"],
+        description="what is given up, in this order and step by step, where a deadline would be missed",
+    )
 
 
 class Experiment(Section):
