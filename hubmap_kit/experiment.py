@@ -66,10 +66,19 @@ def described(experiment: Experiment) -> Iterator[str]:
     """Lines of YAML with every key's description as a comment."""
     yield f"name: {_scalar(experiment.name)}"
     for section in list(Experiment.model_fields)[1:]:
-        model: BaseModel = getattr(experiment, section)
-        yield f"\n{section}:  # {(type(model).__doc__ or '').strip().splitlines()[0]}"
-        for key, field in type(model).model_fields.items():
-            yield f"  {key}: {_scalar(model.model_dump(mode='json')[key])}  # {field.description}"
+        yield ""
+        yield from _described_section(section, getattr(experiment, section), "")
+
+
+def _described_section(name: str, section: BaseModel, indent: str) -> Iterator[str]:
+    yield f"{indent}{name}:  # {(type(section).__doc__ or '').strip().splitlines()[0]}"
+    plain = section.model_dump(mode="json")
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if isinstance(value, BaseModel):
+            yield from _described_section(key, value, indent + "  ")
+        else:
+            yield f"{indent}  {key}: {_scalar(plain[key])}  # {field.description}"
 
 
 def _scalar(value: Any) -> str:
