@@ -9,16 +9,21 @@ In memory, runs are always 0-based, sorted, and no pixel is in two runs. The emp
 
 from __future__ import annotations
 
-import re
+import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from hubmap_kit.competition import rle_boundaries, rle_fill, rle_overlap, rle_text
+from hubmap_kit.competition.rle_boundaries import Mask
 from hubmap_kit.errors import RleError
 
-_NUMBERS = re.compile(r"[0-9\s]*", re.ASCII)
-_LIMIT = 2**62  # no slide has so many pixels; larger numbers would overflow when a start and a length are added
+if TYPE_CHECKING:
+    import torch
+
+_LIMIT = 2**52  # no slide has so many pixels; floats count sums of two such numbers exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +48,10 @@ def parse(text: str, origin: int = 0) -> Runs:
     Raises RleError when the text is not an even count of whole numbers, a length is 0, a start is below `origin`, or runs are
     out of order or overlap. Runs that touch are allowed.
     """
-    values = _numbers(text)
+    values = rle_text.read(text)
     if values.size % 2:
         raise RleError(
-            f"The run-length text {_excerpt(text)} holds {values.size} numbers, but starts and lengths come in pairs; "
+            f"The run-length text {rle_text.excerpt(text)} holds {values.size} numbers, but starts and lengths come in pairs; "
             "look for a cut-off string and write it again"
         )
     runs = Runs(values[0::2] - origin, values[1::2].copy())
@@ -56,50 +61,37 @@ def parse(text: str, origin: int = 0) -> Runs:
 
 def format_runs(runs: Runs, origin: int = 0) -> str:
     """Write runs as a run-length string whose first pixel has the number `origin`."""
-    pairs = np.stack([runs.starts + origin, runs.lengths], axis=1)
-    return " ".join(map(str, pairs.ravel().tolist()))
+    return rle_text.write(runs.starts + origin, runs.lengths)
 
 
-def encode(mask: npt.NDArray[np.integer] | npt.NDArray[np.bool_], origin: int = 0) -> str:
+def encode(mask: Mask | torch.Tensor, origin: int = 0) -> str:
     """The run-length string of a mask (H, W) of integers or booleans, nonzero = inside, any memory order.
 
-    Raises ValueError for a mask that is not two-dimensional or holds floats (threshold probabilities first).
+    A tensor of another device is searched there, and only the ends of its runs travel. Raises ValueError for a mask that is not
+    two-dimensional or holds floats (threshold probabilities first).
     """
-    return format_runs(runs_of(mask), origin)
+    edges = _boundaries(mask)
+    starts = edges[0::2]
+    return rle_text.write(starts + origin, edges[1::2] - starts)
 
 
-def runs_of(mask: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Runs:
-    """The maximal runs of a mask (H, W) of integers or booleans, nonzero = inside; raises ValueError like `encode`."""
-    mask = np.asarray(mask)
-    if mask.ndim != 2 or mask.dtype.kind not in "bui":
-        raise ValueError(f"a mask must be (H, W) of integers or booleans, found shape {mask.shape} of {mask.dtype}")
-    inside = mask if mask.dtype == np.bool_ else mask != 0  # one byte a pixel, whatever the mask's own type
-    pixels = inside.ravel(order="F")
-    if not pixels.size:
-        return Runs(np.empty(0, np.int64), np.empty(0, np.int64))
-    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    first = [0] if pixels[0] else []
-    last = [pixels.size] if pixels[-1] else []
-    edges = np.concatenate([np.array(first, np.int64), edges.astype(np.int64, copy=False), np.array(last, np.int64)])
-    return Runs(edges[0::2], edges[1::2] - edges[0::2])
+def runs_of(mask: Mask | torch.Tensor) -> Runs:
+    """The maximal runs of a mask (H, W) of integers or booleans, nonzero = inside; takes and raises what `encode` does."""
+    edges = _boundaries(mask).astype(np.int64, copy=False)
+    return Runs(edges[0::2].copy(), edges[1::2] - edges[0::2])
 
 
-def decode(text: str, height: int, width: int, origin: int = 0) -> npt.NDArray[np.uint8]:
-    """The mask (height, width) uint8 0/1, C-contiguous, of a run-length string.
+def decode(text: str | Runs, height: int, width: int, origin: int = 0, order: rle_fill.Order = "C") -> npt.NDArray[np.uint8]:
+    """The mask (height, width) uint8 0/1 of a run-length string, or of runs; in memory by rows ("C") or by columns ("F").
 
-    Raises RleError when the text is malformed (see `parse`) or a run leaves the slide.
+    Columns are how the string counts, so "F" costs less. Raises RleError when the text is malformed (see `parse`) or a run
+    leaves the slide, and ValueError for another order.
     """
-    runs = parse(text, origin)
+    if order not in ("C", "F"):
+        raise ValueError(f"a mask is laid out in the order C (by rows) or F (by columns), found {order!r}")
+    runs = parse(text, origin) if isinstance(text, str) else text
     check_inside(runs, height, width)
-    pixels = height * width
-    spans = np.empty(2 * len(runs) + 1, np.int64)  # gap, run, gap, run, ..., gap
-    spans[1::2] = runs.lengths
-    spans[0] = runs.starts[0] if len(runs) else pixels
-    spans[2:-1:2] = runs.starts[1:] - runs.stops[:-1]
-    if len(runs):
-        spans[-1] = pixels - runs.stops[-1]
-    values = (np.arange(spans.size) % 2).astype(np.uint8)
-    return np.ascontiguousarray(np.repeat(values, spans).reshape(width, height).T)
+    return rle_fill.fill(runs.starts, runs.stops, height, width, order)
 
 
 def check_inside(runs: Runs, height: int, width: int) -> None:
@@ -122,39 +114,36 @@ def dice(a: Runs | str, b: Runs | str) -> float:
 
     Both must share one origin and the slide's height; strings are read with origin 0.
     """
-    a, b = _as_runs(a), _as_runs(b)
+    a, b = sorted((_as_runs(a), _as_runs(b)), key=len)
     total = area(a) + area(b)
     if total == 0:
         return 1.0
-    common = int((_pixels_below(b, a.stops) - _pixels_below(b, a.starts)).sum())
-    return 2.0 * common / total
-
-
-def _pixels_below(runs: Runs, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How many set pixels of `runs` have a number below each position."""
-    if not len(runs):
-        return np.zeros(len(positions), np.int64)
-    cumulative = np.concatenate([[0], np.cumsum(runs.lengths)])
-    index = np.searchsorted(runs.starts, positions, side="right") - 1  # -1: before the first run
-    inside = np.clip(positions - runs.starts[index], 0, runs.lengths[index])
-    return np.where(index >= 0, cumulative[index] + inside, 0)
+    return 2.0 * rle_overlap.common(a.starts, a.stops, b.starts, b.stops) / total
 
 
 def _as_runs(runs: Runs | str) -> Runs:
     return parse(runs) if isinstance(runs, str) else runs
 
 
-def _numbers(text: str) -> npt.NDArray[np.int64]:
-    text = text.strip()  # NumPy reads a text of blanks as one number
-    if not text:
-        return np.empty(0, np.int64)
-    if not _NUMBERS.fullmatch(text):
-        odd = next((word for word in text.split() if not (word.isascii() and word.isdigit())), "an odd blank")
-        raise RleError(
-            f"The run-length text {_excerpt(text)} holds {_excerpt(odd)}, but starts and lengths are whole numbers of 0 or more; "
-            "look for a wrong column or a damaged file"
-        )
-    return np.fromstring(text, dtype=np.int64, sep=" ")
+def _boundaries(mask: Mask | torch.Tensor) -> npt.NDArray[np.signedinteger]:
+    torch = sys.modules.get("torch")  # a tensor comes from whoever has imported torch; this module need not
+    if torch is not None and isinstance(mask, torch.Tensor):
+        return _tensor_boundaries(mask)
+    mask = np.asarray(mask)
+    _check_mask(mask, mask.dtype.kind in "bui")
+    return rle_boundaries.boundaries(mask)
+
+
+def _tensor_boundaries(mask: torch.Tensor) -> npt.NDArray[np.signedinteger]:
+    _check_mask(mask, not (mask.is_floating_point() or mask.is_complex()))
+    if mask.device.type == "cpu":
+        return rle_boundaries.boundaries(mask.numpy())
+    return rle_boundaries.boundaries_on_device(mask)
+
+
+def _check_mask(mask: Mask | torch.Tensor, whole: bool) -> None:
+    if mask.ndim != 2 or not whole:
+        raise ValueError(f"a mask must be (H, W) of integers or booleans, found shape {tuple(mask.shape)} of {mask.dtype}")
 
 
 def _check_runs(runs: Runs, origin: int) -> None:
@@ -162,7 +151,7 @@ def _check_runs(runs: Runs, origin: int) -> None:
     if not len(runs):
         return
     if starts.max() >= _LIMIT or lengths.max() >= _LIMIT:
-        raise RleError("The run-length text holds a number above 2^62, which no slide reaches; look for missing blanks")
+        raise RleError("The run-length text holds a number above 2^52, which no slide reaches; look for missing blanks")
     if lengths.min() < 1:
         start = int(starts[lengths < 1][0]) + origin
         raise RleError(f"The run at start {start} has length 0, but every run holds at least one pixel; drop that pair")
@@ -178,7 +167,3 @@ def _check_runs(runs: Runs, origin: int) -> None:
             f"The run at start {after} comes before the end of the run at start {before}, but runs must be sorted and share no "
             "pixel; sort and merge them"
         )
-
-
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
