@@ -14,16 +14,17 @@ INPUT, WORKING, WAIT_S, UTC = "/kaggle/input", "/kaggle/working", 60, "%Y-%m-%dT
 
 
 def start(kernel, build_id, job):
-    """Run a kernel from its first log line to its last; `job` takes the library's kernel module and returns (status, sentence)."""
+    """Run a kernel from its first log line to its last; `job` takes the library's kernel module; (status, sentence, more facts) is its end."""
     print(f"HUBMAP START {kernel} build_id={build_id} utc={time.strftime(UTC, time.gmtime())}", flush=True)
     began = time.monotonic()
     try:
-        status, sentence = job(install(*find(build_id)))
+        status, sentence, *more = job(install(*find(build_id)))
     except BaseException as error:  # noqa: BLE001  the marker must come whatever happens: Kaggle may call a crashed script complete
-        status, sentence = "failed", " ".join(str(error).split()) or type(error).__name__
+        status, sentence, more = "failed", " ".join(str(error).split()) or type(error).__name__, ()
         if not isinstance(error, SystemExit):
             sys.excepthook(*sys.exc_info())
     facts = {"kernel": kernel, "status": status, "build_id": build_id, "seconds": round(time.monotonic() - began, 1), "sentence": sentence}
+    facts |= dict(*more)
     with contextlib.suppress(OSError):  # a full disk must not cost the marker
         Path(WORKING, "kernel.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print("error:" if status == "failed" else f"{status}:", sentence, file=sys.stderr, flush=True)
@@ -58,8 +59,8 @@ def install(folder, table):
         if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != facts["sha256"]:
             sys.exit(f"{folder / name} is missing or is not the file that BUILD_ID.json lists; push the code dataset again")
     target, wheels = tempfile.mkdtemp(prefix="hubmap-kit-"), [str(folder / name) for name in table["files"] if name.endswith(".whl")]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(folder), "--target", target]
-    if subprocess.run([*pip, *wheels], check=False).returncode:
+    pip = [sys.executable, "-m", "pip", "--isolated", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(folder)]
+    if subprocess.run([*pip, "--target", target, *wheels], check=False).returncode:
         sys.exit(f"pip could not install the wheels of {folder}; its own lines above say why")
     sys.path.insert(0, target)
     os.environ["HUBMAP_BUILD_ID"] = table["build_id"]

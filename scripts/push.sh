@@ -18,7 +18,8 @@ usage: scripts/push.sh WHAT [OPTIONS] [--rehearse]
 Datasets take --dry-run (upload nothing), --force (upload in any case) and --timeout MIN, and code --allow-dirty as well. A push uploads
 nothing that Kaggle holds already, and ends when Kaggle shows exactly these files. 'scripts/push.sh WHAT --help' lists every option.
 
---rehearse runs the same command against a stand-in for Kaggle on this machine: nothing leaves it, and no credentials are needed or read.
+--rehearse runs the same command against a stand-in for Kaggle on this machine: nothing leaves it, and no credentials are needed or read. What
+it stages and renders lies in build/rehearsed-push, apart from that of real pushes in build.
 
 The token comes from KAGGLE_API_TOKEN, ~/.kaggle/access_token or ~/.kaggle/kaggle.json; make one at https://www.kaggle.com/settings/api
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+import torch
 import yaml
-from tiny import TINY, overrides
 from pycocotools import mask as coco
+from tiny import TINY, overrides
 
 from hubmap_kit.__main__ import main
 from hubmap_kit.competition.organs import ORGANS
@@ -223,6 +225,32 @@ def test_ctrl_c_ends_with_a_hint(sample_data: Path, tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert errors.rstrip().splitlines()[-1].startswith("error: stopped") and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+def test_sigterm_to_all_processes_ends_like_the_clock(device: str, sample_data: Path, tmp_path: Path) -> None:
+    """A batch system's request to end: saved, exit code 3, and a line that says how to go on; whoever cuts tiles gets the signal too."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "hubmap_kit", "train", "--config", "baseline", "--data", str(sample_data), "--out", str(out)]
+    settings = overrides(*TINY, "training.epochs=500", "training.workers=1")
+    process = subprocess.Popen([*command, "--device", device, *settings], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        folds = [out / f"fold{number}" / "metrics.csv" for number in range(1 + device.count(","))]
+        while not all(path.is_file() for path in folds) and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 3, errors
+    last = errors.rstrip().splitlines()[-1]
+    assert last.startswith("stopped: SIGTERM came: fold ") and last.endswith(f"go on with 'hubmap train --out {out} --resume'")
+    assert "Traceback" not in errors and not list(out.rglob(".*.tmp*")) and (out / "curves.png").is_file()
+    for path in folds:
+        done = len(rows_of(path))
+        assert torch.load(path.parent / "last.ckpt", weights_only=True)["epoch"] == done < 500
+        assert f"{path.parent.name[:4]} {path.parent.name[4:]} after epoch {done} of 500" in last
 
 
 def test_a_slide_of_4500_px_stays_under_2_gib(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -12,6 +13,7 @@ import requests
 from hubmap_kit.errors import HubmapError, PublishError
 
 log = logging.getLogger(__name__)
+_ADDRESS = re.compile(r"https?://\S+|(?<=url: )\S+")
 SIGNING_IN = "signing in"
 TOKEN_HELP = (
     "make a token at https://www.kaggle.com/settings/api and set KAGGLE_API_TOKEN to it, or save it in ~/.kaggle/access_token "
@@ -43,7 +45,10 @@ class KaggleUnavailable(PublishError):
 
 @contextmanager
 def sentences(what: str) -> Iterator[None]:
-    """Run calls of the kaggle package: its prints go to the log, its failures and exits become PublishErrors that name `what`."""
+    """Run calls of the kaggle package: its prints go to the log, its failures and exits become PublishErrors that name `what`.
+
+    What requests raised is not kept as their cause: a traceback would show its text, and with it a signed address.
+    """
     printed = StringIO()
     try:
         with redirect_stdout(printed):
@@ -51,9 +56,9 @@ def sentences(what: str) -> Iterator[None]:
     except HubmapError:
         raise
     except requests.HTTPError as error:
-        raise _answered(what, error) from error
+        raise _answered(what, error) from None
     except (requests.RequestException, ConnectionError, TimeoutError) as error:
-        raise unreachable(what, error) from error
+        raise unreachable(what, error) from None
     except SystemExit as error:
         raise PublishError(f"the kaggle package gave up at {what} (exit code {error.code}); the log with -v says what it printed") from error
     except OSError:
@@ -62,10 +67,11 @@ def sentences(what: str) -> Iterator[None]:
         kind = type(error).__name__
         if what == SIGNING_IN:
             raise PublishError(f"the kaggle package failed at {what} ({kind}); {TOKEN_HELP}") from None  # its text may hold the token
-        raise PublishError(f"the kaggle package failed at {what} ({kind}: {error}); mend what it names, then run this again") from error
+        words = _ADDRESS.sub("an address", str(error))
+        raise PublishError(f"the kaggle package failed at {what} ({kind}: {words}); mend what it names, then run this again") from None
     finally:
         for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
-            log.log(logging.WARNING if line.startswith("Warning") else logging.DEBUG, "kaggle: %s", line)
+            log.log(logging.WARNING if line.startswith("Warning") else logging.DEBUG, "kaggle: %s", _ADDRESS.sub("an address", line))
 
 
 def unreachable(what: str, error: BaseException) -> KaggleUnavailable:

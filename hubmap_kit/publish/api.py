@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,10 +23,26 @@ from tqdm.utils import CallbackIOWrapper
 from hubmap_kit.errors import PublishError
 from hubmap_kit.publish.answers import KaggleUnavailable, answered, sentences, unreachable
 
-with redirect_stdout(StringIO()):  # importing the package signs in, and prints a page of help where it cannot
+
+@contextmanager
+def _no_requests() -> Iterator[None]:
+    """Whatever would be sent is refused at once."""
+
+    def refuse(*_: Any, **__: Any) -> requests.Response:
+        raise requests.ConnectionError
+
+    real = HTTPAdapter.send
+    HTTPAdapter.send = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        HTTPAdapter.send = real  # type: ignore[method-assign]
+
+
+# Importing the package signs in: with a token it asks the server, without a time-out, and where it cannot it prints a page of help.
+with _no_requests(), redirect_stdout(StringIO()):
     from kaggle.api.kaggle_api_extended import KaggleApi
     from kaggle.models.kaggle_models_extended import ResumableUploadResult
-    from kagglesdk.kernels.types.kernels_enums import KernelExecutionType
 
 log = logging.getLogger(__name__)
 TIMEOUT = (20, 300)  # seconds to connect, and without a byte
@@ -62,7 +78,6 @@ class Api(KaggleApi):
         super().__init__()
         self.pause_s = pause_s
         self.progress: tqdm | None = None
-        self.save_only = False  # a kernel is saved without being run; kernels_push of 2.2.4 cannot say so
         self._failures: dict[str, int] = {}
 
     def build_kaggle_client(self) -> Any:
@@ -72,9 +87,6 @@ class Api(KaggleApi):
         session = getattr(http, "_session", None)
         if session is not None:
             _mount(session)
-        if self.save_only:
-            kernels = client.kernels.kernels_api_client
-            kernels.save_kernel = _quick_save(kernels.save_kernel)
         return client
 
     def with_retry(self, func: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
@@ -108,24 +120,37 @@ class Api(KaggleApi):
         """Send a file to the address that Kaggle gave for it. A broken connection is taken up again; a refusal raises PublishError."""
         name, start = os.path.basename(path), 0
         try:
-            if resume:
-                state = self._resume_upload(path, url, os.path.getsize(path), quiet)
-                if state.result == ResumableUploadResult.FAILED:
-                    raise KaggleUnavailable(f"the upload of {name} broke off and cannot be taken up again; nothing was published, run this again")
-                if state.result != ResumableUploadResult.INCOMPLETE:
-                    return int(state.result)
-                start = state.start_at
-            response = self._put(Path(path), url, start)
+            response = self._probe(Path(path), url) if resume else self._put(Path(path), url, 0)
+            if resume and response.status_code == 308:
+                start = self._first_missing(response, name)
+                response = self._put(Path(path), url, start)
         except requests.RequestException as error:
             return self._again(path, unreachable(f"the upload of {name}", error))
         if response.status_code in (200, 201):
-            return ResumableUploadResult.COMPLETE
+            return int(ResumableUploadResult.COMPLETE)
+        if resume and response.status_code == 404:
+            raise KaggleUnavailable(f"the upload of {name} broke off and cannot be taken up again; nothing was published, run this again")
         if response.status_code >= 500 or response.status_code == 429:
             return self._again(path, answered(f"the upload of {name}", response.status_code, response.reason or ""))
         raise PublishError(
             f"the upload of {name} was refused (HTTP {response.status_code} {response.reason}); nothing was published, run this again, and if it "
             "stays so, look at the clock of this machine and at any proxy"
         )
+
+    @staticmethod
+    def _probe(path: Path, url: str) -> requests.Response:
+        """Ask how much of a file has come: 200 for all, 308 with a Range for a part, 404 where the upload has expired."""
+        with timed_session() as session:
+            # 308 is no redirect here.
+            return session.put(url, data=b"", headers={"Content-Range": f"bytes */{path.stat().st_size}"}, allow_redirects=False)
+
+    @staticmethod
+    def _first_missing(response: requests.Response, name: str) -> int:
+        found = response.headers.get("Range")
+        try:
+            return int(found.rpartition("-")[2]) + 1 if found else 0
+        except ValueError:
+            raise KaggleUnavailable(f"Kaggle does not say how much of {name} it has; nothing was published, run this again") from None
 
     def _put(self, path: Path, url: str, start: int) -> requests.Response:
         size = path.stat().st_size
@@ -162,10 +187,3 @@ class Api(KaggleApi):
         log.warning("%s (trying again in %.1f s)", why.partition(";")[0], seconds)
         time.sleep(seconds)
 
-
-def _quick_save(save: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def call(request: Any) -> Any:
-        request.kernel_execution_type = KernelExecutionType.QUICK_SAVE
-        return save(request)
-
-    return call

@@ -66,6 +66,11 @@ class Kaggle(DatasetCalls, KernelCalls):
         answer = self.sdk(f"submission {ref}", lambda sdk: sdk.competitions.competition_api_client.get_submission(request))
         return Submission(answer.status.name.upper(), _score(answer.public_score), _score(answer.private_score), one_line(answer.error_description))
 
+    def submissions(self, competition: str) -> list[tuple[int, str]]:
+        """The account's latest submissions: number and message. That later ones have higher numbers is assumed, not seen on Kaggle."""
+        found = self.api.read("the list of submissions", lambda: self.api.competition_submissions(competition)) or []
+        return [(int(one.ref), str(one.description or "")) for one in found if one is not None]
+
     def submission_limits(self, competition: str) -> dict[str, Any] | None:
         """num_today, num_total, num_allowed_now and limited_by_total; None where Kaggle tells this account nothing (403, 404)."""
         try:

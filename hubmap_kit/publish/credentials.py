@@ -6,16 +6,16 @@ import os
 
 from hubmap_kit.errors import PublishError
 from hubmap_kit.publish.answers import SIGNING_IN, TOKEN_HELP, KaggleRefusal
+from hubmap_kit.publish.root import PROD, place
 
 INSTALL_HELP = "run scripts/push.sh, which installs it, or: pip install -e '.[push]'"
 
 
 def sign_in(pause_s: float):  # type: ignore[no-untyped-def]  # the class comes with the lazy import
     """A signed-in client. Raises PublishError without credentials, on refused ones, and where the package is not installed."""
-    place = os.environ.get("KAGGLE_API_ENVIRONMENT", "PROD")
-    if place not in ("PROD", "LOCALHOST"):
+    if place() not in (PROD, "LOCALHOST"):
         # The package knows two places only, and sends what is meant for any other to the real Kaggle.
-        raise PublishError(f"KAGGLE_API_ENVIRONMENT is '{place}'; the kaggle package knows PROD and LOCALHOST only, unset it or correct it")
+        raise PublishError(f"KAGGLE_API_ENVIRONMENT is '{place()}'; the kaggle package knows PROD and LOCALHOST only, unset it or correct it")
     try:
         from hubmap_kit.publish.api import Api
     except ImportError as error:

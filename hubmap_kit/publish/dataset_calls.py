@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import zipfile
@@ -21,10 +20,11 @@ from hubmap_kit.publish.session import Session, one_line
 
 @dataclass(frozen=True)
 class DatasetState:
-    """`status` in lower case, such as ready, failed or blobs_received; `version` is the current version's number."""
+    """`status` in lower case, such as ready, failed or blobs_received; `version` is the current version's number; `private` as Kaggle says."""
 
     status: str
     version: int
+    private: bool = True
 
 
 class DatasetCalls(Session):
@@ -32,13 +32,21 @@ class DatasetCalls(Session):
 
     def dataset(self, slug: str) -> DatasetState | None:
         """The state of one's own dataset; None where Kaggle answers 403 or 404, as it does for an absent one and for one being created."""
+        from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest, ApiGetDatasetStatusRequest
+
+        def ask(sdk: Any) -> DatasetState:
+            api, requests = sdk.datasets.dataset_api_client, (ApiGetDatasetStatusRequest(), ApiGetDatasetRequest())
+            for request in requests:
+                request.owner_slug, request.dataset_slug = self.owner, slug
+            status, facts = api.get_dataset_status(requests[0]).status, api.get_dataset(requests[1])
+            return DatasetState(status.name.lower(), int(facts.current_version_number or 0), bool(facts.is_private))
+
         try:
-            values = json.loads(self.api.read(f"the state of {slug}", lambda: self.api.dataset_status(f"{self.owner}/{slug}", format="json")))
+            return self.sdk(f"the state of {slug}", ask)
         except KaggleRefusal as error:
             if error.status in (403, 404):
                 return None
             raise
-        return DatasetState(str(values["status"]).lower(), int(values["current_version_number"] or 0))
 
     def create_dataset(self, folder: Path) -> None:
         """Create the private dataset that the folder's dataset-metadata.json describes, with the folder's files."""

@@ -43,7 +43,9 @@ class End:
 class Watch:
     """What is followed: a kernel (its address and name), the build that it must report (None: any), and how patiently.
 
-    `earlier_log` is the hash of the log before the push. `say` gets the kernel's log lines. `pause_s` is the longest time between two looks.
+    `version` is the one that is meant, None the latest. `earlier_log` is the hash of the log before the push: should Kaggle not heed the
+    version, which was seen with a stand-in only, an old end is still not taken for the new one. `say` gets the kernel's log lines.
+    `pause_s` is the longest time between two looks.
     """
 
     kaggle: Kaggle
@@ -54,6 +56,7 @@ class Watch:
     earlier_log: str = ""
     pause_s: float = 30.0
     hours: float = 14.0
+    version: int | None = None
     shown: int = field(default=0, init=False)  # lines of the log that were said
 
 
@@ -105,7 +108,7 @@ def _looks(watch: Watch) -> Iterator[tuple[KernelStatus, str]]:
     late, notes = 0, Notes(watch.ref)
 
     def look() -> tuple[KernelStatus, str]:
-        return watch.kaggle.kernel_status(watch.ref), watch.kaggle.kernel_log(watch.ref)
+        return watch.kaggle.kernel_status(watch.ref, watch.version), watch.kaggle.kernel_log(watch.ref, watch.version)
 
     for status, text in patient_looks(look, watch.pause_s, watch.hours):
         notes(status.status)

@@ -11,10 +11,10 @@ from typing import Any
 
 from hubmap_kit.errors import PublishError
 from hubmap_kit.files import atomic_path
-from hubmap_kit.publish.answers import sentences
+from hubmap_kit.publish.answers import KaggleRefusal, sentences
+from hubmap_kit.publish.kernel_metadata import retired
 from hubmap_kit.publish.session import Session, one_line
 
-RETIRED = ("nvidiateslap100", "tpuv38", "tpu1vmv38", "tpuv232", "tpuv2256")  # Kaggle runs such a kernel on something else without a word
 _SOURCES = ("dataset", "competition", "kernel", "model")
 
 
@@ -38,16 +38,12 @@ class KernelStatus:
 class KernelCalls(Session):
     """What the kit asks of kernels. A ref is owner/slug."""
 
-    def save_kernel(self, folder: Path, run: bool = True, timeout_s: int | None = None) -> KernelPush:
-        """Save a new version of the kernel in a folder (kernel-metadata.json and its script) and run it, unless `run` is False."""
+    def save_kernel(self, folder: Path, timeout_s: int | None = None) -> KernelPush:
+        """Save a new version of the kernel in a folder (kernel-metadata.json and its script) and run it."""
         metadata = _kernel_metadata(folder)
         ref = str(metadata["id"])
-        self.api.save_only = not run
-        try:
-            with self.private_temp(), sentences(f"the push of kernel {ref}"):
-                answer = self.api.kernels_push(str(folder), timeout=str(timeout_s) if timeout_s else None)
-        finally:
-            self.api.save_only = False
+        with self.private_temp(), sentences(f"the push of kernel {ref}"):
+            answer = self.api.kernels_push(str(folder), timeout=str(timeout_s) if timeout_s else None)
         if answer.error:
             said = one_line(answer.error)
             raise PublishError(f"Kaggle did not take kernel {ref} ({said}); mend that or wait for running sessions to end, then push again")
@@ -70,27 +66,40 @@ class KernelCalls(Session):
                     "may not use; end that version on its page if it runs, push the source first or accept its rules, then push the kernel again"
                 )
 
-    def kernel_status(self, ref: str) -> KernelStatus:
-        """The state of a kernel's latest session."""
+    def kernel_version(self, ref: str) -> int | None:
+        """The number of a kernel's newest version; 0 where Kaggle shows no such kernel (403, 404), None where it names no number."""
+        from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
+
+        request = ApiGetKernelRequest()
+        request.user_name, request.kernel_slug = ref.split("/")[:2]
+        try:
+            answer = self.sdk(f"kernel {ref}", lambda sdk: sdk.kernels.kernels_api_client.get_kernel(request))
+        except KaggleRefusal as error:
+            if error.status in (403, 404):
+                return 0
+            raise
+        return int(answer.metadata.current_version_number or 0) or None
+
+    def kernel_status(self, ref: str, version: int | None = None) -> KernelStatus:
+        """The state of the session of a kernel's version; None: the latest."""
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest
 
-        request = ApiGetKernelSessionStatusRequest()
-        request.user_name, request.kernel_slug = ref.split("/")[:2]
+        request = _of_version(ApiGetKernelSessionStatusRequest(), ref, version)
         # Asked of the SDK: the package turns 401 and 403 into one text.
         answer = self.sdk(f"the status of kernel {ref}", lambda sdk: sdk.kernels.kernels_api_client.get_kernel_session_status(request))
         return KernelStatus(answer.status.name.upper(), one_line(answer.failure_message))
 
-    def kernel_log(self, ref: str) -> str:
-        """The log of a kernel's latest session as plain text; empty while there is none."""
-        return _plain_log(self._session_output(ref, None).log or "")
+    def kernel_log(self, ref: str, version: int | None = None) -> str:
+        """The log of a version's session (None: the latest) as plain text; empty while there is none."""
+        return _plain_log(self._session_output(ref, version, None).log or "")
 
-    def kernel_output(self, ref: str, into: Path, pattern: str | None = None) -> list[Path]:
-        """Download the output files of a kernel's latest session whose path matches the regular expression; returns their paths, sorted."""
+    def kernel_output(self, ref: str, into: Path, pattern: str | None = None, version: int | None = None) -> list[Path]:
+        """Download the output files of a version (None: the latest) whose path matches the regular expression; their paths, sorted."""
         from hubmap_kit.publish.api import timed_session
 
         paths = []
         with timed_session() as session:
-            for name, url in self._output_files(ref):
+            for name, url in self._output_files(ref, version):
                 if pattern is not None and not re.search(pattern, name):
                     continue
                 path = into / name
@@ -101,22 +110,29 @@ class KernelCalls(Session):
                 paths.append(path)
         return sorted(paths)
 
-    def _output_files(self, ref: str) -> Iterator[tuple[str, str]]:
+    def _output_files(self, ref: str, version: int | None) -> Iterator[tuple[str, str]]:
         token = None
         while True:
-            page = self._session_output(ref, token)
+            page = self._session_output(ref, version, token)
             yield from ((str(file.file_name), str(file.url)) for file in page.files or [])
             token = page.next_page_token
             if not token:
                 return
 
-    def _session_output(self, ref: str, token: str | None) -> Any:
+    def _session_output(self, ref: str, version: int | None, token: str | None) -> Any:
         from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest
 
-        request = ApiListKernelSessionOutputRequest()
-        request.user_name, request.kernel_slug = ref.split("/")[:2]
+        request = _of_version(ApiListKernelSessionOutputRequest(), ref, version)
         request.page_size, request.page_token = 100, token or ""
         return self.sdk(f"the output of kernel {ref}", lambda sdk: sdk.kernels.kernels_api_client.list_kernel_session_output(request))
+
+
+def _of_version(request: Any, ref: str, version: int | None) -> Any:
+    """A request about a kernel's session. The API calls version 3 "v3"; that is what the package itself sends, not seen on Kaggle."""
+    request.user_name, request.kernel_slug = ref.split("/")[:2]
+    if version:
+        request.version_label = f"v{version}"
+    return request
 
 
 def _kernel_metadata(folder: Path) -> dict[str, Any]:
@@ -130,7 +146,7 @@ def _kernel_metadata(folder: Path) -> dict[str, Any]:
         raise PublishError(f"{path} cannot be read ({error!r}); render the kernel again with 'hubmap kernels'") from error
     if slugify(title) != slug:
         raise PublishError(f"{path}: the title '{title}' leads to the address '{slugify(title)}', not to '{slug}'; change it")
-    if shape.lower() in RETIRED:
+    if retired(shape):
         raise PublishError(f"{path}: Kaggle has retired the accelerator '{shape}' and would run the kernel on something else; use NvidiaTeslaT4")
     return dict(values)
 

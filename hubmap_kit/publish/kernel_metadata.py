@@ -17,7 +17,8 @@ from hubmap_kit.runtime.build_id import KINDS
 KERNELS = {"train": "hubmap-train", "infer": "hubmap-infer", "tiles": "hubmap-make-tiles"}
 # Kaggle's names of machines: NvidiaTeslaT4 is a T4 x2.
 SHAPES = {"t4x2": "NvidiaTeslaT4", "p100": "NvidiaTeslaP100", "cpu": None}
-RETIRED = {"p100": "Kaggle retired the P100 on 2026-09-15 and runs such kernels on a T4 x2 without a word"}
+RETIRED_SHAPES = ("nvidiateslap100", "tpuv38", "tpu1vmv38", "tpuv232", "tpuv2256")  # Kaggle runs such a kernel on something else without a word
+RETIREMENT = "Kaggle retired the P100 on 2026-09-15 and runs such kernels on a T4 x2 without a word"
 METADATA = "kernel-metadata.json"
 IMAGE = "gcr.io/kaggle-private-byod/python"  # the repository that pinned kernels are reported to name; not tried on Kaggle itself
 _SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9][a-z0-9-]*")
@@ -44,6 +45,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise PublishError(f"{path} holds a {type(values).__name__}; expected a JSON object with a kernel's metadata")
     return values
+
+
+def retired(shape: object) -> bool:
+    """Whether Kaggle no longer has a machine of this name."""
+    return str(shape or "").lower() in RETIRED_SHAPES
 
 
 def kernel_metadata(name: str, template: Mapping[str, Any], sources: Sources) -> dict[str, Any]:

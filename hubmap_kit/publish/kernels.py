@@ -13,16 +13,17 @@ from typing import Any
 
 from hubmap_kit import experiment
 from hubmap_kit.config import Experiment
-from hubmap_kit.errors import KernelError, PublishError, did_you_mean
+from hubmap_kit.errors import PublishError, did_you_mean
 from hubmap_kit.files import sweep, write_json, write_text
-from hubmap_kit.publish.kernel_metadata import KERNELS, METADATA, RETIRED, SHAPES, Sources, kernel_metadata, read_metadata
-from hubmap_kit.publish.root import repository
+from hubmap_kit.publish.kernel_metadata import KERNELS, METADATA, RETIREMENT, SHAPES, Sources, kernel_metadata, read_metadata, retired
+from hubmap_kit.publish.root import build_folder, repository
 from hubmap_kit.publish.script import bake, constants_of
-from hubmap_kit.runtime import build_id
+from hubmap_kit.words import check_folds
 
 log = logging.getLogger(__name__)
 
 LONGEST_HOURS = {"train": 12.0, "infer": 9.0, "tiles": 12.0}  # Kaggle's limit of a session; a code competition's limit of a submission
+MARGIN_HOURS = 0.25  # what a kernel's own limit must leave of Kaggle's, to save and to upload its output
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -53,40 +54,34 @@ class _Draft:
 def render(
     names: Sequence[str], owner: str, build_ids: Mapping[str, str], out: Path | None = None, config: str | None = None,
     folds: Sequence[int] | None = None, overrides: Sequence[str] = (), hours: float | None = None, accelerator: str | None = None,
-    attach: Sequence[str] | None = None, resume: bool = False, image: str | None = None,
+    attach: Sequence[str] | None = None, resume: bool = False, image: str | None = None, more: Sequence[str] = (),
 ) -> list[Path]:  # fmt: skip
-    """Render kernels for the account `owner` into `out`/<name> (default: build/kernels of the checkout) and return the folders.
+    """Render kernels for the account `owner` into `out`/<name> (default: kernels in `root.build_folder()`) and return the folders.
 
-    `build_ids["code"]` is the bundle that the kernels must find on Kaggle. None keeps what the script in the repository says.
-    `overrides` are `section.key=value`; infer takes those of `inference` only. `attach` is kinds of datasets (weights, tiles,
-    pretrained), `kernel:NAME` for a kernel's last output, or `owner/slug`; None is weights for infer, and pretrained for a training
-    that starts from encoder weights. `resume` attaches train's own last output. `image` is `sha256:...` of Kaggle's image, or a whole reference.
+    `build_ids["code"]` is the bundle that the kernels must find on Kaggle, `build_ids["weights"]`, where it is given, the weights that infer
+    must find where they are one of its inputs. None keeps what the script in the repository says. `overrides` are `section.key=value`;
+    infer takes those of `inference` only. `attach` is kinds of datasets (weights, tiles, pretrained), `kernel:NAME` for a kernel's last
+    output, or `owner/slug`; None is weights for infer, and pretrained for a training that starts from encoder weights. `more` inputs come on
+    top. `resume` attaches train's own last output. `image` is `sha256:...` of Kaggle's image, or a whole reference.
 
     Raises PublishError for an unknown name, an option that means nothing to any of the kernels, and what Kaggle would refuse;
     ConfigError for a setting that the experiment does not have.
     """
     choice = Choice(config, folds, tuple(overrides), hours, accelerator, resume)
-    _check_request(names, owner, choice, attach)
+    _check_request(names, owner, choice, attach is not None or bool(more))
     drafts = [_draft(name) for name in names]
     ready = []
     for draft in drafts:
         constants = _constants(draft, build_ids["code"], choice)
+        inputs = (*(_usual_inputs(draft, constants) if attach is None else attach), *more)
+        if "WEIGHTS_ID" in draft.constants and "weights" in inputs:
+            constants["WEIGHTS_ID"] = _weights(build_ids)
         script = bake(draft.script, draft.bootstrap, constants, f"{draft.name}.py")
-        inputs = _usual_inputs(draft, constants) if attach is None else attach
         sources = Sources(owner, _machine(draft, choice), inputs, resume and draft.name == "train", image)
         ready.append((draft.name, script, kernel_metadata(draft.name, draft.template, sources)))
     _check_used(choice, names, set().union(*(draft.used for draft in drafts)))
-    target = out or repository() / "build" / "kernels"
+    target = out or build_folder() / "kernels"
     return [_write(target, name, script, metadata) for name, script, metadata in ready]
-
-
-def staged_build_id(folder: Path | None = None) -> str:
-    """The id of the code bundle that is staged in `folder` (default: build/datasets/code). Raises PublishError without one."""
-    folder = folder or repository() / "build" / "datasets" / "code"
-    try:
-        return build_id.read(folder).build_id
-    except KernelError as error:
-        raise PublishError(f"{folder} holds no staged code bundle, so kernels cannot be told what to expect; run 'hubmap push code' first") from error
 
 
 def rendered_constants(folder: Path) -> dict[str, Any]:
@@ -97,7 +92,7 @@ def rendered_constants(folder: Path) -> dict[str, Any]:
     return constants_of(path.read_text(encoding="utf-8"), str(path))
 
 
-def _check_request(names: Sequence[str], owner: str, choice: Choice, attach: Sequence[str] | None) -> None:
+def _check_request(names: Sequence[str], owner: str, choice: Choice, attached: bool) -> None:
     for name in names:
         if name not in KERNELS:
             raise PublishError(f"there is no kernel '{name}'; expected {', '.join(KERNELS)}{did_you_mean(name, KERNELS)}")
@@ -105,7 +100,7 @@ def _check_request(names: Sequence[str], owner: str, choice: Choice, attach: Seq
         raise PublishError(f"'{owner}' is no name of a Kaggle account; give the name that your profile's address ends with")
     if choice.accelerator is not None and choice.accelerator not in SHAPES:
         raise PublishError(f"--accelerator is '{choice.accelerator}'; expected {', '.join(SHAPES)}")
-    if attach is not None and len(names) != 1:
+    if attached and len(names) != 1:
         raise PublishError(f"--attach is meant for one kernel, but {', '.join(names)} are rendered; name the one, such as 'hubmap kernels infer'")
 
 
@@ -138,8 +133,17 @@ def _constants(draft: _Draft, code: str, choice: Choice) -> dict[str, object]:
         constants["RESUME"] = True
         draft.used.add("--resume")
     _check_hours(draft.name, constants.get("SESSION_HOURS"))
-    _experiment(draft, constants)
+    settings = _experiment(draft, constants)
+    if "FOLDS" in draft.constants:
+        check_folds(choice.folds or (), settings.data.n_folds)
     return constants
+
+
+def _weights(build_ids: Mapping[str, str]) -> str:
+    """The weights that infer must find; empty, with a warning, where nobody knows."""
+    if not build_ids.get("weights"):
+        log.warning("the build of the weights is not known here, so infer takes whichever version is mounted; 'hubmap push weights' makes it known")
+    return build_ids.get("weights", "")
 
 
 def _machine(draft: _Draft, choice: Choice) -> str:
@@ -147,14 +151,18 @@ def _machine(draft: _Draft, choice: Choice) -> str:
     if "ACCELERATOR" not in draft.constants:
         return "cpu"
     profile = choice.accelerator or str(draft.constants["ACCELERATOR"])
-    if profile in RETIRED:
-        log.warning("%s: %s; this kernel can be rendered, but not pushed", draft.name, RETIRED[profile])
+    if retired(SHAPES.get(profile)):
+        log.warning("%s: %s; this kernel can be rendered, but not pushed", draft.name, RETIREMENT)
     return profile
 
 
 def _check_hours(name: str, hours: object) -> None:
-    if isinstance(hours, float) and not 0 < hours <= LONGEST_HOURS[name]:
-        raise PublishError(f"--hours is {hours:g}, but {name} may run at most {LONGEST_HOURS[name]:g} hours; choose fewer, or name one kernel")
+    most = LONGEST_HOURS[name] - MARGIN_HOURS
+    if isinstance(hours, float) and not 0 < hours <= most:
+        raise PublishError(
+            f"--hours is {hours:g}, but {name} may take at most {most:g} of the {LONGEST_HOURS[name]:g} hours after which Kaggle ends it; "
+            "choose fewer, or name one kernel"
+        )
 
 
 def _experiment(draft: _Draft, constants: Mapping[str, Any]) -> Experiment:

@@ -1,94 +1,89 @@
-"""Pushing a rendered kernel so that it runs, after the checks that save GPU hours: the bundle that Kaggle serves, the quota, the machine."""
+"""Pushing a rendered kernel so that it runs, after the checks that save GPU hours: what Kaggle serves, the quota, the machine."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from hubmap_kit.errors import PublishError
-from hubmap_kit.files import write_json
-from hubmap_kit.publish import quota
-from hubmap_kit.publish.answers import KaggleRefusal
+from hubmap_kit.publish import quota, records
+from hubmap_kit.publish.answers import KaggleRefusal, KaggleUnavailable
 from hubmap_kit.publish.client import Kaggle
-from hubmap_kit.publish.kernel_metadata import RETIRED, SHAPES, read_metadata
+from hubmap_kit.publish.kernel_metadata import RETIREMENT, SHAPES, read_metadata, retired
 from hubmap_kit.publish.kernels import LONGEST_HOURS, rendered_constants
 from hubmap_kit.publish.metadata import slug as dataset_slug
-from hubmap_kit.publish.push import published
+from hubmap_kit.publish.ready import published
+from hubmap_kit.publish.records import Intent, Pushed
+from hubmap_kit.runtime.build_id import KINDS
 
 log = logging.getLogger(__name__)
 _CLOSING_HOURS = 0.3  # between a kernel's own limit and the moment at which Kaggle is told to end it: saving, and the upload of the output
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """What was pushed. `earlier_log` is the hash of the log that Kaggle had before, so that an old end is not taken for the new one."""
-
-    kernel: str
-    ref: str
-    url: str
-    version: int
-    build_id: str
-    time_utc: str
-    earlier_log: str = ""
-
-
 def launch(kaggle: Kaggle, folder: Path, force: bool = False) -> Pushed:
-    """Push the kernel rendered in `folder` and let it run; the answer is also kept in `<folder>.pushed.json`.
+    """Push the kernel rendered in `folder` and let it run; the answer is also kept beside the folder.
 
-    Raises PublishError, before anything is pushed, for a retired accelerator, another account, a code dataset on Kaggle that is not
-    the one that the kernel was rendered for, or too little quota (unless `force`).
+    Raises PublishError, before anything is pushed, for a retired accelerator, another account, code or weights on Kaggle that are not those
+    that the kernel was rendered for, an input of the account that is not there, and, unless `force`, too little quota or an earlier push
+    that went through although its answer was lost. Ctrl-C during the push itself carries a sentence.
     """
     metadata, constants, name = read_metadata(folder), rendered_constants(folder), folder.name
-    ref, hours, wanted = str(metadata.get("id")), constants.get("SESSION_HOURS"), str(constants.get("BUILD_ID"))
-    _check_machine(metadata.get("machine_shape"))
+    ref, hours = str(metadata.get("id")), constants.get("SESSION_HOURS")
+    code, weights = str(constants.get("BUILD_ID")), str(constants.get("WEIGHTS_ID") or "")
+    if retired(shape := metadata.get("machine_shape")):
+        profile = next((profile for profile, known in SHAPES.items() if known == shape), shape)
+        raise PublishError(f"the accelerator {profile} is retired: {RETIREMENT}; push with --accelerator t4x2")
     if ref.partition("/")[0].lower() != kaggle.owner.lower():
         raise PublishError(
             f"{folder} was rendered for {ref}, but the Kaggle credentials are those of {kaggle.owner}; "
             f"render it again with 'hubmap kernels {name}'"
         )
-    check_bundle(kaggle, wanted)
+    check_served(kaggle, "code", code)
+    if weights:
+        check_served(kaggle, "weights", weights)
+    check_inputs(kaggle, metadata)
     if metadata.get("enable_gpu"):
         check_quota(kaggle, name, hours or LONGEST_HOURS[name], force)
-    earlier = log_hash(_earlier_log(kaggle, ref))
-    push = kaggle.save_kernel(folder, run=True, timeout_s=_timeout(name, hours))
-    pushed = Pushed(name, push.ref, push.url, push.version, wanted, datetime.now(timezone.utc).isoformat(timespec="seconds"), earlier)
-    write_json(record(folder), asdict(pushed))
-    return pushed
+    _check_lost_push(kaggle, folder, force)
+    utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    push = Intent(name, ref, code, weights, utc, log_hash(_earlier_log(kaggle, ref)), kaggle.kernel_version(ref))
+    return _save(kaggle, folder, push, _timeout(name, hours))
 
 
-def record(folder: Path) -> Path:
-    """Where the last push of a rendered kernel is kept: beside its folder, which rendering empties."""
-    return folder.with_name(f"{folder.name}.pushed.json")
-
-
-def last_push(folder: Path) -> Pushed | None:
-    """The last push of a kernel from this machine, or None."""
-    try:
-        return Pushed(**json.loads(record(folder).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise PublishError(f"{record(folder)} is damaged ({error}); delete it, the next push writes it anew") from error
-
-
-def check_bundle(kaggle: Kaggle, wanted: str) -> None:
-    """Make sure that Kaggle serves the code bundle `wanted` to whoever starts a kernel now. Raises PublishError otherwise."""
-    slug = dataset_slug("code")
+def check_served(kaggle: Kaggle, kind: str, wanted: str) -> None:
+    """Make sure that Kaggle serves the build `wanted` of a dataset to whoever starts a kernel now. Raises PublishError otherwise."""
+    slug, again = dataset_slug(kind), f"run 'hubmap push {kind}'"
     ref, state = f"{kaggle.owner}/{slug}", kaggle.dataset(slug)
     if state is None:
-        raise PublishError(f"Kaggle shows no dataset {ref} yet, so the kernel would find no code; run 'hubmap push code' first")
+        raise PublishError(f"Kaggle shows no dataset {ref} yet, so the kernel would find no {kind}; {again} first")
     if state.status != "ready":
-        raise PublishError(f"the dataset {ref} is '{state.status}' on Kaggle, not ready; run 'hubmap push code', which waits until it is")
+        raise PublishError(f"the dataset {ref} is '{state.status}' on Kaggle, not ready; {again}, which waits until it is")
     served = published(kaggle, slug)
     if served is None or served.build_id != wanted:
         raise PublishError(
             f"Kaggle serves {f'build {served.build_id}' if served else 'no readable BUILD_ID.json'} in {ref}, but the kernel expects "
-            f"build {wanted} and would not run; run 'hubmap push code', which waits until the new one is served, then push the kernel again"
+            f"build {wanted} and would not run; {again}, which waits until the new one is served, then push the kernel again"
+            + (", or add --force to run with the weights that Kaggle serves" if kind == "weights" else "")
         )
+
+
+def check_inputs(kaggle: Kaggle, metadata: Mapping[str, Any]) -> None:
+    """Make sure that the account's own inputs are there: Kaggle would save and run the kernel without them. Raises PublishError."""
+    own = f"{kaggle.owner}/".lower()
+    for ref in metadata.get("dataset_sources", []):
+        state = kaggle.dataset(slug := ref.partition("/")[2]) if ref.lower().startswith(own) else None
+        if ref.lower().startswith(own) and (state is None or state.status != "ready"):
+            kind = next((kind for kind in KINDS if dataset_slug(kind) == slug), None)
+            advice = f"run 'hubmap push {kind}' first" if kind else "upload it first"
+            found = f"is '{state.status}', not ready" if state else "does not exist or is still being created"
+            raise PublishError(f"the input {ref} {found} on Kaggle; {advice}, or name the inputs that the kernel is to have with --attach-only")
+    for ref in metadata.get("kernel_sources", []):
+        if ref.lower().startswith(own) and (status := _session(kaggle, ref)) != "COMPLETE":
+            log.warning("the input %s is %s on Kaggle; the kernel gets the output that it has when it starts", ref, status.lower())
 
 
 def check_quota(kaggle: Kaggle, name: str, hours: float, force: bool) -> None:
@@ -108,10 +103,39 @@ def log_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest() if text.strip() else ""
 
 
-def _check_machine(shape: object) -> None:
-    for profile, reason in RETIRED.items():
-        if shape == SHAPES[profile]:
-            raise PublishError(f"the accelerator {profile} is retired: {reason}; push with --accelerator t4x2")
+def _save(kaggle: Kaggle, folder: Path, push: Intent, timeout_s: int | None) -> Pushed:
+    """Save the kernel, noted before and after: whatever comes between, the next command can ask what became of it."""
+    look = f"'hubmap kernels {push.kernel} --follow' asks whether it was, as {records.page(push.ref)} shows too"
+    records.begin(folder, push)
+    try:
+        saved = kaggle.save_kernel(folder, timeout_s)
+    except KaggleUnavailable as error:
+        raise PublishError(f"{str(error).partition(';')[0]}; kernel {push.ref} may have been saved all the same: {look}") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped while kernel {push.ref} was being saved; it may have been taken all the same: {look}") from None
+    except PublishError:
+        records.refused(folder)
+        raise
+    return records.taken(folder, push, saved.url, saved.version)
+
+
+def _check_lost_push(kaggle: Kaggle, folder: Path, force: bool) -> None:
+    """An earlier push without an answer may be running. Raises PublishError unless `force`."""
+    found = records.recover(kaggle, folder)
+    if found is not None and not force:
+        raise PublishError(
+            f"the push of {found.ref} at {found.time_utc} went through as version {found.version} although its answer was lost; "
+            f"look at it with 'hubmap kernels {found.kernel} --follow', or run this again to push another"
+        )
+
+
+def _session(kaggle: Kaggle, ref: str) -> str:
+    try:
+        return kaggle.kernel_status(ref).status
+    except KaggleRefusal as error:
+        if error.status not in (403, 404):
+            raise
+        raise PublishError(f"the input kernel {ref} does not exist on Kaggle; push it and wait for its end first, or leave that input out") from error
 
 
 def _earlier_log(kaggle: Kaggle, ref: str) -> str:

@@ -71,7 +71,7 @@ def look(client: Kaggle, build: BuildId, kind: str, force: bool = False) -> Plan
     state = client.dataset(name)
     if state is None:
         return Plan("create", f"{client.owner}/{name} is absent, or still being created", 0)
-    _refuse_deleted(client, name, state)
+    _refuse_gone_or_public(client, name, state)
     if state.status not in ("ready", "failed") and not force:
         return Plan("wait", f"{client.owner}/{name} is still {state.status}; then compare with build {build.build_id}", state.version)
     return _compared(client, name, build, state, force)
@@ -99,10 +99,11 @@ def push_dataset(
         state = client.dataset(name)
     if state is None:
         raise PublishError(f"{ref} is no longer visible to this account; look at it on the site, then run this again")
-    if state.status not in ("ready", "failed", "deleted") and not force:
+    _refuse_gone_or_public(client, name, state)
+    if state.status not in ("ready", "failed") and not force:
         say(f"{ref}: an earlier push is still {state.status}, waiting for it")
-        state = wait_for(client, Wanted(name, None, 0, ()), timeout_s, poll_s)
-    _refuse_deleted(client, name, state)
+        state = wait_for(client, Wanted(name, None), timeout_s, poll_s)
+        _refuse_gone_or_public(client, name, state)
     plan = _compared(client, name, build, state, force)
     if plan.action == "nothing":
         say(f"{ref}: {plan.why}, nothing to upload")
@@ -110,7 +111,7 @@ def push_dataset(
     say(f"{ref}: {plan.why}; uploading {described(folder)} as a new version")
     client.new_version(folder, notes or build.build_id)
     say(f"{ref}: uploaded, waiting until version {state.version + 1} is there")
-    now = wait_for(client, Wanted(name, build, state.version + 1, _names(build)), timeout_s, poll_s)
+    now = wait_for(client, Wanted(name, build, state.version + 1), timeout_s, poll_s)
     say(f"{ref}: version {now.version} is there with build {build.build_id}")
     return Outcome("versioned", now.version)
 
@@ -137,10 +138,10 @@ def _create(client: Kaggle, folder: Path, name: str, build: BuildId, say: Steps,
         if "already in use" not in str(error) and getattr(error, "status", 0) != 409:
             raise
         say(f"{ref}: an earlier push is still being created, waiting for it")
-        wait_for(client, Wanted(name, None, 0, (), hidden=True), timeout_s, poll_s)
+        wait_for(client, Wanted(name, None, hidden=True), timeout_s, poll_s)
         return None
     say(f"{ref}: uploaded, waiting until it is there")
-    now = wait_for(client, Wanted(name, build, 1, _names(build), hidden=True), timeout_s, poll_s)
+    now = wait_for(client, Wanted(name, build, 1, hidden=True), timeout_s, poll_s)
     say(f"{ref}: version {now.version} is there with build {build.build_id}")
     return Outcome("created", now.version)
 
@@ -154,7 +155,7 @@ def _compared(client: Kaggle, name: str, build: BuildId, state: DatasetState, fo
         return Plan("version", f"version {state.version} has no readable {FILE}", state.version)
     if (held.build_id, held.files) != (build.build_id, build.files):
         return Plan("version", f"version {state.version} holds build {held.build_id}, this one is {build.build_id}", state.version)
-    lacking = sorted(set(_names(build)) - set(client.files(name)))
+    lacking = sorted({*build.files, FILE} - set(client.files(name)))
     if lacking:
         return Plan("version", f"version {state.version} lacks {', '.join(lacking)}", state.version)
     if force:
@@ -162,14 +163,16 @@ def _compared(client: Kaggle, name: str, build: BuildId, state: DatasetState, fo
     return Plan("nothing", f"version {state.version} holds build {build.build_id} already", state.version)
 
 
-def _names(build: BuildId) -> tuple[str, ...]:
-    return (*sorted(build.files), FILE)
-
-
-def _refuse_deleted(client: Kaggle, name: str, state: DatasetState) -> None:
+def _refuse_gone_or_public(client: Kaggle, name: str, state: DatasetState) -> None:
+    page = f"https://www.kaggle.com/datasets/{client.owner}/{name}"
+    if not state.private:
+        raise PublishError(
+            f"{client.owner}/{name} is public on Kaggle, and so would be its new version; make it private in the settings at {page}, then run "
+            "this again"
+        )
     if state.status == "deleted":
         raise PublishError(
-            f"{client.owner}/{name} has been deleted; look at https://www.kaggle.com/datasets/{client.owner}/{name} and change the slug in "
+            f"{client.owner}/{name} has been deleted; look at {page} and change the slug in "
             "datasets-meta if it cannot be restored: kernels with a slug that was used before are known to fail"
         )
 

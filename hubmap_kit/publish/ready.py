@@ -21,7 +21,7 @@ _GO_ON = "nothing is lost: run this again, it goes on waiting and uploads only w
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a wait ends with: at least `version` of dataset `name`, holding `build` and the files `files`.
+    """What a wait ends with: at least `version` of dataset `name`, holding `build` and its files.
 
     Without a build, the wait ends as soon as Kaggle has done with the current version, well or badly. `hidden`: the dataset is new, so that
     Kaggle may still deny it to its owner.
@@ -29,8 +29,7 @@ class Wanted:
 
     name: str
     build: BuildId | None
-    version: int
-    files: tuple[str, ...]
+    version: int = 0
     hidden: bool = False
 
 
@@ -87,6 +86,11 @@ def _look(client: Kaggle, wanted: Wanted) -> DatasetState | _Lack:
     except KaggleUnavailable as error:
         words, _, advice = str(error).partition("; ")
         return _Lack(f"could not be looked at ({words})", advice)
+    except KaggleRefusal as error:
+        # A part of what is new, such as its list of files, may be denied to its owner for a while.
+        if error.status not in (403, 404):
+            raise
+        return _Lack(f"is not shown to its owner in full yet (HTTP {error.status})")
 
 
 def _span(seconds: float) -> str:
@@ -96,7 +100,8 @@ def _span(seconds: float) -> str:
 def _unseen(client: Kaggle, wanted: Wanted) -> _Lack:
     if wanted.hidden:
         return _Lack("is still being created (Kaggle answers 403 or 404 to its owner)")
-    raise PublishError(f"{client.owner}/{wanted.name} is no longer visible to this account; look at it on the site, then run this again")
+    page = f"https://www.kaggle.com/datasets/{client.owner}/{wanted.name}"
+    return _Lack("is no longer visible to this account (Kaggle answers 403 or 404)", f"look at {page}, then run this again")
 
 
 def _lack(client: Kaggle, wanted: Wanted, build: BuildId, state: DatasetState) -> _Lack | None:
@@ -112,7 +117,7 @@ def _lack(client: Kaggle, wanted: Wanted, build: BuildId, state: DatasetState) -
         return _Lack(f"is ready as version {state.version}, but its {FILE} cannot be downloaded")
     if (held.build_id, held.files) != (build.build_id, build.files):
         return _Lack(f"is ready as version {state.version}, but a download still gives build {held.build_id} instead of {build.build_id}")
-    lacking = sorted(set(wanted.files) - set(client.files(wanted.name)))
+    lacking = sorted({*build.files, FILE} - set(client.files(wanted.name)))
     if lacking:
         return _Lack(f"is ready as version {state.version}, but lacks {', '.join(lacking)}", f"look at {page}, then run this again to upload it anew")
     return None

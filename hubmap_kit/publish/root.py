@@ -10,6 +10,8 @@ from pathlib import Path
 import hubmap_kit
 from hubmap_kit.errors import PublishError
 
+PROD = "PROD"
+_GIT_S = 120.0
 _NO_COMMIT_TIME = 315_532_800  # 1980-01-01, the first moment that a zip file can hold
 
 
@@ -28,6 +30,17 @@ def repository() -> Path:
     if not (root / "setup.py").is_file():
         raise PublishError(f"{root} holds hubmap_kit but no setup.py; publishing works from a checkout, run scripts/push.sh there")
     return root
+
+
+def build_folder(root: Path | None = None) -> Path:
+    """Where datasets are staged and kernels rendered: `build` of the checkout; against a stand-in for Kaggle, a folder of its own in it."""
+    folder = (root or repository()) / "build"
+    return folder / "rehearsed-push" if place() != PROD else folder
+
+
+def place() -> str:
+    """Which Kaggle the kaggle package speaks to: PROD, or LOCALHOST for a stand-in on this machine."""
+    return os.environ.get("KAGGLE_API_ENVIRONMENT") or PROD
 
 
 def commit(root: Path) -> Commit:
@@ -61,9 +74,12 @@ def git(root: Path, *arguments: str) -> bytes:
     # A hook that runs this has its own index and folder in the environment.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False, env=environment, timeout=120)
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False, env=environment, timeout=_GIT_S)
     except FileNotFoundError as error:
         raise PublishError("git is not on the PATH, so the commit of the bundle is unknown; install git") from error
+    except subprocess.TimeoutExpired as error:
+        what = f"'git {arguments[0]}' did not end in {_GIT_S:.0f} s in {root}"
+        raise PublishError(f"{what}; see what holds it up (a lock, a network folder), then run this again") from error
     if done.returncode:
         words = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"])[0]
         raise PublishError(f"git failed in {root} ({words}); mend the checkout, or clone it again")

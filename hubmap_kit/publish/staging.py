@@ -1,6 +1,6 @@
 """Staged datasets: flat folders in build/datasets/<kind>, ready to be uploaded as they are, each with its BUILD_ID.json.
 
-Every function takes the dataset's folder `out` (default: build/datasets/<kind> in the checkout) and returns it. The folder is
+Every function takes the dataset's folder `out` (default: datasets/<kind> in `root.build_folder()`) and returns it. The folder is
 built under a temporary name and swapped in when it is complete; the same input gives the same build id. A former staged
 dataset is replaced, any other folder is refused. dataset-metadata.json, which names the account, is added when it is pushed.
 """
@@ -19,11 +19,12 @@ from typing import Any
 from hubmap_kit.errors import PublishError, StoreError
 from hubmap_kit.files import write_yaml
 from hubmap_kit.publish.folders import Growing, check_flat, fresh_folder
-from hubmap_kit.publish.root import repository as checkout
+from hubmap_kit.publish.root import build_folder
 from hubmap_kit.runtime.build_id import describe, unfold, write
 
 log = logging.getLogger(__name__)
-RUN_FILES = ("thresholds.json", "oof.csv", "folds.csv", "metrics.csv", "environment.json")  # beside config.yaml, where the run has them
+# Beside config.yaml, where the run has them.
+RUN_FILES = ("thresholds.json", "postprocess.json", "oof.csv", "folds.csv", "metrics.csv", "environment.json")
 LOCAL_PATHS = (("data", "folder"), ("data", "folds_csv"), ("model", "encoder_weights"))
 PICKLED = (".pth", ".pt", ".bin")
 
@@ -32,7 +33,7 @@ def stage_code(repository: Path, out: Path | None = None, allow_dirty: bool = Fa
     """Build the wheel of the checkout `repository` and stage it with the vendored wheels. Raises PublishError."""
     from hubmap_kit.publish.bundle import build_bundle
 
-    folder = out or repository / "build" / "datasets" / "code"
+    folder = out or build_folder(repository) / "datasets" / "code"
     build_bundle(folder, allow_dirty, repository)
     return folder
 
@@ -101,7 +102,7 @@ def _staged(kind: str, sources: Sequence[Path], out: Path | None) -> Iterator[Gr
 
 
 def _folder(kind: str, out: Path | None) -> Path:
-    return out or checkout() / "build" / "datasets" / kind
+    return out or build_folder() / "datasets" / kind
 
 
 def _check_distinct(names: Sequence[str], sources: Sequence[Path], advice: str) -> None:
@@ -113,15 +114,15 @@ def _check_distinct(names: Sequence[str], sources: Sequence[Path], advice: str) 
 
 def _run_files(run: Path, allow_unfinished: bool) -> list[Path]:
     """The files of a run to stage besides config.yaml, which is written anew."""
-    from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE, fold_folders
+    from hubmap_kit.inference.ensemble import MODEL_FILE, fold_folders, run_settings
+    from hubmap_kit.training.history import unfinished
 
     folds = fold_folders(run)
     if not folds:
         raise PublishError(f"{run} holds no trained fold (fold<k>/{MODEL_FILE}); train it first")
-    begun = sorted(path.parent for path in run.glob("fold*/last.ckpt"))
-    unfinished = [folder for folder in begun if not ((folder / COUNTS_FILE).is_file() and (folder / MODEL_FILE).is_file())]
-    if unfinished and not allow_unfinished:
-        raise PublishError(f"{unfinished[0]} is not trained to its end; go on with 'hubmap train --out {run} --resume', or add --allow-unfinished")
+    open_folds = "" if allow_unfinished else ", ".join(unfinished(run, run_settings(run).training).values())
+    if open_folds:
+        raise PublishError(f"{run} is not trained to its end ({open_folds}); go on with 'hubmap train --out {run} --resume', or add --allow-unfinished")
     weights = [folder / MODEL_FILE for folder in folds.values()]
     for path in weights:
         _check_safetensors(path)

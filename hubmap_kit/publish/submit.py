@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,42 +33,63 @@ class Entry:
     competition: str = COMPETITION
 
 
-def check(kaggle: Kaggle, entry: Entry, latest: int | None) -> str:
-    """Look whether a version can be handed in, and return the build id that its run reported; empty where that cannot be told.
+@dataclass(frozen=True)
+class Ran:
+    """What a version's run said of itself: the builds of the code and of the weights; empty where it said nothing."""
 
-    `latest` is the kernel's newest version as far as it is known: Kaggle tells the state of that one only, so an older one goes in
-    unchecked. Raises PublishError when the kernel has not ended well or lacks the file.
+    build_id: str = ""
+    weights: str = ""
+
+
+class AnswerLost(PublishError):
+    """The request may have come through, and each submission counts."""
+
+
+def check(kaggle: Kaggle, entry: Entry) -> Ran:
+    """Look whether a version can be handed in, and return what its run reported.
+
+    Raises PublishError when that version has not ended well or lacks the file.
     """
-    if latest is not None and entry.version != latest:
-        log.warning("%s: Kaggle tells the state of version %d only, so version %d is handed in unchecked", entry.kernel, latest, entry.version)
-        return ""
-    status = kaggle.kernel_status(entry.kernel)
+    status = kaggle.kernel_status(entry.kernel, entry.version)
     if status.status != "COMPLETE":
         failure = f" ({status.failure})" if status.failure else ""
         raise PublishError(
-            f"kernel {entry.kernel} has the status {status.status} on Kaggle{failure}, and only a COMPLETE version can be handed in; "
+            f"version {entry.version} of kernel {entry.kernel} has the status {status.status} on Kaggle{failure}, and only a COMPLETE one can be "
+            "handed in; "
             "wait for its end with 'hubmap kernels infer --follow', or push it again"
         )
     with tempfile.TemporaryDirectory() as folder:
         names = f"^({re.escape(entry.file)}|{re.escape(FACTS)})$"
-        found = {path.name: path for path in kaggle.kernel_output(entry.kernel, Path(folder), names)}
+        found = {path.name: path for path in kaggle.kernel_output(entry.kernel, Path(folder), names, entry.version)}
         if entry.file not in found:
-            raise PublishError(f"the output of kernel {entry.kernel} has no {entry.file}, so it would not score; mend the kernel, push it again")
-        return _build_id(found[FACTS], entry) if FACTS in found else ""
+            raise PublishError(
+                f"the output of kernel {entry.kernel}, version {entry.version}, has no {entry.file}, so it would not score; mend the kernel, "
+                "push it again"
+            )
+        return _ran(found[FACTS], entry) if FACTS in found else Ran()
 
 
 def submit(kaggle: Kaggle, entry: Entry) -> int:
-    """Hand the entry in and return the submission's number. Raises PublishError with Kaggle's words, and what it allows today."""
+    """Hand the entry in and return the submission's number. Raises PublishError with Kaggle's words, and what it allows today;
+    AnswerLost where it may have been taken all the same."""
     try:
         return kaggle.submit_code(entry.competition, entry.kernel, entry.version, entry.file, entry.message)
     except KaggleUnavailable as error:
-        # The request may have come through, and each one counts.
-        what = str(error).partition(";")[0]
-        page = f"https://www.kaggle.com/competitions/{entry.competition}/submissions"
-        raise PublishError(f"{what}; before you try again look at {page}, it may have been taken all the same") from error
+        raise AnswerLost(str(error).partition(";")[0]) from error
     except PublishError:
         log.warning("%s", limits(kaggle, entry.competition))
         raise
+
+
+def newest(kaggle: Kaggle, competition: str = COMPETITION) -> int:
+    """The number of the account's latest submission; 0 without any."""
+    return max((number for number, _ in kaggle.submissions(competition)), default=0)
+
+
+def find_lost(kaggle: Kaggle, message: str, after: int, known: Collection[str], competition: str = COMPETITION) -> int | None:
+    """The number of a submission whose answer was lost: the first later than `after` with its message, but for the `known` ones; or None."""
+    found = [number for number, said in kaggle.submissions(competition) if " ".join(said.split()) == message and str(number) not in known]
+    return min((number for number in found if number > after), default=None)
 
 
 def limits(kaggle: Kaggle, competition: str = COMPETITION) -> str:
@@ -91,13 +113,13 @@ def wait(kaggle: Kaggle, ref: int, pause_s: float, hours: float) -> Submission |
     return None
 
 
-def _build_id(path: Path, entry: Entry) -> str:
-    """The build that kernel.json names. Raises PublishError where it says that the kernel did not do its work."""
+def _ran(path: Path, entry: Entry) -> Ran:
+    """The builds that kernel.json names. Raises PublishError where it says that the kernel did not do its work."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        status, build = str(facts["status"]), str(facts["build_id"])
+        status, ran = str(facts["status"]), Ran(str(facts["build_id"]), " ".join(map(str, facts.get("weights") or ())))
     except (ValueError, LookupError, TypeError) as error:
         raise PublishError(f"{FACTS} in the output of kernel {entry.kernel} is damaged ({error!r}); push the kernel again") from error
     if status != "complete":
         raise PublishError(f"kernel {entry.kernel} says of itself that it {status} ({facts.get('sentence', 'no reason given')}); push it again")
-    return build
+    return ran

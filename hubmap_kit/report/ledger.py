@@ -15,9 +15,11 @@ from hubmap_kit.files import atomic_path
 
 NAME = "ledger.csv"
 COLUMNS = (
-    "time_utc", "run", "kernel", "version", "build_id", "message", "ref", "status", "public_score", "private_score", "oof_dice",
+    "time_utc", "run", "kernel", "version", "build_id", "message", "ref", "status", "public_score", "private_score", "oof_dice", "weights_id",
 )  # fmt: skip
-PENDING = "PENDING"
+_NEEDED = COLUMNS[:-1]  # ledgers of earlier releases end there
+# ASKED: the request was sent and no answer has come; REFUSED: Kaggle did not take it.
+ASKED, PENDING, REFUSED = "ASKED", "PENDING", "REFUSED"
 Row = dict[str, str]
 
 
@@ -29,7 +31,7 @@ def read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     try:
-        return [row for _, row in read_rows(path, COLUMNS)]
+        return [row for _, row in read_rows(path, _NEEDED)]
     except TableError as error:
         raise TableError(f"the ledger is damaged: {error}; mend it or move it away, nothing of it was changed") from error
 
@@ -44,8 +46,8 @@ def append(path: Path, row: Mapping[str, object]) -> None:
         _write(path, [*rows, {column: _text(row.get(column)) for column in COLUMNS}])
 
 
-def complete(path: Path, ref: int | str, **values: object) -> bool:
-    """Set columns of the submission `ref`; False where the ledger does not have it."""
+def complete(path: Path, ref: int | str, /, **values: object) -> bool:
+    """Set columns of the submission `ref`, its ref among them; False where the ledger does not have it."""
     with _locked(path):
         rows = read(path)
         mine = [row for row in rows if row["ref"] == str(ref)]
@@ -57,8 +59,8 @@ def complete(path: Path, ref: int | str, **values: object) -> bool:
 
 
 def pending(path: Path) -> list[Row]:
-    """The rows whose score is not known yet."""
-    return [row for row in read(path) if row["status"] == PENDING]
+    """The rows whose score, or whose fate, is not known yet."""
+    return [row for row in read(path) if row["status"] in (PENDING, ASKED)]
 
 
 def oof_dice(run: Path) -> float | None:

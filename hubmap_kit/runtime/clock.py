@@ -9,18 +9,20 @@ from pathlib import Path
 
 LARGEST_MARGIN_S = 300.0
 MARGIN_SHARE = 0.05
+BELIEVED_S = 900.0  # a kernel that is older than this when it first asks is in a container that tells another machine's time
+_STAT = Path("/proc/self/stat")
 
 
-def process_start() -> float:
-    """When this process started, in seconds of `time.monotonic()`; now, where the system does not tell."""
+def process_start(stat: Path = _STAT) -> float:
+    """When this process started, in seconds of `time.monotonic()`; now, where the system does not tell or is not to be believed."""
     now = time.monotonic()
     try:
         # Field 22 counts clock ticks since the machine started; the name of the program before it may hold blanks.
-        ticks = int(Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19])
+        ticks = int(stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
         return now
-    return now - age if age >= 0 else now
+    return now - age if 0 <= age <= BELIEVED_S else now
 
 
 @dataclass(frozen=True)

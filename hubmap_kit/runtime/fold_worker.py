@@ -15,11 +15,14 @@ from typing import Any, TextIO
 
 import torch
 
+from hubmap_kit import errors
 from hubmap_kit.errors import HubmapError
 from hubmap_kit.models.device import choose_device
-from hubmap_kit.training.clock import Clock, OutOfTime
-from hubmap_kit.training.fold import Row
+from hubmap_kit.training.clock import Clock, OutOfTime, Stoppable
+from hubmap_kit.training.history import Row
 from hubmap_kit.training.run import Plan, train_fold
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class Job:
 def work(job: Job, device: str, messages: Connection) -> None:
     """The life of a worker process on one device.
 
-    Sends ("epoch", fold, rows) after every epoch, and at its end ("stopped", how far it came) or ("error", class, sentence), if
-    there is something to say.
+    Sends ("begun", fold), ("epoch", fold, the new row), ("stopped", how far it came) or ("error", class, sentence) as they come,
+    and ("end",) as its last word. After an error that a sentence explains, the next fold has its turn; after any other the
+    process is not to be trusted, and the others take what is left.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone answers it
     lines = _Lines(sys.stderr, device)
@@ -54,42 +58,53 @@ def work(job: Job, device: str, messages: Connection) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=lines, force=True)  # type: ignore[type-var]
     logging.getLogger("hubmap_kit").setLevel(job.level)
 
-    def tell(fold: int, rows: list[Row]) -> None:
-        messages.send(("epoch", fold, rows))
-
     try:
-        chosen = choose_device(device)
-        torch.set_num_threads(max(1, torch.get_num_threads() // job.workers))
-        while (number := job.next()) is not None:
-            lines.prefix = f"fold {number}, {device}"
-            train_fold(job.planned, number, chosen, tell, _WorkerClock(job.clock, job.stop))
-    except OutOfTime as error:
-        if not job.stop.is_set():
-            messages.send(("stopped", error.where))
-    except HubmapError as error:
-        messages.send(("error", type(error).__name__, str(error)))
-    except Exception as error:
-        traceback.print_exc()
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        advice = "; lower training.batch_size, inference.batch_size or tiles.size with --set" if "out of memory" in reason else ""
-        messages.send(("error", "HubmapError", f"{lines.prefix}: {type(error).__name__}: {reason}{advice}"))
+        _work(job, device, messages, lines)
+        messages.send(("end",))
+    except BrokenPipeError:
+        log.warning("the process that started this one is gone; what is finished is on disk")
     finally:
         messages.close()
 
 
-@dataclass
-class _WorkerClock:
-    """The session's clock, which is also up when the parent says so or is gone."""
+def _work(job: Job, device: str, messages: Connection, lines: _Lines) -> None:
+    parent = multiprocessing.parent_process()
 
-    clock: Clock | None
-    stop: Any
+    def told() -> bool:
+        return job.stop.is_set() or (parent is not None and not parent.is_alive())
 
-    def told(self) -> bool:
-        parent = multiprocessing.parent_process()
-        return self.stop.is_set() or (parent is not None and not parent.is_alive())
+    def tell(fold: int, row: Row) -> None:
+        messages.send(("epoch", fold, row))
 
-    def fits(self, seconds: float) -> bool:
-        return not self.told() and (self.clock is None or self.clock.fits(seconds))
+    try:
+        chosen = choose_device(device)
+    except HubmapError as error:
+        messages.send(("error", _public_name(error), str(error)))
+        return
+    torch.set_num_threads(max(1, torch.get_num_threads() // job.workers))
+    while (number := job.next()) is not None:
+        lines.prefix = f"fold {number}, {device}"
+        messages.send(("begun", number))
+        try:
+            train_fold(job.planned, number, chosen, tell, Stoppable(job.clock, told))
+        except OutOfTime as stop:
+            messages.send(("stopped", stop.where))
+            return
+        except BrokenPipeError:
+            raise
+        except HubmapError as error:
+            messages.send(("error", _public_name(error), str(error)))
+        except Exception as error:
+            traceback.print_exc()
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            advice = "; lower training.batch_size, inference.batch_size or tiles.size with --set" if "out of memory" in reason else ""
+            messages.send(("error", "HubmapError", f"{type(error).__name__}: {reason}{advice}"))
+            return
+
+
+def _public_name(error: HubmapError) -> str:
+    """The nearest class of the error that the module `errors` has."""
+    return next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
 
 
 class _Lines:

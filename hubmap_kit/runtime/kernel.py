@@ -10,8 +10,9 @@ import logging
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from hubmap_kit.errors import HubmapError, KernelError
@@ -22,10 +23,11 @@ SUBMISSION = "submission.csv"
 
 
 class Outcome(NamedTuple):
-    """How a kernel ended: status complete, stopped (all is saved, the next session goes on) or failed; and one sentence."""
+    """How a kernel ended: status complete, stopped (all is saved, the next session goes on) or failed; one sentence; more for kernel.json."""
 
     status: str
     sentence: str
+    facts: Mapping[str, object] = MappingProxyType({})
 
 
 def train(
@@ -51,7 +53,7 @@ def train(
             return Outcome("complete", train_attached(config, folds, overrides, clock, devices, root, working, temporary, resume))
         except OutOfTime as stop:
             return Outcome(
-                "stopped", f"the session's {hours:g} hours are nearly over: {stop.where}; everything so far is saved in {working}, to go on "
+                "stopped", f"{stop.cause}: {stop.where}; everything so far is saved in {working}, to go on "
                 "attach this kernel's output to the next session (--resume)",
             )  # fmt: skip
 
@@ -60,10 +62,11 @@ def train(
 
 def infer(
     overrides: Sequence[str] = (), hours: float = 8.5, accelerator: str = "t4x2",
-    root: Path = INPUT, working: Path = WORKING, scratch: Path | None = None,
+    root: Path = INPUT, working: Path = WORKING, scratch: Path | None = None, weights: str = "",
 ) -> Outcome:  # fmt: skip
     """Segment test.csv as it is mounted with every attached run, and write `working`/submission.csv.
 
+    `weights` is the build of published weights that must be mounted, "" takes whichever is; kernel.json names those that were used.
     The file is always complete: a slide that fails, or for which no time is left, gets an empty mask; where nothing worked at all,
     every slide does, and the outcome is failed.
     """
@@ -75,18 +78,18 @@ def infer(
         from hubmap_kit.runtime.infer_job import predict
 
         clock = SessionClock(hours * 3600)
-        device = prove(accelerator)[0]
-        attached = mounts.inputs(root, temporary)
+        devices = ",".join(str(device) for device in prove(accelerator))
+        attached = mounts.with_weights(root, temporary, weights)
         runs = attached.runs()
         if not runs:
             raise KernelError(f"no trained run is attached; attach the weights dataset or the output of a training; mounted are {attached.tree()}")
         log.info("runs: %s", ", ".join(str(run) for run in runs))
         table = attached.competition(("test.csv",)) / "test.csv"  # a rerun need not mount what training uses
-        done = predict(runs, table, working / SUBMISSION, None, overrides, str(device), "degrade", left=clock.left)
+        done = predict(runs, table, working / SUBMISSION, None, overrides, devices, "degrade", left=clock.left)
         report = done.report
         return Outcome(
             "complete", f"{done.path}: {report.rows} rows, {report.empty} empty masks, {len(done.failures)} of them after a failure, "
-            f"mean coverage {report.mean_coverage:.2%}",
+            f"mean coverage {report.mean_coverage:.2%}", {"weights": attached.weights_ids()},
         )  # fmt: skip
 
     outcome = _guarded(job, working, scratch)

@@ -19,6 +19,7 @@ from hubmap_kit.runtime.kernel import run_name
 from hubmap_kit.runtime.train_job import train
 from hubmap_kit.tiles.convert import fingerprint
 from hubmap_kit.training.clock import Clock
+from hubmap_kit.training.history import unfinished
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,14 @@ def train_attached(
     stores = _link_store(attached, read_train(data / "train.csv"), settings, scratch / "stores")
     names = ",".join(str(device) for device in devices)
     try:
-        table = train(settings, out, list(folds) or None, resume, names, stores, clock)
+        table = train(settings, out, list(folds) or None, resume, names, stores, clock, degrade=True)
     except CheckpointError as error:
         if not resume:
             raise
         raise KernelError(f"{error}; in a kernel, detach the former output or give the run another name with --set name=NAME") from error
-    return f"{out}: {table['fold'].nunique()} folds done, out-of-fold Dice {table['dice'].mean():.4f} over {len(table)} slides"
+    done, left = table[table["finished"]], list(unfinished(out, settings.training).values())
+    sentence = f"{out}: {done['fold'].nunique()} folds done, out-of-fold Dice {done['dice'].mean():.4f} over {len(done)} slides"
+    return sentence + (f"; not finished, but used if this output is attached: {', '.join(left)}" if left else "")
 
 
 def _bring_back(attached: mounts.Inputs, out: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ TABLES = ("train.csv", "test.csv")
 DEPTH = 6  # notebooks/<owner>/<slug>/stores/<fingerprint>, and one to spare
 CROWD = 400  # more entries than this: a folder of pictures or the like
 SHOWN = 40
+WAIT_S, PAUSE_S = 60.0, 5.0  # for a dataset's new version, which may be mounted a little after a session's start
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Inputs:
             unfolded = build_id.unfold(dataset, self.scratch / build.build_id)
             found += [path.parent for path in sorted(unfolded.glob("*/config.yaml")) if fold_folders(path.parent)]
         return _distinct(found)
+
+    def weights_ids(self) -> list[str]:
+        """The builds of the published weights."""
+        return [build_id.read(dataset).build_id for dataset in self.datasets.get("weights", [])]
 
     def run_to_resume(self, name: str) -> Path | None:
         """The run folder `name` in the output of a kernel, with its checkpoints; of several the one with most epochs."""
@@ -119,6 +125,33 @@ def inputs(root: Path, scratch: Path) -> Inputs:
                 continue
             datasets.setdefault(build.kind, {}).setdefault(build.build_id, folder.path)
     return Inputs(root, scratch, folders, {kind: list(found.values()) for kind, found in datasets.items()})
+
+
+def with_weights(root: Path, scratch: Path, wanted: str) -> Inputs:
+    """Look through `root` until the published weights of build `wanted` are mounted whole; "" takes what is there.
+
+    Raises KernelError when they are not there after WAIT_S seconds.
+    """
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        found = inputs(root, scratch)
+        whole = {build_id.read(folder).build_id: _is_whole(folder) for folder in found.datasets.get("weights", [])}
+        if not wanted or whole.get(wanted):
+            return found
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(PAUSE_S)
+    if wanted in whole:
+        return found  # the file that is missing or cut off is named by whoever reads it
+    held = f"the weights {', '.join(whole)}" if whole else "no published weights"
+    raise KernelError(
+        f"{root} holds {held}, expected build {wanted}: the dataset's new version has not propagated, or is not attached; run this again, or push "
+        "weights and kernel again"
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() and (folder / name).stat().st_size == facts["bytes"] for name, facts in build_id.read(folder).files.items())
 
 
 def _walk(top: Path, depth: int) -> Iterator[Folder]:

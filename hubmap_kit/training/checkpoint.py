@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hubmap_kit.errors import CheckpointError
+from hubmap_kit import experiment
+from hubmap_kit.errors import CheckpointError, ConfigError
 from hubmap_kit.files import atomic_path, sweep
 
 FORMAT = 1
@@ -26,6 +27,10 @@ FILES = {("model", "encoder_weights"), ("data", "folds_csv")}
 KEYS = {"format", "settings", "store", "epoch", "history", "timing", "network", "ema", "optimizer", "schedule", "scaler", "rng"}
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint cannot be read at all, whatever experiment it belonged to."""
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically: a kill during the write leaves the previous one."""
     sweep(path.parent, f".{path.stem}.*.tmp{path.suffix}")
@@ -36,18 +41,19 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path, settings: dict[str, Any], store_mark: str) -> dict[str, Any]:
     """Read a checkpoint for a continuation with `settings` (a dumped experiment) on the store `store_mark`.
 
-    Raises CheckpointError when the file is damaged, of another format, or belongs to another experiment or other data.
+    Raises DamagedCheckpoint when nothing can be made of the file, CheckpointError when it is of another format, or belongs to
+    another experiment or other data.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = state["format"]
     except Exception as error:
         # A cut-off or alien file makes torch's readers fail in a dozen ways, from OSError to struct.error.
-        raise CheckpointError(f"{path} is damaged or no checkpoint of this kit; delete it and its folder to train this fold anew") from error
+        raise DamagedCheckpoint(f"{path} is damaged or no checkpoint of this kit; delete it and its folder to train this fold anew") from error
     if found != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {found}, this version reads {FORMAT}; train this fold anew")
     if not KEYS <= state.keys():
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(KEYS - state.keys()))}; delete it and its folder to train this fold anew")
+        raise DamagedCheckpoint(f"{path} lacks {', '.join(sorted(KEYS - state.keys()))}; delete it and its folder to train this fold anew")
     check_same(state["settings"], settings, path)
     if state["store"] != store_mark:
         raise CheckpointError(f"{path} was trained on other slides or masks than the data folder holds now; train into another --out")
@@ -77,7 +83,14 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    """Raise CheckpointError, naming `path`, where two dumped experiments differ in anything that numbers depend on."""
+    """Raise CheckpointError, naming `path`, where two dumped experiments differ in anything that numbers depend on.
+
+    The older one is completed with today's defaults first: a key that this version added does not make it another experiment.
+    """
+    try:
+        old = experiment.dump(experiment.parse(old, f"the experiment in {path}"))
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; it was made with another version of the kit, go on with that one or train into another --out") from error
     changed = [
         (f"{section}.{key}", old.get(section, {}).get(key), value)
         for section, values in new.items() if isinstance(values, dict)

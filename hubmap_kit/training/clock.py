@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,20 +21,40 @@ class Clock(Protocol):
         """Whether work of that many seconds would end in time."""
 
 
+@dataclass(frozen=True)
+class Stoppable:
+    """A session's clock, or none, that is also up once the training was told to stop: by a signal, or by its parent process."""
+
+    clock: Clock | None
+    told: Callable[[], bool]
+
+    def fits(self, seconds: float) -> bool:
+        return not self.told() and (self.clock is None or self.clock.fits(seconds))
+
+
+def was_told(clock: Clock | None) -> bool:
+    """Whether somebody told the training to stop, which does not even wait for what a clock leaves a margin for."""
+    return isinstance(clock, Stoppable) and clock.told()
+
+
 class OutOfTime(HubmapError):
     """A training stopped itself before its session ends. Everything up to the last finished epoch is on disk.
 
-    `where` says how far it came, such as "fold 1 after epoch 3 of 5".
+    `where` says how far it came, such as "fold 1 after epoch 3 of 5"; `cause` why it stopped.
     """
 
-    def __init__(self, where: str, advice: str = "") -> None:
-        super().__init__(f"the time is up: {where}" + (f"; {advice}" if advice else ""))
-        self.where = where
+    def __init__(self, where: str, advice: str = "", cause: str = "the time is up") -> None:
+        super().__init__(f"{cause}: {where}" + (f"; {advice}" if advice else ""))
+        self.where, self.cause = where, cause
 
 
-def longest(timing: Sequence[Mapping[str, Any]], key: str) -> float:
-    """The largest value of a column of timing rows, in seconds; 0 without any."""
-    return max((float(row.get(key) or 0.0) for row in timing), default=0.0)
+def longest(timing: Sequence[Mapping[str, Any]], key: str, session: str | None = None) -> float:
+    """The largest value of a column of timing rows, in seconds, of one session if it is named; 0 without any.
+
+    Another session may have run on another machine: what it measured says little about this one.
+    """
+    chosen = [row for row in timing if session is None or row.get("session") == session]
+    return max((float(row.get(key) or 0.0) for row in chosen), default=0.0)
 
 
 def read_timing(run: Path) -> list[dict[str, Any]]:

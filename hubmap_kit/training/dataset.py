@@ -6,6 +6,7 @@ that is resumed draws what it would have drawn.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -120,6 +121,8 @@ def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool) -
 
 
 def _quiet_worker(_: int) -> None:
+    # A signal to the whole group of processes is answered by the one that trains, which then ends its workers in order.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # OpenCV and OpenMP would start as many threads in every worker as the machine has cores.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import torch
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
@@ -19,28 +17,32 @@ from torch import nn
 
 from hubmap_kit import experiment
 from hubmap_kit.config import Experiment
-from hubmap_kit.errors import HubmapError
+from hubmap_kit.errors import CheckpointError, HubmapError
 from hubmap_kit.files import atomic_path
-from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE
+from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE, load_network
 from hubmap_kit.models.build import build, normalise
 from hubmap_kit.models.device import autocast_dtype
 from hubmap_kit.progress import bar
 from hubmap_kit.tiles.store import TileStore
-from hubmap_kit.training import checkpoint
-from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest
+from hubmap_kit.training import checkpoint, history
+from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing, was_told
 from hubmap_kit.training.dataset import TileDataset, build_loader
+from hubmap_kit.training.history import CHECKPOINT_FILE, METRICS_FILE, Row, read_rows, write_rows
 from hubmap_kit.training.losses import build_loss
 from hubmap_kit.training.optim import StepSchedule, build_optimizer
 from hubmap_kit.training.validate import validate
 
 log = logging.getLogger(__name__)
-Row = dict[str, Any]
-OnEpoch = Callable[[int, list[Row]], None]
+TIMING_FILE = "timing.csv"
+OnEpoch = Callable[[int, Row], None]  # the fold, and the new row of its metrics.csv, which is on disk by then
 
 
 @dataclass
 class FoldTask:
-    """What a fold is trained on: row numbers of `store.slides` to learn from and to validate on, and where its files go."""
+    """What a fold is trained on: row numbers of `store.slides` to learn from and to validate on, and where its files go.
+
+    `session` is a mark of this session, for the timing. `degrade`: a damaged checkpoint costs epochs, instead of being an error.
+    """
 
     fold: int
     store: TileStore
@@ -49,7 +51,9 @@ class FoldTask:
     folder: Path
     device: torch.device
     clock: Clock | None = None
-    expected_epoch_s: float = 0.0  # what an epoch took elsewhere, for the first one here
+    expected_epoch_s: float = 0.0  # what an epoch of another fold took in this session, for the first one of this fold
+    session: str = ""
+    degrade: bool = False
 
 
 @dataclass
@@ -72,18 +76,26 @@ class FoldTrainer:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(task.device)
             torch.backends.cudnn.benchmark = True  # every batch has one shape
-        torch.manual_seed(self.config.seed * 1000 + task.fold)
-        self.network = build(settings.model, pretrained=not (task.folder / "last.ckpt").is_file())
+        self._seed()
+        self.network = build(settings.model, pretrained=not (task.folder / CHECKPOINT_FILE).is_file())
         self.network.to(task.device, memory_format=torch.channels_last)
         self.loss = build_loss(self.config.loss)
         self.loader = build_loader(TileDataset(task.store, task.train, settings), settings, pin_memory=task.device.type == "cuda")
         self.optimizer = build_optimizer(self.network, self.config)
-        self.schedule = StepSchedule(self.optimizer, self.config, self.config.epochs * math.ceil(len(self.loader) / self.config.accumulate))
+        self.schedule = StepSchedule(self.optimizer, self.config, self.config.epochs * self._steps)
         self.ema = ModelEmaV3(self.network, decay=self.config.ema_decay, use_warmup=True) if self.config.ema_decay else None
         self.dtype = autocast_dtype(self.config.precision, task.device)
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=self.dtype is torch.float16)
         self.state = _State()
         self._saving_s = 0.0
+
+    def _seed(self) -> None:
+        torch.manual_seed(self.config.seed * 1000 + self.task.fold)
+
+    @property
+    def _steps(self) -> int:
+        """Steps of the optimiser in an epoch."""
+        return math.ceil(len(self.loader) / self.config.accumulate)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -96,21 +108,39 @@ class FoldTrainer:
         Raises OutOfTime before an epoch that would not end in time, and in the middle of one when there is none left: that epoch
         is then begun anew by the next session.
         """
-        if (self.task.folder / "last.ckpt").is_file():
+        if (self.task.folder / CHECKPOINT_FILE).is_file():
             self._resume()
-        while self.state.epoch < self.config.epochs and not self._stale():
-            self._check_time(SPARE * (longest(self.state.timing, "seconds") or self.task.expected_epoch_s) + self._saving_s)
+        self._tell_guess()
+        while not history.is_over(self.state.history, self.config):
+            # Epochs of earlier sessions do not count: one that was slow, elsewhere, could keep this fold from ever going on.
+            expected = longest(self.state.timing, "seconds", self.task.session) or self.task.expected_epoch_s
+            self._check_time(SPARE * expected + self._saving_s)
             self._epoch()
             started = time.perf_counter()
             self._save()
             if on_epoch is not None:
-                on_epoch(self.task.fold, self.state.history)
+                on_epoch(self.task.fold, self.state.history[-1])
             self._saving_s = max(self._saving_s, time.perf_counter() - started)
+        if self.state.epoch < self.config.epochs:
+            since = history.validations_since_best(self.state.history, self.config)
+            log.info("fold %d: no better epoch in %d validations, stopped at epoch %d", self.task.fold, since, self.state.epoch)
         return self.state.history
+
+    def _tell_guess(self) -> None:
+        earlier = longest(self.state.timing, "seconds")
+        if earlier and not history.is_over(self.state.history, self.config):
+            log.info("fold %d: an epoch took up to %.1f s in earlier sessions", self.task.fold, earlier)
+
+    def _where(self) -> str:
+        return f"fold {self.task.fold} after epoch {self.state.epoch} of {self.config.epochs}"
 
     def _check_time(self, seconds: float = 0.0) -> None:
         if self.task.clock is not None and not self.task.clock.fits(seconds):
-            raise OutOfTime(f"fold {self.task.fold} after epoch {self.state.epoch} of {self.config.epochs}")
+            raise OutOfTime(self._where())
+
+    def _check_told(self) -> None:
+        if was_told(self.task.clock):
+            raise OutOfTime(self._where())
 
     def _epoch(self) -> None:
         epoch, started = self.state.epoch, time.perf_counter()
@@ -118,7 +148,7 @@ class FoldTrainer:
         seconds = time.perf_counter() - started
         row: Row = {"fold": self.task.fold, "epoch": epoch + 1, "lr": lr, "train_loss": train_loss}
         if (epoch + 1) % self.config.validate_every == 0 or epoch + 1 == self.config.epochs:
-            found = validate(self.evaluated, self.loss, self.task.store, self.task.valid, self.settings, self.task.device)
+            found = validate(self.evaluated, self.loss, self.task.store, self.task.valid, self.settings, self.task.device, self._check_told)
             row |= {"val_loss": found.loss, "dice": found.dice, "dice@0.5": found.dice_at_half}
             row |= {f"dice_{organ}": value for organ, value in found.organs.items()}
         self.state.epoch += 1
@@ -174,33 +204,17 @@ class FoldTrainer:
         if self.ema is not None:
             self.ema.update(self.network, step=self.schedule.done)
 
-    def _best(self) -> Row | None:
-        """The best validated row so far; the earlier one of equals."""
-        validated = [row for row in self.state.history if "dice" in row]
-        if not validated:
-            return None
-        return min(validated, key=lambda row: row["val_loss"]) if self.config.monitor == "loss" else max(validated, key=lambda row: row["dice"])
-
-    def _stale(self) -> bool:
-        validated, best = [row for row in self.state.history if "dice" in row], self._best()
-        if not self.config.patience or best is None:
-            return False
-        since = sum(row["epoch"] > best["epoch"] for row in validated)
-        if since >= self.config.patience:
-            log.info("fold %d: no better epoch in %d validations, stopping at epoch %d", self.task.fold, since, self.state.epoch)
-        return since >= self.config.patience
-
     def _save(self) -> None:
         """Weights first, the checkpoint last: a kill in between repeats the epoch, which writes its weights again."""
         folder = self.task.folder
-        if self._best() is self.state.history[-1]:
+        if history.best(self.state.history, self.config) is self.state.history[-1]:
             (folder / COUNTS_FILE).unlink(missing_ok=True)  # out-of-fold results of older weights
             tensors = {name: value.contiguous() for name, value in self.evaluated.state_dict().items()}
             with atomic_path(folder / MODEL_FILE) as temporary:
                 save_file(tensors, temporary)
-        write_rows(folder / "timing.csv", self.state.timing)
+        write_rows(folder / TIMING_FILE, self.state.timing)
         checkpoint.save(
-            folder / "last.ckpt",
+            folder / CHECKPOINT_FILE,
             {
                 "settings": experiment.dump(self.settings), "store": self.task.store.meta["fingerprint"], "fold": self.task.fold,
                 "epoch": self.state.epoch, "history": self.state.history, "timing": self.state.timing,
@@ -209,10 +223,18 @@ class FoldTrainer:
                 "rng": checkpoint.rng_state(self.task.device),
             },
         )  # fmt: skip
-        write_rows(folder / "metrics.csv", self.state.history)
+        write_rows(folder / METRICS_FILE, self.state.history)
 
     def _resume(self) -> None:
-        saved = checkpoint.load(self.task.folder / "last.ckpt", experiment.dump(self.settings), str(self.task.store.meta["fingerprint"]))
+        path = self.task.folder / CHECKPOINT_FILE
+        try:
+            saved = checkpoint.load(path, experiment.dump(self.settings), str(self.task.store.meta["fingerprint"]))
+        except checkpoint.DamagedCheckpoint as error:
+            if not self.task.degrade:
+                raise
+            log.warning("fold %d: %s is DAMAGED and cannot be resumed from (%s)", self.task.fold, path, type(error.__cause__ or error).__name__)
+            self._salvage()
+            return
         self.network.load_state_dict(saved["network"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
@@ -224,30 +246,52 @@ class FoldTrainer:
             self.scaler.load_state_dict(saved["scaler"])
         self.state = _State(saved["epoch"], saved["history"], saved["timing"])
         checkpoint.restore_rng(saved["rng"], self.task.device)
-        write_rows(self.task.folder / "metrics.csv", self.state.history)
+        write_rows(self.task.folder / METRICS_FILE, self.state.history)
         log.info("fold %d: resumed after epoch %d of %d", self.task.fold, self.state.epoch, self.config.epochs)
+
+    def _salvage(self) -> None:
+        """Without a checkpoint: go on after the best epoch with its weights and a fresh optimiser, or begin anew without those."""
+        folder, fold = self.task.folder, self.task.fold
+        try:
+            rows = read_rows(folder / METRICS_FILE)
+            best = history.best(rows, self.config)
+            weights = load_network(self.settings, folder, self.task.device).state_dict()
+        except CheckpointError as error:
+            log.warning("fold %d: %s", fold, error)
+            rows, best, weights = [], None, {}
+        if best is None:
+            log.warning("fold %d BEGINS ANEW, the epochs that it had are lost", fold)
+            self._seed()
+            self._set_weights(build(self.settings.model).state_dict())
+            return
+        self._set_weights(weights)
+        if not history.is_over(rows, self.config):
+            log.warning("fold %d GOES ON FROM ITS BEST WEIGHTS after epoch %d; later epochs are repeated", fold, best["epoch"])
+            rows = rows[: rows.index(best) + 1]
+        timing = [row for row in read_timing(folder.parent) if row.get("fold") == fold and row.get("epoch", 0) <= len(rows)]
+        self.state = _State(len(rows), rows, timing)
+        self.schedule.skip(len(rows) * self._steps)
+
+    def _set_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        self.network.load_state_dict(weights)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(weights)
 
     def _timing(self, epoch: int, train_seconds: float, seconds: float) -> Row:
         tiles = len(self.loader.dataset)  # type: ignore[arg-type]
         row = {
             "fold": self.task.fold, "epoch": epoch, "seconds": round(seconds, 3), "validation_seconds": round(seconds - train_seconds, 3),
-            "tiles_per_second": round(tiles / train_seconds, 2),
+            "tiles_per_second": round(tiles / train_seconds, 2), "session": self.task.session,
         }  # fmt: skip
         if self.task.device.type == "cuda":
             row["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(self.task.device) / 2**30, 3)
         return row
 
     def _report(self, row: Row) -> None:
-        best, timing = self._best(), self.state.timing[-1]
+        best, timing = history.best(self.state.history, self.config), self.state.timing[-1]
         scores = f", val loss {row['val_loss']:.4f}, Dice {row['dice']:.4f}" if "dice" in row else ""
         standing = f" (best {best['dice']:.4f} in epoch {best['epoch']})" if best is not None and "dice" in row else ""
         log.info(
             "fold %d epoch %d/%d: train loss %.4f%s%s, %.1f s, %.1f tiles/s", self.task.fold, row["epoch"], self.config.epochs,
             row["train_loss"], scores, standing, timing["seconds"], timing["tiles_per_second"],
         )  # fmt: skip
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write a list of rows as CSV, atomically; columns in order of first appearance, empty where a row lacks one."""
-    with atomic_path(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -35,6 +37,13 @@ class StepSchedule:
             self._cycle.step()
         elif self._cosine is not None:
             self._cosine.step_update(self.done)
+
+    def skip(self, steps: int) -> None:
+        """Go where that many steps would have led, without the optimiser."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            for _ in range(steps):
+                self.step()
 
     @property
     def lr(self) -> float:

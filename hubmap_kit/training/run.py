@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -19,8 +20,9 @@ from hubmap_kit.inference.views import view_transforms
 from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training import oof
-from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing
+from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing, was_told
 from hubmap_kit.training.fold import FoldTask, FoldTrainer, OnEpoch
+from hubmap_kit.training.history import CHECKPOINT_FILE, unfinished
 
 log = logging.getLogger(__name__)
 SECONDS_A_SLIDE = 1.0  # to resize and count a plane of 3000 x 3000 pixels, beside the network
@@ -36,7 +38,10 @@ def split(slides: Sequence[Slide], config: DataConfig, run: Path) -> dict[str, i
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that is about to be trained: its split (id -> fold), the fold numbers to train, and its open store."""
+    """A run that is about to be trained: its split (id -> fold), the fold numbers to train, and its open store.
+
+    `session` marks what this session measures. `degrade`: a damaged checkpoint costs its fold some epochs, not the session.
+    """
 
     settings: Experiment
     slides: Sequence[Slide]
@@ -44,9 +49,13 @@ class Plan:
     folds: Mapping[str, int]
     numbers: Sequence[int]
     store: TileStore
+    session: str
+    degrade: bool = False
 
 
-def plan(settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, chosen: Sequence[int] | None = None) -> Plan:
+def plan(
+    settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, chosen: Sequence[int] | None = None, degrade: bool = False
+) -> Plan:
     """Split the slides, write folds.csv into the run, and build the store if it is not in the folder `stores` yet.
 
     Raises ConfigError for chosen fold numbers that the split does not have.
@@ -54,12 +63,14 @@ def plan(settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path,
     folds = split(slides, settings.data, run)
     numbers = check_folds(chosen, folds)
     write_folds(run / "folds.csv", folds, slides)
-    return Plan(settings, slides, run, folds, numbers, open_or_build(stores, slides, settings.scale, settings.tiles))
+    session = datetime.now(UTC).isoformat(timespec="microseconds")
+    return Plan(settings, slides, run, folds, numbers, open_or_build(stores, slides, settings.scale, settings.tiles), session, degrade)
 
 
-def remaining(planned: Plan) -> list[int]:
-    """The planned folds that have no out-of-fold results yet."""
-    return [number for number in planned.numbers if not (planned.run / f"fold{number}" / COUNTS_FILE).is_file()]
+def remaining(planned: Plan) -> dict[int, str]:
+    """The planned folds that are not finished: number -> how far it came."""
+    left = unfinished(planned.run, planned.settings.training, planned.numbers)
+    return {number: left[number] for number in planned.numbers if number in left}
 
 
 def collect_done(planned: Plan) -> pd.DataFrame | None:
@@ -101,31 +112,45 @@ def train_fold(planned: Plan, number: int, device: torch.device, on_epoch: OnEpo
     train, valid = _rows(planned.store, planned.folds, number)
     if not train:
         raise TableError(f"{planned.run / 'folds.csv'} puts every slide into fold {number}, so nothing is left to learn from; use another split")
-    expected = longest(read_timing(planned.run), "seconds")
-    if (folder / MODEL_FILE).is_file() and not (folder / "last.ckpt").is_file():
+    expected = longest(read_timing(planned.run), "seconds", planned.session)
+    if (folder / MODEL_FILE).is_file() and not (folder / CHECKPOINT_FILE).is_file():
         log.warning("%s holds weights but no last.ckpt to go on from; it is taken as finished", folder)
     else:
         if clock is not None and not folder.is_dir() and not clock.fits(SPARE * expected):
             raise OutOfTime(f"fold {number} is not begun")
         log.info("fold %d: %d slides to learn from, %d held out", number, len(train), len(valid))
-        FoldTrainer(planned.settings, FoldTask(number, planned.store, train, valid, folder, device, clock, expected)).run(on_epoch)
+        task = FoldTask(number, planned.store, train, valid, folder, device, clock, expected, planned.session, planned.degrade)
+        FoldTrainer(planned.settings, task).run(on_epoch)
     if not (folder / COUNTS_FILE).is_file():
-        if clock is not None and not clock.fits(_prediction_seconds(planned, len(valid))):
-            raise OutOfTime(f"fold {number} is trained, its held-out slides are not predicted")
-        _predict_one(planned.settings, planned.slides, planned.folds, number, planned.store, folder, device)
+        check = _prediction_check(planned, number, len(valid), clock)
+        _predict_one(planned.settings, planned.slides, planned.folds, number, planned.store, folder, device, check)
 
 
-def _prediction_seconds(planned: Plan, slides: int) -> float:
-    """About how long the prediction with all views takes: a validation is one view, and every slide comes back to its full size."""
+def _prediction_check(planned: Plan, number: int, slides: int, clock: Clock | None) -> Callable[[], None]:
+    """What to call before every slide of a fold's prediction. Raises OutOfTime already here when the whole would not end in time.
+
+    About how long that is: a validation is one view, and every slide comes back to its full size. A session that has validated
+    nothing yet knows nothing of its own speed: its prediction begins, and stops when the time is up.
+    """
     views = len(view_transforms(planned.settings.inference.views))
-    return SPARE * (views * longest(read_timing(planned.run), "validation_seconds") + SECONDS_A_SLIDE * slides)
+    measured = longest(read_timing(planned.run), "validation_seconds", planned.session)
+    where = f"fold {number} is trained, its held-out slides are not predicted"
+    if clock is not None and not clock.fits(SPARE * (views * measured + SECONDS_A_SLIDE * slides)):
+        raise OutOfTime(where)
+
+    def check() -> None:
+        if was_told(clock) or (clock is not None and not measured and not clock.fits(0.0)):
+            raise OutOfTime(where)
+
+    return check
 
 
 def _predict_one(
-    settings: Experiment, slides: Sequence[Slide], folds: Mapping[str, int], number: int, store: TileStore, folder: Path, device: torch.device
-) -> None:
+    settings: Experiment, slides: Sequence[Slide], folds: Mapping[str, int], number: int, store: TileStore, folder: Path, device: torch.device,
+    check: Callable[[], None] | None = None,
+) -> None:  # fmt: skip
     ensemble = Ensemble(settings, [load_network(settings, folder, device)], {}, device)
-    oof.predict_fold(ensemble, store, slides, _rows(store, folds, number)[1], folder / COUNTS_FILE)
+    oof.predict_fold(ensemble, store, slides, _rows(store, folds, number)[1], folder / COUNTS_FILE, check)
 
 
 def _rows(store: TileStore, folds: Mapping[str, int], number: int) -> tuple[list[int], list[int]]:

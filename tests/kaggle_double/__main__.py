@@ -28,7 +28,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--owner", default="alice", help="name of the account")
     parser.add_argument("--token", action="store_true", help="sign in with an access token instead of name and key")
     parser.add_argument("--no-waits", action="store_true", help="datasets are ready, kernels ended and submissions scored at the first look")
-    parser.add_argument("--pass", dest="passed", action="append", default=[], metavar="NAME", help="hand this environment variable on; may be repeated")
+    parser.add_argument("--pass", dest="passed", action="append", default=[], metavar="NAME", help="hand this variable on; may be repeated")
     parser.add_argument("command", nargs="*", metavar="COMMAND")
     arguments = parser.parse_args([*shlex.split(os.environ.get(OPTIONS, "")), *sys.argv[1:]])
     if not arguments.list_faults and not arguments.command:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .state import KernelVersion, Submission, find
-from .world import Body, Refusal, World, now
+from .world import Body, Refusal, Silence, World, now
 
 
 def create(world: World, body: Body) -> Body:
@@ -13,12 +13,18 @@ def create(world: World, body: Body) -> Body:
         raise Refusal(404, "Not found")
     if world.has("submission_refused"):
         raise Refusal(400, "Submission not allowed: you have not accepted the rules of this competition")
+    if world.has("submission_refused_503"):
+        raise Refusal(503, "Service Unavailable")
     number, name = body.get("kernelVersion") or 0, body.get("fileName") or ""
     _submittable(world, ref, number, name)
     if _used(world, competition) >= world.settings.daily_limit:
         raise Refusal(400, "Submission not allowed: your team has used its daily submission allowance")
     submission = Submission(500_001 + len(world.state.submissions), competition, ref, number, name, body.get("submissionDescription", ""), now())
     world.state.submissions.append(submission)
+    if world.has("submission_answer_lost"):
+        raise Refusal(503, "Service Unavailable")
+    if world.has("submission_silent"):
+        raise Silence
     return {"message": "Successfully submitted to HuBMAP + HPA", "ref": submission.ref}
 
 
@@ -52,7 +58,7 @@ def limits(world: World, body: Body) -> Body:
 def get(world: World, body: Body) -> Body:
     """One submission; each call moves its scoring one step on."""
     found = next((one for one in world.state.submissions if one.ref == body.get("ref")), None)
-    if found is None:
+    if found is None or (world.has("submission_unknown") and found is world.state.submissions[0]):
         raise Refusal(404, "Not found")
     return _shown(world, found)
 

@@ -114,6 +114,8 @@ def status(world: World, body: Body) -> Body:
     dataset = _visible(world, body)
     version = dataset.versions[-1]
     version.polls += 1
+    if dataset.status == "FAILED":
+        return {"status": "FAILED"}  # until there is another version
     if world.has("ready_too_early") and version.number > 1 and version.polls <= 2:
         dataset.status = "READY"
     elif version.polls <= _delay(world, version) or world.has("never_ready"):
@@ -130,7 +132,8 @@ def view(world: World, body: Body) -> Body:
     ref = f"{dataset.owner}/{dataset.slug}"
     return {
         "id": 1000 + list(world.state.datasets).index(ref), "ref": ref, "title": dataset.title, "url": f"https://www.kaggle.com/datasets/{ref}",
-        "ownerName": dataset.owner, "ownerRef": dataset.owner, "licenseName": dataset.licence, "isPrivate": dataset.private,
+        "ownerName": dataset.owner, "ownerRef": dataset.owner, "licenseName": dataset.licence,
+        "isPrivate": dataset.private and not world.has("dataset_public"),
         "currentVersionNumber": version.number, "lastUpdated": version.created, "totalBytes": sum(file.size for file in version.files),
     }  # fmt: skip
 
@@ -144,6 +147,8 @@ def metadata(world: World, body: Body) -> Body:
 
 def files(world: World, body: Body) -> Body:
     """One page of the file list."""
+    if world.first("files_403_briefly"):
+        raise Refusal(403, DENIED)
     version = _chosen(world, _visible(world, body), body)
     start, size = int(body.get("pageToken") or 0), int(body.get("pageSize") or 20)
     page = [
@@ -188,5 +193,6 @@ SERVICE = "datasets.DatasetApiService/"
 METHODS = {
     "blobs.BlobApiService/StartBlobUpload": start_upload,
     SERVICE + "CreateDataset": create, SERVICE + "CreateDatasetVersion": create_version, SERVICE + "GetDatasetStatus": status,
-    SERVICE + "GetDataset": view, SERVICE + "GetDatasetMetadata": metadata, SERVICE + "ListDatasetFiles": files, SERVICE + "DownloadDataset": download,
+    SERVICE + "GetDataset": view, SERVICE + "GetDatasetMetadata": metadata,
+    SERVICE + "ListDatasetFiles": files, SERVICE + "DownloadDataset": download,
 }  # fmt: skip

@@ -21,6 +21,10 @@ FAULTS: dict[str, str] = {
     "stale_build_id": "version number and file list are new, but a downloaded file is the one of the version before, for ever",
     "stale_build_id_briefly": "the same for the first two downloads after a new version",
     "missing_file": "one uploaded file other than BUILD_ID.json is lost on the server",
+    "files_403_briefly": "the list of a dataset's files is denied (403) the first two times",
+    "dataset_public": "the account's datasets have been made public on the site",
+    "probe_503_once": "the question how much of an upload has come is answered 503 the first time",
+    "probe_silent_once": "the same question is not answered at all the first time",
     "file_zipped": "a single file is downloaded as <name>.zip",
     # kernels
     "kernel_push_error": "saving a kernel answers an error in a reply with HTTP 200, and nothing is saved",
@@ -28,6 +32,9 @@ FAULTS: dict[str, str] = {
     "invalid_model_source": "the kernel is saved, but without one model source, named in the reply (no client prints it)",
     "invalid_competition_source": "the kernel is saved, but without one competition source, named in the reply",
     "invalid_kernel_source": "the kernel is saved, but without one kernel source, named in the reply",
+    "save_refused_503": "saving a kernel is answered 503, and nothing is saved",
+    "save_answer_lost": "saving a kernel is answered 503 although it was saved",
+    "save_silent": "a kernel is saved, and the answer never comes",
     "gpu_limit": "two other GPU sessions of the account run for ever, so that no GPU kernel can be started",
     "gpu_limit_briefly": "the same for the first two attempts to start a GPU kernel",
     "quota_used_up": "the week's GPU hours are used up",
@@ -40,6 +47,10 @@ FAULTS: dict[str, str] = {
     "kernel_never_ends": "kernels stay RUNNING for ever",
     # submissions
     "submission_refused": "a submission is refused with 400",
+    "submission_refused_503": "a submission is answered 503, and nothing is taken",
+    "submission_answer_lost": "a submission is answered 503 although it was taken",
+    "submission_silent": "a submission is taken, and the answer never comes",
+    "submission_unknown": "the state of the first submission is denied with 404",
     "submission_error": "a submission is accepted and its scoring ends with ERROR",
     # transport
     "server_500": "every call is answered 500",

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from slugify import slugify
 
 from .state import Kernel, KernelVersion, find
-from .world import Body, Refusal, World, now
+from .world import Body, Refusal, Silence, World, now
 
 OPEN = ("QUEUED", "RUNNING")
 GPU_SESSIONS = 2
@@ -35,6 +35,8 @@ def save(world: World, body: Body) -> Body:
     ref = f"{world.owner}/{slug}"
     if ref in world.state.datasets:
         raise Refusal(409, f"The slug {slug} is already in use by a dataset")
+    if world.has("save_refused_503"):
+        raise Refusal(503, "Service Unavailable")
     accelerator, runs = _accelerator(body), body.get("kernelExecutionType") != "QUICK_SAVE"
     if sentence := _error(world, accelerator if runs else ""):
         return {"error": sentence}
@@ -48,6 +50,10 @@ def save(world: World, body: Body) -> Body:
     kernel.versions.append(version)
     if runs:
         _run(world, ref, version)
+    if world.has("save_answer_lost"):
+        raise Refusal(503, "Service Unavailable")
+    if world.has("save_silent"):
+        raise Silence
     url = f"https://www.kaggle.com/code/{ref}"
     return {"ref": f"/{ref}", "url": url, "versionNumber": version.number, "kernelId": len(world.state.kernels), "error": "", **invalid}
 
@@ -115,7 +121,10 @@ def _run(world: World, ref: str, version: KernelVersion) -> None:
     if version.end != "CANCEL_ACKNOWLEDGED" and not world.has("kernel_completes_without_marker"):
         lines.append(f"HUBMAP END {name} {status} build_id={build_id} utc={stamp}")
     version.log = world.logs.get(slug, log(lines))
-    written = {"kernel.json": json.dumps({"kernel": name, "status": status, "build_id": build_id, "seconds": 1.0, "sentence": status}).encode()}
+    weights = re.search(r"^WEIGHTS_ID\s*=\s*[\"'](.+?)[\"']", text, re.MULTILINE)
+    facts = {"kernel": name, "status": status, "build_id": build_id, "seconds": 1.0, "sentence": status}
+    facts |= {"weights": [weights[1]]} if weights else {}
+    written = {"kernel.json": json.dumps(facts).encode()}
     if world.settings.competitions and name == "infer" and status == "complete":
         written["submission.csv"] = b"id,rle\n10078,\n"
     version.files = [world.state.add(file, content) for file, content in world.outputs.get(slug, written).items()]

@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -17,17 +18,18 @@ from urllib.parse import unquote, urlsplit
 
 from . import answers, competitions, datasets, kernels
 from .uploads import receive
-from .world import Body, Redirect, Refusal, World
+from .world import Body, Redirect, Refusal, Silence, World
 
 log = logging.getLogger(__name__)
 KEY, TOKEN = "dummy-key", "KGAT_dummy-token"
 INTROSPECT = "security.OAuthService/IntrospectToken"
 PIECE = 1 << 20
+SILENCE_S = 120
 
 
 @dataclass
 class Request:
-    """One request as it came: the API's method name (or `PUT /upload`, `GET /storage`, ...), its JSON, its headers without secrets, the HTTP status."""
+    """One request as it came: the API's method name (or `PUT /upload`, `GET /storage`, ...), its JSON, its headers without secrets, the status."""
 
     name: str
     body: Body
@@ -128,6 +130,9 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(refusal.status, refusal.message)
         except (ConnectionError, TimeoutError):
             raise
+        except Silence:
+            self.close_connection = True
+            time.sleep(SILENCE_S)
         except Exception as error:
             log.exception("the double made a mistake")
             self.server.mistakes.append(f"{self.entry.name}: {error!r}")
@@ -177,8 +182,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.entry.status = 200
             self.send_response(200)
-            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(path.stat().st_size), "Last-Modified": formatdate(usegmt=True)}
-            for name, value in headers.items():
+            headers = {"Content-Length": str(path.stat().st_size), "Last-Modified": formatdate(usegmt=True)}
+            for name, value in {"Content-Type": "application/octet-stream", **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             with path.open("rb") as stream:

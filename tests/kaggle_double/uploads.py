@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from .state import Blob
-from .world import Refusal, World
+from .world import Refusal, Silence, World
 
 if TYPE_CHECKING:
     from .server import Handler
@@ -22,6 +22,10 @@ def receive(handler: Handler, world: World, token: str) -> None:
         _skip(handler, length)
         raise Refusal(403 if world.has("upload_refused") else 404, "Upload not allowed or expired")
     if asked[1] is None:
+        if world.first("probe_503_once", 1):
+            raise Refusal(503, "Service Unavailable")
+        if world.first("probe_silent_once", 1):
+            raise Silence
         return _progress(handler, blob)
     blob.puts += 1
     cut = world.has("upload_dropped") and blob.puts == 1

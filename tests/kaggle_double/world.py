@@ -19,6 +19,10 @@ class Refusal(Exception):
         self.status, self.message = status, message
 
 
+class Silence(Exception):
+    """Never answer: the client waits until it has enough."""
+
+
 class Redirect(Exception):
     """Answer 302 to a path of the double, as Kaggle sends downloads to its storage."""
 

@@ -81,13 +81,68 @@ say({"pushed": asdict(pushed), "states": states, "log": kaggle.kernel_log(ref), 
         assert (asked["sessionTimeoutSeconds"], asked.get("kernelExecutionType")) == (600, None)
 
 
-def test_a_kernel_can_be_saved_without_being_run(kaggle: Kaggle, kernel: Callable[..., None]) -> None:
+def test_status_log_and_output_are_those_of_the_version_that_is_asked_for(kaggle: Kaggle, kernel: Callable[..., None], tmp_path: Path) -> None:
     kernel()
+    with kaggle(polls_queued=0, polls_running=0) as cli:
+        cli.double.kernel_log("hubmap-infer", ["of the first"])
+        cli.double.kernel_output("hubmap-infer", {"a.txt": b"first"})
+        ask(cli, "kaggle.save_kernel(kernel); say(kaggle.kernel_status(ref).status)")
+        cli.double.faults = ("kernel_fails",)
+        cli.double.kernel_log("hubmap-infer", ["of the second"])
+        cli.double.kernel_output("hubmap-infer", {"a.txt": b"second"})
+        code = """
+kaggle.save_kernel(kernel)
+states = {n: kaggle.kernel_status(ref, n).status for n in (1, 2, None)}
+logs = {n: kaggle.kernel_log(ref, n) for n in (1, 2, None)}
+kaggle.kernel_output(ref, into, version=1)
+say({"states": states, "logs": logs, "newest": kaggle.kernel_version(ref), "none": kaggle.kernel_version("alice/hubmap-absent")})
+"""
+        said = ask(cli, code)
+        assert said["states"] == {"1": "COMPLETE", "2": "ERROR", "null": "ERROR"}
+        assert {key: log.strip() for key, log in said["logs"].items()} == {"1": "of the first", "2": "of the second", "null": "of the second"}
+        assert (tmp_path / "output" / "a.txt").read_bytes() == b"first"
+        assert (said["newest"], said["none"]) == (2, 0)
+
+
+def test_signing_in_asks_the_server_once_and_the_import_of_the_package_never(kaggle: Kaggle) -> None:
+    with kaggle(token=True) as cli:
+        assert ask(cli, "say(kaggle.owner)") == "alice"
+        assert cli.double.called == ["IntrospectToken"]
+
+
+def test_an_upload_whose_progress_is_not_told_is_asked_about_again(kaggle: Kaggle, staged: Path) -> None:
+    """The time-out is shortened; without one, the client would wait for ever."""
+    with kaggle("upload_dropped", "probe_silent_once", "probe_503_once") as cli:
+        facts = {"id": "alice/hubmap-kit-pretrained", "title": "hubmap-kit-pretrained", "licenses": [{"name": "other"}]}
+        write_json(staged / "dataset-metadata.json", facts)
+        said = ask(cli, "from hubmap_kit.publish import api\napi.TIMEOUT = (5, 1)\nkaggle.create_dataset(Path('staged'))\nsay('made')")
+        assert said == "made"
+        held = cli.held("alice/hubmap-kit-pretrained")
+        assert held == {path.name: path.read_bytes() for path in staged.iterdir() if path.name != "dataset-metadata.json"}
+
+
+def test_no_traceback_shows_an_address(kaggle: Kaggle) -> None:
+    """Addresses of uploads and downloads are signed: whoever has one needs no credentials."""
     with kaggle() as cli:
-        said = ask(cli, "kaggle.save_kernel(kernel, run=False)\nkaggle.save_kernel(kernel)\nsay(1)")
-        assert said == 1
-        kinds = [request.body.get("kernelExecutionType") for request in cli.double.requests if request.name == "SaveKernel"]
-        assert kinds == ["QUICK_SAVE", None]
+        code = """
+import traceback, requests
+from hubmap_kit.publish.answers import sentences
+texts = []
+for make in (
+    lambda: requests.get("http://127.0.0.1:9/storage?signature=secret", proxies={"http": None}, timeout=1),
+    lambda: (_ for _ in ()).throw(ValueError("bad: http://localhost/upload?signature=secret")),
+    lambda: kaggle.api.read("x", lambda: requests.get("http://localhost/nowhere?signature=secret").raise_for_status()),
+):
+    try:
+        with sentences("a download"):
+            make()
+    except PublishError as error:
+        texts.append("".join(traceback.format_exception(error)).replace("Traceback", "Trace"))
+say(texts)
+"""
+        said = ask(cli, code)
+        assert len(said) == 3 and all("in sentences" in text for text in said)
+        assert not any("secret" in text for text in said), said
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,8 @@ def test_an_upload_that_breaks_off_is_taken_up_again(start: Callable[..., Cli]) 
 def test_a_command_sees_what_the_one_before_it_left(tmp_path: Path) -> None:
     kaggle = Cli(tmp_path)
     double = [sys.executable, "-m", "kaggle_double", "--no-waits", "--fault", "missing_file", "--"]
-    environment = {"KAGGLE_DOUBLE_OPTIONS": f"--keep '{tmp_path / 'kept'}'", "PYTHONPATH": str(Path(__file__).parents[1]), "KAGGLE_KEY": "a real one", "PATH": "/usr/bin:/bin"}
+    environment = {"KAGGLE_DOUBLE_OPTIONS": f"--keep '{tmp_path / 'kept'}'", "KAGGLE_KEY": "a real one", "PATH": "/usr/bin:/bin"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*double, *words], env=environment, capture_output=True, text=True, timeout=60, check=False)

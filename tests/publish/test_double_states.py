@@ -316,5 +316,6 @@ def test_an_answer_that_kagglesdk_does_not_know_is_a_mistake(ask: Callable[..., 
 def test_unknown_faults_are_refused_and_known_ones_listed() -> None:
     with pytest.raises(ValueError, match="no such fault: gone"):
         Double(faults=["gone"])
-    listed = subprocess.run([sys.executable, "-m", "kaggle_double", "--list-faults"], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    words, folder = [sys.executable, "-m", "kaggle_double", "--list-faults"], Path(__file__).parents[1]
+    listed = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in listed.stdout.splitlines()] == list(FAULTS)

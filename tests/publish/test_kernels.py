@@ -1,9 +1,9 @@
-"""Rendered kernels, and kernels pushed and followed with the real command line and client against the stand-in for Kaggle."""
+"""Kernels pushed and followed with the real command line and client against the stand-in for Kaggle."""
 
 from __future__ import annotations
 
-import ast
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,49 +12,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from kaggle_double import Double
 from kaggle_double.server import KEY
+from staged_builds import stage, stage_weights
 
-from hubmap_kit.__main__ import main
-from hubmap_kit.errors import PublishError
-from hubmap_kit.publish.kernel_metadata import Sources, kernel_metadata, read_metadata
+from hubmap_kit.publish.records import last_push
 from hubmap_kit.publish.root import repository
-from hubmap_kit.publish.script import bake, constants_of
+from hubmap_kit.publish.script import constants_of
 from hubmap_kit.runtime import build_id
 
 ROOT = repository()
-SCRIPTS = {name: (ROOT / "kernels" / name / f"{name}.py").read_text() for name in ("train", "infer", "tiles")}
-BOOTSTRAP = (ROOT / "kernels" / "bootstrap.py").read_text()
-
-
-def stage(folder: Path, content: bytes) -> str:
-    """A code dataset that Kaggle would take; its wheel is never installed here."""
-    folder.mkdir()
-    (folder / "hubmap_kit-0.1.0-py3-none-any.whl").write_bytes(content)
-    build = build_id.describe("code", folder, git_sha="0" * 40)
-    build_id.write(folder, build)
-    return build.build_id
 
 
 @dataclass
 class World:
-    """A stand-in for Kaggle that serves the code bundle `build`, a newer bundle that was never pushed, and a place for renderings."""
+    """A stand-in for Kaggle that serves the code bundle `build` and `weights`, newer ones that were never pushed, a place for renderings."""
 
     double: Double
     tmp: Path
     build: str
     newer: str
+    weights: str
+    newer_weights: str
 
-    def command(self, *words: str, staged: str = "code") -> list[str]:
+    def command(self, *words: str, staged: str = "staged/code") -> list[str]:
         places = ["--out", str(self.tmp / "kernels"), "--staged", str(self.tmp / staged), "--every", "0.05"]
         return [sys.executable, "-m", "hubmap_kit", "kernels", *words, *places]
 
     def environment(self) -> dict[str, str]:
         return {**self.double.environment(self.tmp / "environment"), "OMP_NUM_THREADS": "1"}
 
-    def run(self, *words: str, staged: str = "code") -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, staged: str = "staged/code") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(*words, staged=staged), env=self.environment(), cwd=self.tmp, capture_output=True, text=True, check=False, timeout=120
         )
@@ -66,11 +54,14 @@ class World:
 @pytest.fixture(scope="module")
 def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     tmp = tmp_path_factory.mktemp("kaggle")
-    with Double(public_datasets=("alice/hubmap-kit-weights", "alice/hubmap-kit-pretrained")) as double:
-        world = World(double, tmp, stage(tmp / "code", b"one"), stage(tmp / "newer", b"two"))
-        words = [sys.executable, "-m", "hubmap_kit", "push", "code", "--staged", str(tmp / "code"), "--poll", "0.05"]
-        done = subprocess.run(words, env=world.environment(), cwd=tmp, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    with Double() as double:
+        builds = stage(tmp / "staged" / "code", b"one"), stage(tmp / "newer" / "code", b"two")
+        weights = stage_weights(tmp / "staged" / "weights", b"name: one\n"), stage_weights(tmp / "newer" / "weights", b"name: two\n")
+        world = World(double, tmp, *builds, *weights)
+        for kind in ("code", "weights"):
+            words = [sys.executable, "-m", "hubmap_kit", "push", kind, "--staged", str(tmp / "staged" / kind), "--poll", "0.05"]
+            done = subprocess.run(words, env=world.environment(), cwd=tmp, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
         yield world
         assert not double.mistakes and not double.escapes
 
@@ -131,7 +122,7 @@ def check_sentence(done: subprocess.CompletedProcess[str], words: tuple[str, ...
 
 def test_a_kernel_for_code_that_kaggle_does_not_serve_is_not_pushed(world: World, record_property) -> None:
     before = len(world.double.requests)
-    done = world.run("--run", "train", staged="newer")
+    done = world.run("--run", "train", staged="newer/code")
     check_sentence(done, (f"build {world.build}", f"expects build {world.newer}", "hubmap push code"), record_property)
     assert "SaveKernel" not in world.double.called[before:]
 
@@ -149,7 +140,7 @@ def test_a_kernel_is_pushed_as_rendered_and_followed_to_its_end(world: World, tm
     done = world.run("--run", "train", "--follow", "--folds", "1,0", "--set", "training.epochs=2", "--hours", "3", "--output", str(tmp_path / "got"))
     assert done.returncode == 0, done.stderr
     assert f"HUBMAP END train complete build_id={world.build}" in done.stdout
-    assert "hubmap kernels --run infer --attach kernel:train" in done.stdout
+    assert "hubmap kernels --run infer --attach-only kernel:train" in done.stdout
     assert json.loads((tmp_path / "got" / "kernel.json").read_text())["build_id"] == world.build
     version = world.pushed()
     assert version.text == (world.tmp / "kernels" / "train" / "train.py").read_text()
@@ -205,6 +196,7 @@ def test_a_dry_run_pushes_nothing(world: World) -> None:
     before = len(world.double.requests)
     done = world.run("--run", "infer", "--dry-run", "--attach", "kernel:train")
     assert done.returncode == 0 and "would push" in done.stdout and "alice/hubmap-train" in done.stdout
+    assert "alice/hubmap-kit-weights" in done.stdout and f"WEIGHTS_ID='{world.weights}'" in done.stdout
     assert "SaveKernel" not in world.double.called[before:]
 
 
@@ -226,144 +218,117 @@ def test_ctrl_c_leaves_the_kernel_running_and_says_how_to_look_again(world: Worl
     assert world.pushed().status == "RUNNING"
 
 
-# Rendering
-
-def rendered(out: Path, *words: str) -> dict[str, str]:
-    """The scripts of a rendering in this process, by kernel."""
-    stage(out / "code", b"wheel") if not (out / "code").exists() else None
-    with pytest.raises(SystemExit) as stop:
-        main(["kernels", *words, "--owner", "bob", "--out", str(out / "k"), "--staged", str(out / "code")])
-    assert stop.value.code == 0
-    return {path.stem: path.read_text() for path in sorted((out / "k").glob("*/*.py"))}
-
-
-def test_every_kernel_becomes_one_short_script_that_stands_alone(tmp_path: Path) -> None:
-    scripts = rendered(tmp_path)
-    assert set(scripts) == {"train", "infer", "tiles"}
-    for name, text in scripts.items():
-        assert len(text.splitlines()) <= 85
-        modules = {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
-        assert "bootstrap" not in modules and text.count("__future__") <= 1
-        space: dict[str, object] = {"__name__": "looked_at"}
-        exec(compile(text, name, "exec"), space)
-        assert callable(space["start"])
-        assert space["BUILD_ID"] == build_id.read(tmp_path / "code").build_id
-        # What nobody chose is as the repository says.
-        for key, value in constants_of(SCRIPTS[name], name).items():
-            assert key == "BUILD_ID" or space[key] == value
+def test_infer_is_pushed_for_the_weights_that_are_staged_and_served(world: World, record_property) -> None:
+    assert world.run("--run", "infer").returncode == 0
+    assert constants_of(world.pushed("alice/hubmap-infer").text, "infer.py")["WEIGHTS_ID"] == world.weights
+    before = len(world.double.requests)
+    (world.tmp / "mixed").mkdir()
+    (world.tmp / "mixed" / "code").symlink_to(world.tmp / "staged" / "code")
+    (world.tmp / "mixed" / "weights").symlink_to(world.tmp / "newer" / "weights")
+    words = (f"build {world.weights}", f"expects build {world.newer_weights}", "hubmap push weights", "--force")
+    check_sentence(world.run("--run", "infer", staged="mixed/code"), words, record_property)
+    assert "SaveKernel" not in world.double.called[before:]
+    assert world.run("--run", "infer", "--force", staged="mixed/code").returncode == 0
+    assert constants_of(world.pushed("alice/hubmap-infer").text, "infer.py")["WEIGHTS_ID"] == world.weights
+    # On a machine where none are staged, Kaggle's are meant.
+    (world.tmp / "mixed" / "weights").unlink()
+    assert f"WEIGHTS_ID='{world.weights}'" in world.run("--run", "infer", "--dry-run", staged="mixed/code").stdout
 
 
-def test_rendering_writes_metadata_for_the_account_and_leaves_nothing_old(tmp_path: Path) -> None:
-    rendered(tmp_path)
-    for name in ("train", "infer", "tiles"):
-        (tmp_path / "k" / name / "left-over.py").write_text("x = 1\n")
-    digest = "sha256:" + "ab" * 32
-    rendered(tmp_path, "infer", "--attach", "weights", "--attach", "kernel:train", "--attach", "carol/more-runs", "--image", digest)
-    assert sorted(path.name for path in (tmp_path / "k" / "infer").iterdir()) == ["infer.py", "kernel-metadata.json"]
-    values = read_metadata(tmp_path / "k" / "infer")
-    assert values["dataset_sources"] == ["bob/hubmap-kit-code", "bob/hubmap-kit-weights", "carol/more-runs"]
-    assert values["kernel_sources"] == ["bob/hubmap-train"]
-    assert values["docker_image"].endswith("@" + digest)
-    assert (values["enable_internet"], values["is_private"], values["enable_gpu"]) == (False, True, True)
-    tiles = read_metadata(tmp_path / "k" / "tiles")
-    assert tiles["enable_gpu"] is False and "machine_shape" not in tiles and tiles["enable_internet"] is False
-
-
-def test_a_training_from_encoder_weights_gets_them_attached(tmp_path: Path) -> None:
-    rendered(tmp_path, "train", "--set", "model.encoder_weights=encoder.safetensors", "--accelerator", "p100")
-    values = read_metadata(tmp_path / "k" / "train")
-    assert values["dataset_sources"] == ["bob/hubmap-kit-code", "bob/hubmap-kit-pretrained"]
-    assert values["machine_shape"] == "NvidiaTeslaP100"
-
-
-WRONG = {
-    "unknown kernel": (["trains"], "did you mean 'train'"),
-    "unknown accelerator": (["train", "--accelerator", "v100"], "t4x2, p100, cpu"),
-    "a setting that is none": (["train", "--set", "training.epoch=3"], "epochs"),
-    "a file as experiment": (["train", "--config", "mine.yaml"], "hubmap_kit/configs"),
-    "folds of a kernel without": (["infer", "--folds", "0"], "--folds means nothing to infer"),
-    "folds in words": (["train", "--folds", "all"], "numbers such as 0,2"),
-    "training settings for infer": (["infer", "--set", "training.lr=1"], "means nothing to infer"),
-    "resume of a kernel that cannot": (["tiles", "--resume"], "--resume means nothing to tiles"),
-    "hours beyond the competition": (["infer", "--hours", "9.5"], "at most 9 hours"),
-    "hours below zero": (["train", "--hours", "-1"], "at most 12 hours"),
-    "attached to all": (["--attach", "weights"], "meant for one kernel"),
-    "attached nonsense": (["infer", "--attach", "wheights"], "owner/slug"),
-    "half an image": (["train", "--image", "sha256:12"], "64 hex digits"),
-    "another kernel than the one to run": (["train", "--run", "infer"], "--run is 'infer'"),
-    "follow nothing": (["train", "infer", "--follow"], "name it"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_rendering_is_one_sentence_and_changes_nothing(name: str, tmp_path: Path, world: World, capsys, monkeypatch, record_property) -> None:
-    words, said = WRONG[name]
-    for key, value in world.environment().items():
-        monkeypatch.setenv(key, value)
-    stage(tmp_path / "code", b"wheel")
-    with pytest.raises(SystemExit) as stop:
-        main(["kernels", *words, "--owner", "bob", "--out", str(tmp_path / "k"), "--staged", str(tmp_path / "code")])
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    record_property("exit code", stop.value.code)
-    record_property("sentence", last)
-    assert stop.value.code == 1 and last.startswith("error: ") and said in last
-    assert not (tmp_path / "k").exists()
+def test_code_of_another_commit_is_not_what_a_kernel_is_rendered_for(world: World, record_property) -> None:
+    old = stage(world.tmp / "old" / "code", b"one", "1" * 40)
+    done = world.run("tiles", "--owner", "alice", staged="old/code")
+    check_sentence(done, ("old/code holds the code of commit 111111111111, but the checkout is at", "hubmap push code", "--force"), record_property)
+    done = world.run("tiles", "--owner", "alice", "--force", staged="old/code")
+    assert done.returncode == 0 and f"BUILD_ID='{old}'" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("words", "said"),
     [
-        ({"is_private": False}, "private"), ({"enable_internet": True}, "internet"), ({"enable_internet": "false"}, "true or false"),
-        ({"title": "hubmap infer 2"}, "hubmap-infer"), ({"title": None}, "title"), ({"kernel_type": "notebook"}, "script"),
-        ({"code_file": "other.py"}, "infer.py"),
-    ],
-)  # fmt: skip
-def test_a_template_that_kaggle_would_take_wrongly_is_refused(change: dict[str, object], said: str) -> None:
-    template = read_metadata(ROOT / "kernels" / "infer") | change
-    with pytest.raises(PublishError, match=said):
-        kernel_metadata("infer", template, Sources("alice", "t4x2"))
-
-
-@pytest.mark.parametrize(("asked", "written"), [({}, False), ({"enable_internet": False}, False), ({"enable_internet": True}, True)])
-def test_internet_is_always_written_because_the_client_takes_its_absence_for_yes(asked: dict[str, bool], written: bool) -> None:
-    template = read_metadata(ROOT / "kernels" / "train")
-    del template["enable_internet"]
-    assert kernel_metadata("train", template | asked, Sources("alice", "t4x2"))["enable_internet"] is written
-
-
-LITERALS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6,
-)  # fmt: skip
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.dictionaries(st.sampled_from(["CONFIG", "FOLDS", "OVERRIDES", "SESSION_HOURS"]), LITERALS), LITERALS)
-def test_any_plain_value_survives_the_rendering(chosen: dict[str, object], old: object) -> None:
-    """The old value may be anything too, on many lines, with characters of several bytes before it and a comment after it."""
-    folds, rest = f'FOLDS = [\n    "ü",  # é\n    {old!r},\n]  # kept', f'CONFIG = "Ä", {old!r}; SESSION_HOURS = 1  # 𝔸 = 2'
-    script = f'"""Ä."""\nfrom bootstrap import start\n{folds}\n{rest}\nOVERRIDES = []\n'
-    text = bake(script, BOOTSTRAP, chosen, "script.py")
-    space: dict[str, object] = {"__name__": "looked_at"}
-    exec(compile(text, "script.py", "exec"), space)
-    before: dict[str, object] = {}
-    exec(compile(script.replace("from bootstrap import start", ""), "script.py", "exec"), before)
-    for key in ("CONFIG", "FOLDS", "OVERRIDES", "SESSION_HOURS"):
-        assert space[key] == (chosen[key] if key in chosen else before[key])
-    assert "# kept\n" in text and "# 𝔸 = 2\n" in text
-
-
-@pytest.mark.parametrize(
-    ("script", "constants", "said"),
-    [
-        ("from bootstrap import start\nA = 1\n", {"B": 2}, "no constant B"),
-        ("from bootstrap import start\nA = len('x')\n", {"A": 2}, "no constant A"),
-        ("from bootstrap import start\nif True:\n    A = 1\n", {"A": 2}, "no constant A"),
-        ("A = 1\n", {"A": 2}, "from bootstrap import start"),
-        ("from bootstrap import start\nA = (\n", {"A": 2}, "line 2 is not valid Python"),
-        ("from bootstrap import start\nA = 1\ndef find(): pass\n", {"A": 2}, "both define find"),
+        (("train", "--attach", "pretrained"), ("alice/hubmap-kit-pretrained does not exist", "hubmap push pretrained", "--attach-only")),
+        (("infer", "--attach", "alice/more-runs"), ("alice/more-runs does not exist", "upload it first")),
+        (("infer", "--attach-only", "kernel:tiles"), ("alice/hubmap-make-tiles does not exist",)),
     ],
 )
-def test_a_script_that_cannot_be_rendered_is_named(script: str, constants: dict[str, object], said: str) -> None:
-    with pytest.raises(PublishError, match=said):
-        bake(script, BOOTSTRAP, constants, "script.py")
+def test_an_input_of_ones_own_that_is_not_there_is_noticed_before_the_push(words: tuple[str, ...], said: tuple[str, ...], world: World,
+                                                                          record_property) -> None:  # fmt: skip
+    before = len(world.double.requests)
+    check_sentence(world.run("--run", *words), said, record_property)
+    assert "SaveKernel" not in world.double.called[before:]
+
+
+def test_following_looks_at_the_version_that_was_pushed_from_here(world: World) -> None:
+    assert world.run("--run", "train").returncode == 0
+    mine = world.pushed().number
+    world.double.faults = ("kernel_fails",)
+    elsewhere = subprocess.run(
+        [*world.command("--run", "train", "--force"), "--out", str(world.tmp / "elsewhere")], env=world.environment(), cwd=world.tmp, check=False
+    )
+    assert elsewhere.returncode == 0 and world.pushed().number == mine + 1
+    done = world.run("train", "--follow")
+    assert done.returncode == 0 and f"log of version {mine} is made up" in done.stdout, done.stderr
+
+
+def test_a_push_whose_answer_was_lost_is_found_again(world: World, record_property) -> None:
+    def saved() -> int:
+        return len(world.double.state.kernels["alice/hubmap-train"].versions)
+
+    assert world.run("--run", "train", "--follow").returncode == 0
+    before = saved()
+    world.double.faults = ("save_answer_lost",)
+    words = ("HTTP 503", "may have been saved all the same", "hubmap kernels train --follow", "https://www.kaggle.com/code/alice/hubmap-train")
+    check_sentence(world.run("--run", "train"), words, record_property)
+    assert saved() == before + 1
+    world.double.faults = ()
+    check_sentence(world.run("--run", "train"), (f"went through as version {before + 1}", "--follow"), record_property)
+    assert saved() == before + 1
+    done = world.run("train", "--follow")
+    assert done.returncode == 0 and f"log of version {before + 1} is made up" in done.stdout, done.stderr
+    # One that did not come through leaves the last push what it was, and the next is made.
+    world.double.faults = ("save_refused_503",)
+    check_sentence(world.run("--run", "train"), ("may have been saved all the same",), record_property)
+    world.double.faults = ()
+    done = world.run("train", "--follow")
+    assert done.returncode == 0 and "did not go through" in done.stderr and f"log of version {before + 1} is made up" in done.stdout
+    assert world.run("--run", "train").returncode == 0 and saved() == before + 2
+
+
+def test_ctrl_c_while_a_kernel_is_saved_says_how_to_see_whether_it_was(world: World) -> None:
+    world.double.faults = ("save_silent",)
+    before = world.pushed().number
+    process = subprocess.Popen(
+        world.command("--run", "train"), env=world.environment(), cwd=world.tmp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while world.pushed().number == before:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in rest
+    last = rest.strip().splitlines()[-1]
+    assert last.startswith("error: stopped while kernel alice/hubmap-train was being saved") and "hubmap kernels train --follow" in last
+    world.double.faults = ()
+    done = world.run("train", "--follow")
+    assert done.returncode == 0 and f"log of version {before + 1} is made up" in done.stdout, done.stderr
+
+
+def test_a_push_to_the_stand_in_leaves_nothing_that_a_real_one_would_believe(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world.run("--run", "train", "--follow").returncode == 0
+    folder = world.tmp / "kernels" / "train"
+    for there in ("LOCALHOST", "PROD"):
+        monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", there)
+        assert (last_push(folder) is not None) == (there == "LOCALHOST")
+    # A checkout of its own, whose folder build is looked at.
+    kit = tmp_path / "kit"
+    for name in ("hubmap_kit", "kernels", "datasets-meta"):
+        shutil.copytree(ROOT / name, kit / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "setup.py", kit / "setup.py")
+    for place, there in (("build/rehearsed-push", "LOCALHOST"), ("build", "PROD")):
+        stage(kit / place / "datasets" / "code", there.encode(), None)
+        words = [sys.executable, "-m", "hubmap_kit", "kernels", "tiles", "--owner", "bob"]
+        environment = {**world.environment(), "KAGGLE_API_ENVIRONMENT": there, "PYTHONPATH": str(kit)}
+        done = subprocess.run(words, env=environment, cwd=kit, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        script = kit / place / "kernels" / "tiles" / "tiles.py"
+        assert build_id.read(kit / place / "datasets" / "code").build_id in script.read_text()
+        assert (kit / "build" / "kernels").exists() == (there == "PROD")

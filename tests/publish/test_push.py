@@ -131,7 +131,22 @@ def test_a_version_that_failed_is_replaced(kaggle: Kaggle, staged: Path) -> None
     with kaggle("dataset_failed") as cli:
         assert cli.push(staged, *QUICK).code == 1
         cli.double.faults = ()
-        # Such a version stays failed; the next one is worked on anew.
-        cli.double.state.datasets[REF].status = "FAILED"
+        # Such a version stays failed although it holds this very build; only another one can become ready.
         done = cli.push(staged, *QUICK)
-        assert done.code == 0, done.err
+        assert (done.code, f"{REF}: versioned, version 2" in done.out) == (0, True), done.err
+        assert cli.held(REF) == content(staged)
+
+
+def test_what_is_denied_right_after_a_creation_is_waited_for(kaggle: Kaggle, staged: Path) -> None:
+    with kaggle("files_403_briefly", hidden_calls=2) as cli:
+        done = cli.push(staged, *QUICK)
+        assert (done.code, f"{REF}: created, version 1" in done.out) == (0, True), done.err
+
+
+def test_a_dataset_that_was_made_public_gets_no_version(kaggle: Kaggle, staged: Path, hold: Any) -> None:
+    with kaggle("dataset_public") as cli:
+        hold(cli.double)
+        for options in ((), ("--force",), ("--dry-run",)):
+            done = cli.push(staged, *options, *QUICK)
+            assert done.code == 1 and f"{REF} is public on Kaggle" in done.sentence and "make it private" in done.sentence
+        assert not cli.written()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -96,6 +98,10 @@ def test_both_layouts_give_the_same_submission_for_exactly_the_hidden_table(rehe
         assert said["dice"] == pytest.approx(dice(*masks), abs=1e-4)
         assert (row["rle"] == "") >= (slide.fault in UNREADABLE)
     assert "datasets/rehearsal" not in (rehearsed / "infer-flat/kernel.log").read_text()
+    # The masks lie beside what is mounted, and were proven not to be seen.
+    assert {str(rehearsed / "hidden" / name) for name in ("truth", "truth.csv")} <= set(steps["infer-new"]["probes"]["absent"])
+    broken = next(slide.id for slide in made.slides if slide.fault == "truncated")
+    assert f"slide {broken} gets an empty mask: " in (rehearsed / "infer-new/kernel.log").read_text()  # as the verdict looks for it
 
 
 @needs_namespaces
@@ -115,18 +121,49 @@ def test_a_rendered_kernel_is_rehearsed_with_what_is_staged(rehearsed: Path, tmp
 
 
 @needs_namespaces
+def test_a_kernel_that_resumes_attaches_its_own_last_output(rehearsed: Path, tmp_path: Path) -> None:
+    home, common = tmp_path / "out/train", ("--owner", "somebody", "--staged", rehearsed / "datasets/code", "--out", tmp_path / "kernels")
+
+    def train(folds: str, *words: str, memory: str = "29") -> subprocess.CompletedProcess[str]:
+        settings = ("--config", "demo", "--attach", "kernel:tiles", "--folds", folds, *overrides(*TINY, "training.epochs=1"))
+        done = command("kernels", "train", *common, *settings, *words)
+        assert done.returncode == 0, done.stderr
+        sources = ("--kernels", tmp_path / "kernels", "--datasets", rehearsed / "datasets", "--output", f"tiles={rehearsed / 'tiles/working'}")
+        return hubmap("train", *sources, "--out", tmp_path / "out", "--sample-size", "256", "--memory-gib", memory)
+
+    def timing(folder: Path) -> str:
+        return (folder / "train/working/demo/fold0/timing.csv").read_text()
+
+    first = train("0")
+    assert first.returncode == 0, first.stdout + first.stderr[-3000:]
+    kept = timing(home)
+    failed = train("0,1", "--resume", memory="0.2")
+    assert failed.returncode == 1
+    assert "out of memory" in failed.stderr.splitlines()[-1]
+    assert timing(tmp_path / "out/train.previous") == kept  # the only output there is to go on with
+    assert str(tmp_path / "out/train.previous") in failed.stdout
+    second = train("0,1", "--resume")
+    assert second.returncode == 0, second.stdout + second.stderr[-3000:]
+    assert timing(home) == kept
+    assert (home / "train/working/demo/fold1/model.safetensors").is_file()
+    assert "tile store /kaggle/input/notebooks/somebody/hubmap-make-tiles/stores/" in (home / "train/kernel.log").read_text()
+    assert not (tmp_path / "out/train.previous").exists()
+
+
+@needs_namespaces
 def test_every_planted_fault_is_found_for_its_own_reason(rehearsed: Path, tmp_path: Path) -> None:
     done = hubmap("faults", "--out", tmp_path, *SMALL, "--layout", "new")
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     steps = {step["name"]: step for step in json.loads((tmp_path / "faults/report.json").read_text())["steps"]}
     assert steps.pop("control")["passed"]
     reasons = {
-        "row-missing": "is missing", "stale-bundle": "has not propagated", "no-weights": "no trained run is attached", "network": "updates.example.org:80",
-        "p100": "sm_60", "memory": "out of memory", "disk": "disk full", "time": "out of time",
+        "row-missing": "is missing", "stale-bundle": "has not propagated", "no-weights": "no trained run is attached",
+        "network": "updates.example.org:80", "p100": "sm_60", "memory": "out of memory", "disk": "disk full", "time": "out of time",
     }  # fmt: skip
     assert set(steps) == set(reasons)
     for name, words in reasons.items():
         assert not steps[name]["passed"]
+        assert len(steps[name]["problems"]) == 1
         assert words in steps[name]["problems"][0]
     assert done.stdout.rstrip().endswith("every fault was found, each for its own reason")
 
@@ -139,6 +176,8 @@ def test_every_planted_fault_is_found_for_its_own_reason(rehearsed: Path, tmp_pa
         (("train", "--output", "train"), "--output is 'train'; expected a kernel and a folder, such as train=FOLDER"),
         (("train", "--output", "trian=x"), "--output names the kernel 'trian'; expected train, infer, tiles"),
         (("--memory-gib", "0"), "--memory-gib is 0; expected more than 0"),
+        (("--slides", "6"), "--slides is 6, but a hidden test set with every fault needs 7; ask for more, or add --no-faults"),
+        (("infer", "--slides", "0", "--no-faults"), "--slides is 0, but a hidden test set needs 1; ask for more"),
         (("--stop-after", "-1"), "--stop-after is -1; expected 0 or more"),
         (("infer", "--data", "tests"), "--data is tests, but there is no train.csv in it; give a folder in the competition's format"),
     ],
@@ -158,3 +197,29 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("is not empty and was not made by a rehearsal; choose another folder with --out")
     assert os.listdir(tmp_path / "faults") == ["mine.txt"]
+
+
+@needs_namespaces
+def test_an_input_that_would_be_made_anew_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "journey/data"
+    data.mkdir(parents=True)
+    (data / "train.csv").touch()
+    (tmp_path / "journey/.hubmap-rehearsal").touch()
+    done = hubmap("journey", "--data", data, "--out", tmp_path)
+    made_anew = f"error: --data is {data}, but this rehearsal makes {tmp_path / 'journey'} anew"
+    assert (done.returncode, done.stderr) == (1, f"{made_anew}; copy it elsewhere, or choose another folder with --out\n")
+    assert (data / "train.csv").is_file()
+
+
+@needs_namespaces
+def test_a_terminated_rehearsal_leaves_nothing_running_and_nothing_around(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "hubmap_kit", "rehearse", "--out", str(tmp_path), *SMALL, *overrides(*TINY)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    log = tmp_path / "journey/tiles/kernel.log"
+    while process.poll() is None and not (log.is_file() and log.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.rstrip().endswith("error: stopped; the kernel was ended, and nothing of the rehearsal goes on")
+    assert os.listdir(log.parent) == ["kernel.log"]

@@ -14,14 +14,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rle_oracle import coco_mask, dice, rows_of, text_of
 
+from hubmap_kit.competition import rle
 from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.errors import RehearsalError, SlideError
 from hubmap_kit.publish.rehearsal import hidden as hidden_sets
 from hubmap_kit.publish.rehearsal.hidden import HiddenSet, make_hidden, read_hidden
+from hubmap_kit.publish.rehearsal.image import KAGGLE_PYTHON
 from hubmap_kit.publish.rehearsal.inputs import Shelf, competition, mounts
 from hubmap_kit.publish.rehearsal.judge import Expected, Verdict, judge
+from hubmap_kit.publish.rehearsal.must_fail import surprises
+from hubmap_kit.publish.rehearsal.reporting import table
+from hubmap_kit.publish.rehearsal.request import LEAST
 from hubmap_kit.publish.rehearsal.sandbox import CANARY, GIB, Limits, Outcome
+from hubmap_kit.publish.rehearsal.scoring import score
+from hubmap_kit.publish.rehearsal.steps import Step
 
 BUILD = "0123456789ab-ba9876543210"
 
@@ -44,7 +51,7 @@ def test_the_planned_sizes_are_those_of_the_competition() -> None:
     assert {organ for organ, *_ in sizes} == set(ORGANS)
     from_hubmap = [source for _, source, *_ in sizes].count("Hubmap")
     assert len(sizes) / 2 < from_hubmap < len(sizes)
-    first = hidden_sets.FIRST[: hidden_sets.LEAST]
+    first = hidden_sets.FIRST[:LEAST]
     assert {fault for *_, fault in first} == {"", "truncated", "missing", "lzw", "size", "pixel_size"}
     assert {organ for organ, *_, fault in first if fault not in hidden_sets.UNREADABLE} == set(ORGANS)
 
@@ -130,9 +137,10 @@ def test_real_slides_keep_their_tissue_and_scale(shared_data: Path, tmp_path: Pa
         train[(row["organ"], row["data_source"])].append(row)
     for slide in made.slides:
         fits = [
-            row for row in train[(slide.organ, slide.source)]
             # Scaled until it covers the wanted size: the one zoom of both sides gives the pixel size.
-            if abs(float(row["pixel_size"]) / max(slide.height / int(row["img_height"]), slide.width / int(row["img_width"])) - slide.um_per_px) < 1e-3
+            row for row in train[(slide.organ, slide.source)]
+            if abs(float(row["pixel_size"]) / max(slide.height / int(row["img_height"]), slide.width / int(row["img_width"])) - slide.um_per_px)
+            < 1e-3
         ]  # fmt: skip
         assert fits, slide
         coco_mask(made.truth[slide.id], slide.height, slide.width)
@@ -166,7 +174,8 @@ def test_only_what_the_metadata_lists_is_mounted_in_either_layout(shelf: Shelf, 
 
 
 def test_a_source_that_is_not_here_is_named_with_the_way_to_get_it(shelf: Shelf) -> None:
-    with pytest.raises(RehearsalError, match="the kernel attaches me/kit-weights, but nothing on this machine stands for it; stage it with 'hubmap push weights"):
+    missing = "the kernel attaches me/kit-weights, but nothing on this machine stands for it; stage it with 'hubmap push weights"
+    with pytest.raises(RehearsalError, match=missing):
         mounts({"dataset_sources": ["me/kit-weights"]}, shelf, "new")
     with pytest.raises(RehearsalError, match="the kernel attaches me/other-kernel.*--output other-kernel=FOLDER"):
         mounts({"kernel_sources": ["me/other-kernel"]}, shelf, "new")
@@ -273,7 +282,8 @@ def test_the_network_is_named_with_host_and_line(good: tuple[Outcome, Expected])
     assert verdict_of(good, network=(note, note), lost_packets=3).problems == [
         "used the network, which a code competition forbids: asked for pypi.org:443 at /kaggle/src/script.py:7 in <module>"
     ]
-    assert verdict_of(good, lost_packets=3).problems == ["used the network, which a code competition forbids: 3 packets of a program that is not Python"]
+    packets = "used the network, which a code competition forbids: 3 packets of a program that is not Python"
+    assert verdict_of(good, lost_packets=3).problems == [packets]
 
 
 def test_odd_and_missing_files_are_named(good: tuple[Outcome, Expected]) -> None:
@@ -314,7 +324,75 @@ def test_a_mask_of_a_slide_that_nobody_can_read_is_suspicious(good: tuple[Outcom
 
 
 def test_empty_masks_of_readable_slides_are_noted(good: tuple[Outcome, Expected], hidden: HiddenSet) -> None:
-    write_submission(good[0].working, {slide.id: "" for slide in hidden.slides})
+    write_submission(good[0].working, {slide.id: hidden.truth[slide.id] if slide.fault in ODD else "" for slide in hidden.slides})
     verdict = verdict_of(good)
     assert verdict.problems == []
-    assert f"10 readable slides have an empty mask, the first is {hidden.slides[0].id}" in verdict.notes
+    assert f"7 readable slides have an empty mask, the first is {hidden.slides[0].id}" in verdict.notes
+
+
+ODD = {"lzw": "LZW-compressed", "size": "its size is not the table's", "pixel_size": "its pixel size is missing"}
+
+
+@pytest.mark.parametrize("fault", ODD)
+def test_an_odd_slide_that_can_be_read_must_have_a_mask(good: tuple[Outcome, Expected], hidden: HiddenSet, fault: str) -> None:
+    odd = next(slide for slide in hidden.slides if slide.fault == fault)
+    lines = (good[0].working / "submission.csv").read_text().splitlines()
+    (good[0].working / "submission.csv").write_text("\n".join(f"{odd.id}," if line.startswith(f"{odd.id},") else line for line in lines) + "\n")
+    assert verdict_of(good).problems == [f"slide {odd.id} ({ODD[fault]}) can be read, but its row is empty"]
+    log = good[0].log.read_text()
+    good[0].log.write_text(f"slide {odd.id} gets an empty mask: imagecodecs is not here\n{log}")
+    assert verdict_of(good).problems == [f"slide {odd.id} ({ODD[fault]}) can be read, but the kernel failed on it: imagecodecs is not here"]
+
+
+def test_a_kernel_that_fails_on_a_good_slide_or_runs_late_fails(good: tuple[Outcome, Expected], hidden: HiddenSet) -> None:
+    """The lines are those that the inference writes; `test_rehearsal` sees it write one of them."""
+    log, first = good[0].log.read_text(), hidden.slides[0].id
+    good[0].log.write_text(f"slide {first} gets an empty mask: out of memory\n{log}")
+    assert verdict_of(good).problems == [f"slide {first} can be read, but the kernel failed on it: out of memory"]
+    broken = next(slide.id for slide in hidden.slides if slide.fault == "truncated")
+    good[0].log.write_text(f"slide {broken} gets an empty mask: the file is truncated\n{log}")
+    assert verdict_of(good).problems == []
+    for late in (first, broken):
+        good[0].log.write_text(f"slide {late} gets an empty mask: there is no time for it; governor.csv tells which other slides do\n{log}")
+        assert verdict_of(good).problems == [f"the kernel had no time for slide {late}, and maybe for others, so their rows are empty"]
+
+
+def test_the_truth_never_was_a_run_length_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake that the kit makes in writing both truth and submission would cancel itself out; here it must cost Dice."""
+    encode = rle.encode
+
+    def a_row_off(mask: np.ndarray, origin: int = 0) -> str:
+        moved = np.roll(mask, 1, axis=0)
+        moved[0, 0] = 0
+        return encode(moved, origin)
+
+    monkeypatch.setattr(rle, "encode", a_row_off)
+    made = make_hidden(tmp_path, slides=7, faults=False, largest=200)
+    write_submission(tmp_path, made.truth)
+    assert all(0.5 < each.dice < 1 for each in score(tmp_path / "submission.csv", made))
+
+
+def test_the_table_says_where_python_is_not_kaggles(good: tuple[Outcome, Expected]) -> None:
+    steps = [Step(version, "infer", "new", good[0], verdict_of(good), Limits(), version) for version in ("3.11", KAGGLE_PYTHON)]
+    _, _, other, same = table(steps).splitlines()
+    assert "3.11, Kaggle has 3.13" in other
+    assert same.split()[-3:] == ["3.13", "complete", "PASS"]
+
+
+# ---------------------------------------------------------------- must fail
+
+
+def test_a_second_fault_behind_the_planted_one_is_reported(good: tuple[Outcome, Expected]) -> None:
+    def step(**changes: object) -> Step:
+        return Step("disk", "infer", "new", good[0], verdict_of(good, **changes), Limits(), "3.13")
+
+    assert surprises(step(), "disk full") == ["disk passed, but must fail"]
+    assert surprises(step(disk_bytes=20 * GIB), "disk full") == []
+    both = step(disk_bytes=20 * GIB, copy_error="the output could not be copied out")
+    assert surprises(both, "disk full") == ["disk failed as it must, but besides: the output could not be copied out"]
+    assert len(both.verdict.problems) == 2
+    assert both.verdict.problems[0].startswith("disk full")
+    assert surprises(step(copy_error="one", lost_packets=1), "disk full") == [
+        "disk failed for another reason: used the network, which a code competition forbids: 1 packets of a program that is not Python",
+        "disk failed for another reason: one",
+    ]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
+import ssl
 import sys
 import sysconfig
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +58,9 @@ def facts(outcome: Outcome) -> dict[str, object]:
     return json.loads(text.splitlines()[-1])
 
 
+WRITTEN = ("/kaggle/input/x", "/kaggle/input/datasets/me/one/x", "/kaggle/input/two/b.txt", "/usr/x")
+
+
 def test_a_session_sees_kaggles_folders_and_nothing_of_the_machine(bare: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = f"""
         import json, os, socket, sys
@@ -71,7 +72,7 @@ def test_a_session_sees_kaggles_folders_and_nothing_of_the_machine(bare: Image, 
             "repository": os.path.lexists({str(ROOT)!r}), "tests": os.path.lexists({str(tmp_path)!r}), "cwd": os.getcwd(), "prefix": sys.prefix,
             "read": open("/kaggle/input/datasets/me/one/a.txt").read() + open("/kaggle/input/two/b.txt").read(),
             "inputs": sorted(os.listdir("/kaggle/input")),
-            "write": [attempt(lambda: open(path, "w")) for path in ("/kaggle/input/x", "/kaggle/input/datasets/me/one/x", "/kaggle/input/two/b.txt", "/usr/x")],
+            "write": [attempt(lambda: open(path, "w")) for path in {WRITTEN!r}],
             "interfaces": [name for _, name in socket.if_nameindex()],
             "processes": [name for name in os.listdir("/proc") if name.isdecimal()],
             "users": open("/etc/passwd").read().count("\\n"), "names": open("/etc/resolv.conf").read(),
@@ -99,7 +100,8 @@ def test_the_proof_is_kept(bare: Image, tmp_path: Path) -> None:
     assert proof["interfaces"] == ["lo"]
     assert "connected" not in proof["connect"]
     assert proof["lookup"] != "resolved"
-    assert proof["absent"] == [str(ROOT)]
+    assert {str(ROOT), str(Path.home() / ".kaggle"), str(Path.home() / ".ssh"), "/root/.kaggle", "/etc/ssl/private"} <= set(proof["absent"])
+    assert proof["writable"] == []
     assert proof["working_bytes"] == 20 << 30
     assert proof["read_only"] == dict.fromkeys(("/kaggle/input", "/kaggle/input/datasets/me/one", "/kaggle/input/two/b.txt"), "Read-only file system")
 
@@ -108,7 +110,9 @@ def test_the_output_comes_out_and_a_former_one_goes(bare: Image, tmp_path: Path)
     first = play(bare, tmp_path, "import os; os.makedirs('a/b'); open('a/b/c.txt', 'w').write('c'); print('hello')")
     assert (first.working / "a/b/c.txt").read_text() == "c"
     assert first.log.read_text() == "hello\n"
-    second = play(bare, tmp_path, "import os, sys; print(os.listdir('.'), os.listdir('/tmp'), file=sys.stderr); open('d.txt', 'w').close(); sys.exit(3)")
+    script = "import os, sys; print(os.listdir('.'), os.listdir('/tmp'), file=sys.stderr); open('d.txt', 'w').close(); sys.exit(3)"
+    (first.log.parent / ".session-of-a-killed-one").mkdir()
+    second = play(bare, tmp_path, script)
     assert second.code == 3
     assert second.log.read_text() == "[] []\n"
     assert [path.name for path in second.working.iterdir()] == ["d.txt"]
@@ -120,7 +124,10 @@ def test_a_full_disk_is_a_real_one_and_scratch_is_not_part_of_it(bare: Image, tm
         import json, os
         for folder in ("/tmp", "/kaggle/tmp"):
             open(folder + "/big", "wb").write(bytes({4 * MIB}))
-        try: open("/kaggle/working/big", "wb", buffering=0).write(bytes({MIB})); open("/kaggle/working/more", "wb").write(bytes({4 * MIB})); number = 0
+        try:
+            open("/kaggle/working/big", "wb", buffering=0).write(bytes({MIB}))
+            open("/kaggle/working/more", "wb").write(bytes({4 * MIB}))
+            number = 0
         except OSError as error: number = error.errno
         print(json.dumps({{"errno": number, "written": os.path.getsize("/kaggle/working/big")}}))
     """
@@ -159,6 +166,32 @@ def test_memory_that_processes_share_counts_once(bare: Image, tmp_path: Path) ->
     outcome = play(bare, tmp_path, script, memory_gib=100 / 1024)
     assert (outcome.stopped, outcome.code) == ("", 0)
     assert 40 * MIB < outcome.peak_bytes < 100 * MIB
+
+
+def test_shared_memory_counts_once_and_is_limited(bare: Image, tmp_path: Path) -> None:
+    script = """
+        import mmap, os, time
+        with open("/dev/shm/unmapped", "wb") as file: file.write(b"x" * (40 << 20))
+        with open("/dev/shm/mapped", "w+b") as file:
+            file.truncate(40 << 20)
+            block = mmap.mmap(file.fileno(), 0)
+        os.unlink("/dev/shm/mapped")
+        block.write(b"x" * (40 << 20))
+        facts = os.statvfs("/dev/shm")
+        print(facts.f_blocks * facts.f_frsize, flush=True)
+        for _ in range(2):
+            if os.fork() == 0:
+                assert all(block[at] == ord("x") for at in range(0, len(block), 4096))
+                time.sleep(1)
+                os._exit(0)
+        os.wait(), os.wait()
+    """
+    outcome = play(bare, tmp_path, script, memory_gib=160 / 1024)
+    assert (outcome.stopped, outcome.code, outcome.log.read_text()) == ("", 0, f"{160 * MIB}\n")
+    assert 80 * MIB < outcome.peak_bytes < 120 * MIB
+    small = play(bare, tmp_path, script, memory_gib=60 / 1024)
+    # Either the watch sees it first, or a page that is not to be had ends the process.
+    assert small.stopped == "memory" or small.code == -signal.SIGBUS
 
 
 def test_files_mapped_into_memory_do_not_count(bare: Image, tmp_path: Path) -> None:
@@ -278,77 +311,33 @@ def test_a_folder_of_the_machine_that_shows_through_is_refused(bare: Image, tmp_
         play(bare, tmp_path, "pass", hidden=(Path("/usr/bin").resolve(),))
 
 
+def test_credentials_of_this_machine_are_proven_absent(bare: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home / ".kaggle", home / ".ssh", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "secret").write_text("secret")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(elsewhere))
+    outcome = play(bare, tmp_path, f"import os; print([path for path in {[str(home), str(elsewhere)]!r} if os.path.lexists(path)])")
+    assert outcome.log.read_text() == "[]\n"
+    assert {str(home / ".kaggle"), str(home / ".ssh"), str(elsewhere)} <= set(outcome.probes["absent"])
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", "/usr/share")
+    with pytest.raises(RehearsalError, match="/usr/share can be seen inside the sandbox"):
+        play(bare, tmp_path, "pass")
+
+
+def test_of_tls_only_the_certificates_are_there(bare: Image, tmp_path: Path) -> None:
+    script = """
+        import json, os, ssl
+        found = os.listdir("/etc/ssl") if os.path.isdir("/etc/ssl") else []
+        print(json.dumps([found, os.path.lexists("/etc/pki/tls/private"), len(ssl.create_default_context().get_ca_certs())]))
+    """
+    names, keys, known = facts(play(bare, tmp_path, script))
+    assert set(names) <= {"certs", "cert.pem", "openssl.cnf"}
+    assert not keys
+    assert known == len(ssl.create_default_context().get_ca_certs())
+
+
 def test_the_secrets_are_worthless_here_and_named_as_on_kaggle(bare: Image, tmp_path: Path) -> None:
     outcome = play(bare, tmp_path, f"import os; print([os.environ[name] for name in {SECRETS!r}])")
     assert outcome.log.read_text().strip() == str([CANARY] * len(SECRETS))
-
-
-PLAY = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{root!r}]
-from hubmap_kit.publish.rehearsal.image import Image
-from hubmap_kit.publish.rehearsal.sandbox import Session, run
-image = Image(*(Path(part) for part in {parts!r}), {version!r})
-print(run(Session(Path({script!r}), ()), image, Path({folder!r})).code)
-"""
-
-
-def player(image: Image, script: Path, folder: Path) -> list[str]:
-    """A command that runs a script in a session, for tests that need another process."""
-    parts = [str(part) for part in (image.folder, image.site_packages, image.executable, image.base_prefix)]
-    return [sys.executable, "-c", PLAY.format(root=str(ROOT), parts=parts, version=image.version, script=str(script), folder=str(folder))]
-
-
-def test_it_needs_no_root(bare: Image, tmp_path: Path) -> None:
-    script = tmp_path / "kernel.py"
-    script.write_text("open('done.txt', 'w').write('done')")
-    # Another user number than 0, and no capability at all: what an ordinary account has.
-    as_user = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
-    seen = subprocess.run([*as_user, sys.executable, "-c", "import os; print(os.getuid())"], capture_output=True, text=True, check=False)
-    if seen.stdout.strip() != "1000":
-        pytest.skip(f"this unshare cannot play an ordinary account: {seen.stderr.strip()}")
-    done = subprocess.run([*as_user, *player(bare, script, tmp_path / "session")], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "0", done.stderr
-    assert (tmp_path / "session" / "working" / "done.txt").read_text() == "done"
-
-
-def test_stopping_it_takes_every_process_along(bare: Image, tmp_path: Path) -> None:
-    odd = "3600.015625"
-    script = tmp_path / "kernel.py"
-    script.write_text(f"import subprocess\nchild = subprocess.Popen(['sleep', '{odd}'], start_new_session=True)\nprint('begun', flush=True)\nchild.wait()")
-    process = subprocess.Popen(player(bare, script, tmp_path / "session"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "session" / "kernel.log"
-    while process.poll() is None and not (log.is_file() and "begun" in log.read_text()):
-        time.sleep(0.05)
-    assert odd in _command_lines()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert err.rstrip().endswith("KeyboardInterrupt")
-    assert odd not in _command_lines()
-    assert [path.name for path in log.parent.iterdir()] == ["kernel.log"]
-
-
-def test_a_machine_that_forbids_namespaces_gets_a_sentence(tmp_path: Path) -> None:
-    # A user namespace has a limit of its own on further ones: with it at 0 the refusal is the real one.
-    command = f"echo 0 > /proc/sys/user/max_user_namespaces && exec {sys.executable} -m hubmap_kit rehearse --out {tmp_path / 'out'}"
-    done = subprocess.run(["unshare", "--user", "--map-root-user", "sh", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == (
-        "error: /proc/sys/user/max_user_namespaces is 0, which forbids the user namespaces that a rehearsal runs in; "
-        "allow them: sudo sysctl user.max_user_namespaces=15000"
-    )
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_machine_without_unshare_gets_a_sentence(tmp_path: Path) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name in ("sh", "git"):
-        found = shutil.which(name)
-        if found:
-            (programs / name).symlink_to(found)
-    command = [sys.executable, "-m", "hubmap_kit", "rehearse", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": str(programs)}, cwd=ROOT)
-    assert done.returncode == 1
-    assert "error: 'unshare' is not on the PATH" in done.stderr

@@ -41,8 +41,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = run / f"fold{fold}"
         folder.mkdir()
         save_file({name: value.clone() for name, value in build(made.model, pretrained=False).state_dict().items()}, folder / "model.safetensors")
-        for name in ("last.ckpt", "oof_counts.parquet", "metrics.csv"):
+        for name in ("last.ckpt", "oof_counts.parquet"):
             (folder / name).write_text(name)
+        epochs = [f"{fold},{epoch + 1}" for epoch in range(made.training.epochs)]
+        (folder / "metrics.csv").write_text("\n".join(["fold,epoch", *epochs]) + "\n")
     (run / "thresholds.json").write_text('{"kidney": 0.4}')
     (run / "overlays").mkdir()
     for name in ("oof.csv", "folds.csv", "metrics.csv", "environment.json", "curves.png", "overlays/kidney.png", "old.pth", ".oof.1.tmp.csv"):
@@ -69,7 +71,8 @@ def test_a_staged_run_predicts_what_the_run_predicts(run: Path, tmp_path: Path) 
     picture = np.random.default_rng(0).integers(0, 256, (96, 80, 3), np.uint8)
     here, there = (load_ensemble(folder, torch.device("cpu")) for folder in (run, tree / "renamed"))
     assert there.thresholds == here.thresholds == {"kidney": 0.4}
-    assert np.array_equal(there.plane(picture), here.plane(picture))
+    # The last digit depends on which form of the network was found to be the fastest.
+    np.testing.assert_allclose(there.plane(picture), here.plane(picture), atol=1e-5)
 
 
 def test_no_path_of_this_machine_is_published(run: Path, tmp_path: Path) -> None:
@@ -117,8 +120,9 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda run: (run / "fold1/oof_counts.parquet").unlink(), "fold1 is not trained to its end"),
-        (lambda run: ((run / "fold2").mkdir(), (run / "fold2/last.ckpt").touch()), "fold2 is not trained to its end"),
+        (lambda run: (run / "fold1/oof_counts.parquet").unlink(), "fold 1 is trained, its held-out slides are not predicted"),
+        (lambda run: (run / "fold1/metrics.csv").write_text("fold,epoch\n1,1\n"), "fold 1 after epoch 1 of 2"),
+        (lambda run: ((run / "fold2").mkdir(), (run / "fold2/last.ckpt").touch()), "fold 2 with a metrics.csv that cannot be read"),
         (lambda run: (run / "config.yaml").unlink(), "is not a run folder"),
         (lambda run: [shutil.rmtree(run / f"fold{fold}") for fold in (0, 1)], "holds no trained fold"),
         (lambda run: cut(run / "fold0/model.safetensors"), "fold0/model.safetensors is missing or no undamaged safetensors"),

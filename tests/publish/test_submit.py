@@ -8,23 +8,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from kaggle_double import Double
 from kaggle_double.server import KEY
 
+from hubmap_kit.publish.root import commit, repository
 from hubmap_kit.runtime import build_id
 
 
 @dataclass
 class World:
-    """A stand-in for Kaggle with a finished infer kernel, version 1, of the code bundle `build`."""
+    """A stand-in for Kaggle with a finished infer kernel, version 1, of the code bundle `build` and the weights `weights`."""
 
     double: Double
     tmp: Path
     build: str
+    weights: str
     ledger: Path
 
     def environment(self) -> dict[str, str]:
@@ -54,15 +56,16 @@ class World:
 @pytest.fixture(scope="module")
 def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     tmp = tmp_path_factory.mktemp("kaggle")
-    code = tmp / "code"
-    code.mkdir()
-    (code / "hubmap_kit-0.1.0-py3-none-any.whl").write_bytes(b"never installed here")
-    build = build_id.describe("code", code, git_sha="0" * 40)
-    build_id.write(code, build)
-    with Double(public_datasets=("alice/hubmap-kit-weights",), daily_limit=50) as double:
-        world = World(double, tmp, build.build_id, tmp / "ledger.csv")
+    code, weights = tmp / "code", tmp / "weights"
+    for folder, name, sha in ((code, "hubmap_kit-0.1.0-py3-none-any.whl", commit(repository()).sha), (weights, "config.yaml", None)):
+        folder.mkdir()
+        (folder / name).write_bytes(b"never used here")
+        build_id.write(folder, build_id.describe(folder.name, folder, git_sha=sha))
+    with Double(daily_limit=50) as double:
+        world = World(double, tmp, build_id.read(code).build_id, build_id.read(weights).build_id, tmp / "ledger.csv")
         for words in (
             ["push", "code", "--staged", str(code), "--poll", "0.05"],
+            ["push", "weights", "--staged", str(weights), "--poll", "0.05"],
             ["kernels", "--run", "infer", "--follow", "--staged", str(code), "--out", str(tmp / "kernels"), "--every", "0.05"],
         ):
             done = world.hubmap(*words)
@@ -77,8 +80,7 @@ def world(shared_world: World, tmp_path: Path) -> Iterator[World]:
     shared_world.double.faults = ()
     shared_world.ledger = tmp_path / "ledger.csv"
     yield shared_world
-    version = shared_world.double.state.kernels["alice/hubmap-infer"].versions[-1]
-    version.status = "COMPLETE"
+    shared_world.double.state.kernels["alice/hubmap-infer"].versions[0].status = "COMPLETE"
 
 
 def check_sentence(done: subprocess.CompletedProcess[str], words: tuple[str, ...], record_property) -> None:
@@ -107,7 +109,8 @@ def test_a_submission_gets_its_score_into_the_ledger_of_its_run(world: World, tm
     (row,) = world.rows()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row.pop("time_utc"))
     assert row == {
-        "run": str(run), "kernel": "alice/hubmap-infer", "version": "1", "build_id": world.build, "message": 'first, with "flips"',
+        "run": str(run), "kernel": "alice/hubmap-infer", "version": "1", "build_id": world.build, "weights_id": world.weights,
+        "message": 'first, with "flips"',
         "ref": str(handed_in.ref), "status": "COMPLETE", "public_score": "0.61234", "private_score": "0.59876", "oof_dice": "0.625",
     }  # fmt: skip
     assert "public 0.61234" in done.stdout
@@ -128,7 +131,82 @@ def test_a_refused_submission_shows_what_is_left_today(world: World, record_prop
     done = world.submit()
     check_sentence(done, ("HTTP 400", "accepted the rules"), record_property)
     assert re.search(r"submission limits: \d+ made today, \d+ left today", done.stderr)
-    assert world.handed_in == before and not world.ledger.exists()
+    assert world.handed_in == before and [row["status"] for row in world.rows()] == ["REFUSED"]
+    assert "no pending submission" in world.hubmap(*world.words("--refresh")).stdout
+
+
+def test_a_submission_whose_answer_was_lost_is_found_again(world: World, record_property) -> None:
+    world.double.faults = ("submission_answer_lost",)
+    before = world.handed_in
+    words = ("HTTP 503", "may have been taken all the same", "hubmap submit --refresh", "hubmap-organ-segmentation/submissions")
+    check_sentence(world.submit(), words, record_property)
+    assert world.handed_in == before + 1 and [row["status"] for row in world.rows()] == ["ASKED"]
+    world.double.faults = ()
+    while world.rows()[0]["status"] in ("ASKED", "PENDING"):
+        assert world.hubmap(*world.words("--refresh")).returncode == 0
+    (row,) = world.rows()
+    assert (row["ref"], row["status"], row["public_score"]) == (str(world.double.state.submissions[-1].ref), "COMPLETE", "0.61234")
+
+
+def test_a_submission_that_never_came_is_told_from_one_whose_answer_was_lost(world: World, record_property) -> None:
+    assert world.submit("--no-wait").returncode == 0  # the same message, and known
+    world.double.faults = ("submission_refused_503",)
+    check_sentence(world.submit(), ("may have been taken all the same",), record_property)
+    world.double.faults = ()
+    done = world.hubmap(*world.words("--refresh"))
+    assert done.returncode == 0 and "was not taken; hand it in again" in done.stdout
+    assert [row["status"] for row in world.rows()][1] == "REFUSED"
+
+
+def test_ctrl_c_while_handing_in_says_how_to_see_whether_it_was_taken(world: World) -> None:
+    world.double.faults = ("submission_silent",)
+    before = world.handed_in
+    words = world.command(*world.words("-m", "stopped early"))
+    process = subprocess.Popen(words, env=world.environment(), cwd=world.tmp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while world.handed_in == before:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in rest
+    assert "was being handed in; it may have been taken all the same" in rest.strip().splitlines()[-1]
+    assert [row["status"] for row in world.rows()] == ["ASKED"]
+    world.double.faults = ()
+    assert world.hubmap(*world.words("--refresh")).returncode == 0
+    assert world.rows()[0]["ref"] == str(world.double.state.submissions[-1].ref)
+
+
+def test_a_row_that_cannot_be_completed_does_not_hold_back_the_others(world: World, record_property) -> None:
+    numbers = []
+    for name in ("first", "second"):
+        assert world.submit("--no-wait").returncode == 0, name
+        numbers.append(world.double.state.submissions[-1].ref)
+    text = world.ledger.read_text().replace(str(numbers[0]), str(world.double.state.submissions[0].ref))
+    world.ledger.write_text(text)
+    world.double.faults = ("submission_unknown",)
+    world.double.state.submissions[-1].polls = 99
+    done = world.hubmap(*world.words("--refresh"))
+    check_sentence(done, ("1 of 2 pending rows", str(world.double.state.submissions[0].ref), "404"), record_property)
+    assert [row["status"] for row in world.rows()] == ["PENDING", "COMPLETE"]
+
+
+def test_the_version_that_is_named_is_the_one_that_is_looked_at(world: World, record_property) -> None:
+    versions = world.double.state.kernels["alice/hubmap-infer"].versions
+    versions.append(replace(versions[0], number=2, status="ERROR", failure="it broke", files=[]))
+    try:
+        check_sentence(world.submit("--version", "2"), ("version 2 of kernel alice/hubmap-infer has the status ERROR",), record_property)
+        assert world.submit("--version", "1", "--no-wait").returncode == 0
+        assert (world.rows()[-1]["version"], world.rows()[-1]["build_id"]) == ("1", world.build)
+        versions[0].status, versions[1].status = "ERROR", "COMPLETE"
+        check_sentence(world.submit("--version", "1"), ("version 1 of kernel",), record_property)
+    finally:
+        versions.pop()
+
+
+def test_a_ledger_of_an_earlier_release_is_gone_on_with(world: World) -> None:
+    columns = "time_utc,run,kernel,version,build_id,message,ref,status,public_score,private_score,oof_dice"
+    world.ledger.write_text(f"{columns}\n2026-01-01T00:00:00+00:00,,alice/hubmap-infer,1,b,old,7,COMPLETE,0.5,0.4,\n")
+    assert world.submit("--no-wait").returncode == 0
+    assert [(row["message"], row["weights_id"]) for row in world.rows()] == [("old", ""), ('first, with "flips"', world.weights)]
 
 
 def test_a_scoring_error_is_an_error_and_kept_in_the_ledger(world: World, record_property) -> None:

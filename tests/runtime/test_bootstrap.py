@@ -23,8 +23,8 @@ KERNELS = Path(hubmap_kit.__file__).parents[1] / "kernels"
 # A stand-in for the kit's wheel: it is imported although the real kit is installed, and tells where it came from.
 STAND_IN = """
 import os
-def infer(overrides, hours, accelerator):
-    return "complete", f"{os.environ['HUBMAP_BUILD_ID']} {__file__} {overrides} {hours} {accelerator}"
+def infer(overrides, hours, accelerator, weights):
+    return "complete", f"{os.environ['HUBMAP_BUILD_ID']} {__file__} {overrides} {hours} {accelerator}", {"weights": [weights]}
 def tiles(config, overrides):
     raise MemoryError("no memory")
 """
@@ -142,7 +142,8 @@ def rendered(name: str, tmp_path: Path, build: str) -> Path:
 
 
 def run(script: Path, tmp_path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, object]]:
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    # A machine's own settings of pip: nothing would be installed.
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "PIP_DRY_RUN": "1", "PIP_REQUIRE_VIRTUALENV": "1"}
     (tmp_path / "tmp").mkdir(exist_ok=True)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     return done, json.loads((tmp_path / "working" / "kernel.json").read_text())
@@ -156,6 +157,7 @@ def test_a_rendered_script_installs_the_bundle_and_calls_it(tmp_path: Path) -> N
     assert re.fullmatch(rf"HUBMAP START infer build_id={wanted} utc=\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ", first)
     assert re.fullmatch(rf"HUBMAP END infer complete build_id={wanted} utc=\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ", last)
     assert (facts["kernel"], facts["status"], facts["build_id"]) == ("infer", "complete", wanted)
+    assert facts["weights"] == [""]
     assert facts["sentence"] == f"{wanted} {facts['sentence'].split()[1]} [] 8.5 t4x2"
     # The bundle's own kit ran, not the installed one, and the output folder holds nothing but kernel.json.
     assert str(facts["sentence"]).split()[1].startswith(str(tmp_path / "tmp"))

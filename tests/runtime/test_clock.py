@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
@@ -28,6 +30,17 @@ def test_what_fits_is_what_is_left(limit: float, age: float) -> None:
     early, left, late = time.monotonic(), clock.left(), time.monotonic()
     assert end - late - 1e-6 <= left <= end - early + 1e-6
     assert clock.fits(left - 3600) and not clock.fits(left + 1e-6)
+
+
+@pytest.mark.parametrize(("age", "believed"), [(600.0, True), (3600.0, False), (-50.0, False)])
+def test_a_process_that_would_be_very_old_is_not_believed(age: float, believed: bool, tmp_path: Path) -> None:
+    """A container may tell the time of another machine; a training must not lose hours to it."""
+    ticks = int((time.clock_gettime(time.CLOCK_BOOTTIME) - age) * os.sysconf("SC_CLK_TCK"))
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    (tmp_path / "stat").write_text("1 (odd name) " + " ".join([*fields[:19], str(ticks), *fields[20:]]))
+    before = time.monotonic()
+    start = process_start(tmp_path / "stat")
+    assert start == pytest.approx(before - age, abs=5) if believed else before <= start <= time.monotonic()
 
 
 def test_a_clock_is_the_same_in_another_process() -> None:

@@ -14,7 +14,7 @@ from hubmap_kit import experiment
 from hubmap_kit.competition.checker import check_submission
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.models.build import build
-from hubmap_kit.runtime import build_id, kernel
+from hubmap_kit.runtime import build_id, kernel, mounts
 from hubmap_kit.runtime.infer_job import predict
 from hubmap_kit.runtime.kernel import infer, run_name, tiles, train
 from hubmap_kit.runtime.mounts import COMPETITION
@@ -113,7 +113,21 @@ def test_infer_gives_what_predict_gives(kaggle: dict[str, Path], sample_data: Pa
     assert done.status == "complete", done.sentence
     predict([tiny_run], sample_data / "test.csv", tmp_path / "expected.csv", overrides=["inference.views=none"], device="cpu")
     assert (kaggle["working"] / "submission.csv").read_bytes() == (tmp_path / "expected.csv").read_bytes()
-    assert [path.name for path in kaggle["working"].iterdir()] == ["submission.csv"]
+    assert {"submission.csv"} <= {path.name for path in kaggle["working"].iterdir()} <= {"submission.csv", "governor.csv"}
+
+
+def test_infer_takes_the_weights_that_it_was_rendered_for_and_no_others(
+    kaggle: dict[str, Path], sample_data: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts, "WAIT_S", 0.0)
+    publish_run(kaggle, tiny_run, "mini")
+    held = build_id.read(kaggle["root"] / "datasets" / "alice" / "hubmap-kit-weights").build_id
+    stale = infer(["inference.views=none"], 8.5, "cpu", **kaggle, weights="weights-000000000000")
+    assert stale.status == "failed" and f"holds the weights {held}, expected build weights-000000000000" in stale.sentence
+    report = check_submission(kaggle["working"] / "submission.csv", sample_data / "test.csv")
+    assert report.rows == report.empty
+    done = infer(["inference.views=none"], 8.5, "cpu", **kaggle, weights=held)
+    assert (done.status, done.facts) == ("complete", {"weights": [held]}), done.sentence
 
 
 @pytest.mark.parametrize("fault", ["no run", "no time", "damaged run", "bad setting"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,13 +167,44 @@ def test_nothing_is_looked_for_deep_down(tmp_path: Path) -> None:
     assert scan(tmp_path).runs() == []
 
 
-def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path: Path) -> None:
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     competition(tmp_path / "input" / COMPETITION)
     (tmp_path / "input" / "gone").symlink_to(tmp_path / "nowhere")
     locked = tmp_path / "input" / "locked"
     locked.mkdir()
-    locked.chmod(0)
-    try:
-        assert scan(tmp_path).competition()
-    finally:
-        locked.chmod(stat.S_IRWXU)
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        # Permissions do not hold root back, as whom tests may run.
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(mounts.os, "scandir", scandir)
+    found = scan(tmp_path)
+    assert found.competition() and locked not in [folder.path for folder in found.folders]
+
+
+def test_the_weights_that_are_meant_are_waited_for(layout: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset's new version may be mounted, or be whole, only a little after the session's start."""
+    mounted = tmp_path / "input" / layout[0].format("hubmap-kit-weights")
+    run(tmp_path / "old" / "mini", 1)
+    run(tmp_path / "new" / "mini", 2)
+    publish("weights", tmp_path / "old", mounted)
+    wanted = build_id.read(publish("weights", tmp_path / "new", tmp_path / "next")).build_id
+    steps = [lambda: shutil.copytree(tmp_path / "next", mounted, dirs_exist_ok=True) and (mounted / "mini__config.yaml").write_text(""),
+             lambda: shutil.copytree(tmp_path / "next", mounted, dirs_exist_ok=True)]  # fmt: skip
+    monkeypatch.setattr(mounts, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: steps.pop(0)()))
+    found = mounts.with_weights(tmp_path / "input", tmp_path / "scratch", wanted)
+    assert not steps and found.weights_ids() == [wanted] and [path.name for path in found.runs()] == ["mini"]
+
+
+def test_other_weights_than_those_that_are_meant_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "WAIT_S", 0.0)
+    with pytest.raises(KernelError, match="holds no published weights, expected build weights-0"):
+        mounts.with_weights(tmp_path / "input", tmp_path / "scratch", "weights-0")
+    run(tmp_path / "trees" / "mini", 1)
+    held = build_id.read(publish("weights", tmp_path / "trees", tmp_path / "input" / "w")).build_id
+    with pytest.raises(KernelError, match=f"holds the weights {held}, expected build weights-0.*push weights and kernel again"):
+        mounts.with_weights(tmp_path / "input", tmp_path / "scratch", "weights-0")
+    assert mounts.with_weights(tmp_path / "input", tmp_path / "scratch", "").weights_ids() == [held]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from clocks import Countdown, Nearly
 from tiny import TINY
 
@@ -65,9 +66,36 @@ def test_an_epoch_that_would_not_fit_is_not_begun(sample_data: Path, tmp_path: P
         train(settings_of(sample_data), out, device="cpu", clock=Nearly(1e-6))
     assert len(pd.read_csv(out / "fold0" / "metrics.csv")) == 1
     assert not (out / "oof.csv").exists()
-    # What the last session measured counts in the next one.
-    with pytest.raises(OutOfTime, match="fold 0 after epoch 1 of 2"):
-        train(settings_of(sample_data), out, resume=True, device="cpu", clock=Nearly(longest(read_timing(out), "seconds")))
+
+
+def test_what_an_earlier_session_took_keeps_no_later_one_from_going_on(sample_data: Path, tiny_run: Path, tmp_path: Path) -> None:
+    """An epoch of three years on a machine long gone: this session has time for anything that this machine needs."""
+    out = tmp_path / "run"
+    with pytest.raises(OutOfTime, match="fold 0 after epoch 1 of 2; fold 1 is not begun"):
+        train(settings_of(sample_data), out, device="cpu", clock=Countdown(8))
+    slow = {"seconds": 1e8, "validation_seconds": 1e8}
+    path = out / "fold0" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    state["timing"] = [row | slow for row in state["timing"]]
+    torch.save(state, path)
+    pd.read_csv(out / "fold0" / "timing.csv").assign(**slow).to_csv(out / "fold0" / "timing.csv", index=False)
+    train(settings_of(sample_data), out, resume=True, device="cpu", clock=Nearly(1e6))
+    assert longest(read_timing(out), "seconds") == 1e8
+    for name in TABLES:
+        assert (out / name).read_bytes() == (tiny_run / name).read_bytes(), name
+
+
+def test_a_prediction_of_unknown_length_begins_and_stops_when_the_time_is_up(sample_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    # One question to begin fold 0, five for each of its epochs; the next one is about the prediction.
+    for questions in (1 + 2 * 5, 3):
+        with pytest.raises(OutOfTime, match="fold 0 is trained, its held-out slides are not predicted; fold 1 is not begun"):
+            train(settings_of(sample_data), out, resume=out.exists(), device="cpu", clock=Countdown(questions))
+    assert not list(out.rglob("*.parquet")) and not list(out.rglob(".*.tmp*"))
+    # A question about the whole, one for each of the five slides, and one to begin fold 1.
+    with pytest.raises(OutOfTime, match="fold 1 is not begun"):
+        train(settings_of(sample_data), out, resume=True, device="cpu", clock=Countdown(1 + 5))
+    assert set(pd.read_csv(out / "oof.csv")["fold"]) == {0}
 
 
 def test_the_prediction_of_the_held_out_slides_waits_for_a_session_with_time(sample_data: Path, tmp_path: Path) -> None:
@@ -95,7 +123,7 @@ def test_timing_that_cannot_be_read_is_only_a_missing_guess(tmp_path: Path) -> N
     ("encoder", "tu-resnet10t", "x/tu-resnet10t", False),
 ])  # fmt: skip
 def test_weights_may_move_but_not_change(key: str, old: str, new: str, same: bool) -> None:
-    before, after = ({"model": {key: value}} for value in (old, new))
+    before, after = ({"model": {key: value}} for value in (old, new))  # the other keys are today's defaults
     if same:
         checkpoint.check_same(before, after, Path("config.yaml"))
     else:

@@ -22,11 +22,13 @@ from hubmap_kit.competition.organs import FACTS, ORGANS, SOURCES
 from hubmap_kit.errors import RehearsalError
 from hubmap_kit.files import atomic_path
 from hubmap_kit.progress import track
+from hubmap_kit.publish.rehearsal.request import check_slides
 from hubmap_kit.publish.rehearsal.subjects import Subject, drawn, real_subjects
 from hubmap_kit.sample.generate import TEST_COLUMNS
 from hubmap_kit.sample.writing import write_table, write_tiff
 
 LARGEST, SMALLEST = 4500, 160
+MASKS, TRUTH = "truth", "truth.csv"  # beside what is mounted
 DISTINCT = 24  # more rows than this share pictures through hard links, so that 529 slides fit on a disk
 TRUTH_COLUMNS = ("id", "organ", "data_source", "height", "width", "fault", "rle")
 TRUNCATED, MISSING, LZW, SIZE, NO_PIXEL_SIZE = "truncated", "missing", "lzw", "size", "pixel_size"
@@ -54,6 +56,11 @@ class HiddenSet:
     slides: tuple[HiddenSlide, ...]
     truth: dict[str, str]
 
+    @property
+    def masks(self) -> Path:
+        """The same masks as pictures, <id>.png of 0 and 255, which no run-length string was between."""
+        return self.folder.with_name(MASKS)
+
 
 # organ, source, height, width, fault: the first seven hold every organ, the smallest, the largest and every fault.
 FIRST: tuple[tuple[str, str, int, int, str], ...] = (
@@ -70,26 +77,23 @@ FIRST: tuple[tuple[str, str, int, int, str], ...] = (
     ("prostate", "Hubmap", 337, 241, ""),
     ("lung", "HPA", 3070, 2309, ""),
 )
-LEAST = 7
 Draw = Callable[[HiddenSlide, np.random.Generator], Subject]
 
 
 def make_hidden(
     folder: Path, slides: int = 12, faults: bool = True, seed: int = 0, data: Path | None = None, largest: int = LARGEST
 ) -> HiddenSet:
-    """Write test.csv, test_images/ and sample_submission.csv into `folder`/mount, and the masks to `folder`/truth.csv.
+    """Write test.csv, test_images/ and sample_submission.csv into `folder`/mount, the masks to `folder`/truth/ and truth.csv.
 
     Slides are synthetic, or with `data` (a folder with train.csv) real ones brought to the wanted sizes. `largest` pixels bound the
     longer side; all sizes shrink with it. The same arguments give the same set. Raises RehearsalError for too few slides.
     """
-    least = LEAST if faults else 1
-    if slides < least:
-        raise RehearsalError(f"--slides is {slides}, but a hidden test set{' with every fault' if faults else ''} needs {least}; ask for more")
+    check_slides(slides, faults)
     rng = np.random.default_rng([seed, 529])
     ids = [str(number) for number in rng.permutation(np.arange(34000, 34000 + 20 * max(slides, 50)))[:slides].tolist()]
     plans = _plan(rng, ids[:DISTINCT], faults, largest)
     mount = folder / "mount"
-    _clear(mount)
+    _clear(mount, folder / MASKS)
     made, truth = _write_all(mount, plans, seed, real_subjects(data, rng) if data else None)
     shown = [slide for slide in made if slide.fault not in UNREADABLE]
     for index, slide_id in enumerate(ids[DISTINCT:]):
@@ -97,21 +101,25 @@ def make_hidden(
         made.append(replace(first, id=slide_id, fault=""))
         truth[slide_id] = truth[first.id]
         os.link(_path(mount, first), _path(mount, made[-1]))
+        os.link(folder / MASKS / f"{first.id}.png", folder / MASKS / f"{slide_id}.png")
     write_table(mount / "test.csv", TEST_COLUMNS, [_row(slide) for slide in made])
     write_table(mount / "sample_submission.csv", ("id", "rle"), [[slide.id, "12 34"] for slide in made])
     facts = [[s.id, s.organ, s.source, str(s.height), str(s.width), s.fault, truth[s.id]] for s in made]
-    write_table(folder / "truth.csv", TRUTH_COLUMNS, facts)
+    write_table(folder / TRUTH, TRUTH_COLUMNS, facts)
     return HiddenSet(mount, tuple(made), truth)
 
 
 def read_hidden(folder: Path) -> HiddenSet:
     """The set that `make_hidden` wrote into `folder`; the pixel sizes are those of test.csv."""
-    rows = [row for _, row in read_rows(folder / "truth.csv", TRUTH_COLUMNS)]
+    rows = [row for _, row in read_rows(folder / TRUTH, TRUTH_COLUMNS)]
     listed = {row["id"]: row for _, row in read_rows(folder / "mount" / "test.csv", TEST_COLUMNS)}
     slides = [
-        HiddenSlide(r["id"], r["organ"], r["data_source"], int(r["height"]), int(r["width"]), float(listed[r["id"]]["pixel_size"] or "nan"), r["fault"])
-        for r in rows
-    ]
+        HiddenSlide(
+            row["id"], row["organ"], row["data_source"], int(row["height"]), int(row["width"]),
+            float(listed[row["id"]]["pixel_size"] or "nan"), row["fault"],
+        )
+        for row in rows
+    ]  # fmt: skip
     return HiddenSet(folder / "mount", tuple(slides), {row["id"]: row["rle"] for row in rows})
 
 
@@ -155,7 +163,14 @@ def _write(mount: Path, plan: HiddenSlide, found: Subject) -> tuple[HiddenSlide,
     if slide.fault == TRUNCATED:
         with open(path, "r+b") as file:
             file.truncate(int(path.stat().st_size * 0.6))
+    _write_mask(mount.with_name(MASKS) / f"{slide.id}.png", found.mask)
     return slide, rle.encode(found.mask)
+
+
+def _write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
+    with atomic_path(path) as temporary:
+        if not cv2.imwrite(str(temporary), mask * np.uint8(255)):
+            raise RehearsalError(f"{path} could not be written; check the permissions and the free disk space")
 
 
 def _write_lzw(path: Path, image: NDArray[np.uint8]) -> None:
@@ -176,7 +191,8 @@ def _row(slide: HiddenSlide) -> list[str]:
     return [slide.id, slide.organ, slide.source, str(slide.height), str(width), um, f"{thickness:g}"]
 
 
-def _clear(mount: Path) -> None:
-    for path in mount.glob("test_images/*.tiff"):
+def _clear(mount: Path, masks: Path) -> None:
+    for path in (*mount.glob("test_images/*.tiff"), *masks.glob("*.png")):
         path.unlink()
-    mount.mkdir(parents=True, exist_ok=True)
+    for folder in (mount, masks):
+        folder.mkdir(parents=True, exist_ok=True)

@@ -18,15 +18,20 @@ from hubmap_kit.errors import RehearsalError
 from hubmap_kit.files import write_text
 
 log = logging.getLogger(__name__)
+KAGGLE_PYTHON = "3.13"  # of Kaggle's image since October 2026, as users report
 MISSING = ("segmentation_models_pytorch", "ttach", "hubmap_kit", "imagecodecs")  # modules that the image does not have
-BESIDES = ("pip", "huggingface-hub", "jinja2")  # in the image, needed by a kernel, and not pinned in constraints.txt
+BESIDES = ("pip", "jinja2")  # in the image, needed by a kernel, and not pinned in constraints.txt
 # One import of each writes its compiled files: inside a session the packages are read-only.
 WARMED = (
-    "torch", "torch.utils.data", "torchvision", "timm", "timm.optim", "timm.scheduler", "albumentations", "cv2", "pandas", "pyarrow.parquet", "scipy.ndimage",
-    "sklearn.model_selection", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "safetensors.torch", "pydantic", "typer", "rich.table", "tifffile", "yaml", "tqdm", "pip",
-    "pip._internal.cli.main", "pip._internal.commands.install", "huggingface_hub.hub_mixin", "PIL.ImageFont",
+    "torch", "torch.utils.data", "torchvision", "timm", "timm.optim", "timm.scheduler", "albumentations", "cv2", "pandas", "pyarrow.parquet",
+    "scipy.ndimage", "sklearn.model_selection", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "safetensors.torch", "pydantic", "typer",
+    "rich.table", "tifffile", "yaml", "tqdm", "pip", "pip._internal.cli.main", "pip._internal.commands.install", "huggingface_hub.hub_mixin",
+    "PIL.ImageFont",
 )  # fmt: skip
-ABOUT = "import json,os,sys,sysconfig; print(json.dumps([os.path.realpath(sys._base_executable), sys.base_prefix, sysconfig.get_path('purelib'), '%d.%d' % sys.version_info[:2]]))"
+ABOUT = (
+    "import json,os,sys,sysconfig; print(json.dumps([os.path.realpath(sys._base_executable), sys.base_prefix, "
+    "sysconfig.get_path('purelib'), '%d.%d' % sys.version_info[:2]]))"
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ def _check(folder: Path) -> None:
         "print(*(name for name in sys.argv[1].split(',') if find_spec(name)))"
     )
     python = str(folder / "bin" / "python")
-    found = _run([python, "-I", "-W", "ignore", "-c", code, ",".join(MISSING), ",".join(WARMED)], "a package of the environment does not load").split()
+    check = [python, "-I", "-W", "ignore", "-c", code, ",".join(MISSING), ",".join(WARMED)]
+    found = _run(check, "a package of the environment does not load").split()
     if found:
         raise RehearsalError(f"{folder} holds {', '.join(found)}, which Kaggle's image lacks; take it out of constraints.txt")
 

@@ -12,6 +12,7 @@ from hubmap_kit.publish.metadata import slug
 from hubmap_kit.publish.rehearsal.hidden import HiddenSet, make_hidden
 from hubmap_kit.publish.rehearsal.inputs import Shelf, competition
 from hubmap_kit.publish.rehearsal.request import Options
+from hubmap_kit.publish.rehearsal.resumed import not_resumed
 from hubmap_kit.publish.rehearsal.steps import CARD, Plan, Room, Step, keep_output, rehearse, run_folder
 from hubmap_kit.publish.staging import stage_code, stage_weights
 from hubmap_kit.runtime.build_id import read
@@ -38,13 +39,14 @@ class Kitchen:
         datasets = {slug("code"): self.code} | ({slug("weights"): weights} if weights else {})
         return Shelf(datasets, outputs or {}, competition(self.train, self.hidden.folder if hidden else self.train))
 
-    def render(self, name: str, into: str = "kernels", **choice: Any) -> Path:
-        """Render a kernel for this machine into a folder of the rehearsal; `choice` are further arguments of `render`."""
+    def render(self, name: str, into: str = "kernels", weights: Path | None = None, **choice: Any) -> Path:
+        """Render a kernel for this machine into a folder of the rehearsal; `weights` are those that it must find, `choice` goes to `render`."""
         chosen: dict[str, Any] = {} if name == "infer" else {"config": CONFIG}
         if name != "tiles":
             chosen["accelerator"] = "t4x2" if CARD.exists() else "cpu"
         chosen["overrides"] = [text for text in self.options.overrides if name != "infer" or text.startswith("inference.")]
-        return render([name], OWNER, {"code": self.build}, self.room.out / into, **chosen | choice)[0]
+        builds = {"code": self.build} | ({"weights": read(weights).build_id} if weights else {})
+        return render([name], OWNER, builds, self.room.out / into, **chosen | choice)[0]
 
 
 def prepare(room: Room, options: Options) -> Kitchen:
@@ -71,7 +73,7 @@ def journey(kitchen: Kitchen) -> list[Step]:
 
 def infer(kitchen: Kitchen, weights: Path, layouts: Sequence[str]) -> list[Step]:
     """The inference kernel on the hidden set, once in each layout of the mounts."""
-    folder = kitchen.render("infer")
+    folder = kitchen.render("infer", weights=weights)
     plans = [Plan(folder, kitchen.shelf(weights=weights, hidden=True), layout, kitchen.hidden) for layout in layouts]
     return [rehearse(kitchen.room, f"infer-{plan.layout}", plan) for plan in plans]
 
@@ -85,12 +87,18 @@ def _train(kitchen: Kitchen, outputs: dict[str, Path]) -> list[Step]:
     if not first.verdict.passed:
         return [first]
     if first.verdict.status == "complete":
-        first.verdict.notes.append("the training was over before its session was, so nothing was left to go on with; lower --stop-after")
-    elif not any(first.outcome.working.glob("*/fold*/last.ckpt")):
-        first.verdict.notes.append("the session ended before the first epoch, so the next one began anew; raise --stop-after")
+        first.verdict.problems.append("the training was over before its session was, so nothing was left to go on with; lower --stop-after")
+        return [first]
+    run = run_folder(rendered_constants(short))
+    if not any((first.outcome.working / run).glob("fold*/last.ckpt")):
+        first.verdict.problems.append("the session ended before the first epoch, so nothing was there to go on with; raise --stop-after")
+        return [first]
     outputs = outputs | keep_output(first, kitchen.room.out / "outputs" / "train")
     again = kitchen.render("train", folds=FOLDS, attach=attach, resume=True)
-    return [first, rehearse(kitchen.room, "train-resumed", Plan(again, kitchen.shelf(outputs), layouts[-1]))]
+    second = rehearse(kitchen.room, "train-resumed", Plan(again, kitchen.shelf(outputs), layouts[-1]))
+    if second.verdict.passed:
+        second.verdict.problems += not_resumed(first.outcome.working / run, second.outcome.working / run, further=True)
+    return [first, second]
 
 
 def sample(folder: Path, seed: int, slides_per_organ: int, size: int) -> Path:

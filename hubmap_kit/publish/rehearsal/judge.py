@@ -11,12 +11,16 @@ from typing import Any
 
 from hubmap_kit.competition.metric import summarise
 from hubmap_kit.errors import HubmapError
-from hubmap_kit.publish.rehearsal.hidden import HiddenSet
+from hubmap_kit.publish.rehearsal.hidden import LZW, NO_PIXEL_SIZE, SIZE, HiddenSet
 from hubmap_kit.publish.rehearsal.sandbox import CANARY, GIB, Limits, Outcome, amount
 from hubmap_kit.publish.rehearsal.scoring import Score, score
 
 END = re.compile(r"HUBMAP END (\S+) (complete|stopped|failed) build_id=(\S*) utc=\S+")
 KERNEL_JSON, SUBMISSION = "kernel.json", "submission.csv"
+# What the inference says of a slide that failed, and of the first for which there was no time.
+FAILED = re.compile(r"slide (\S+) gets an empty mask: (.*)$", re.MULTILINE)
+LATE = re.compile(r"slide (\S+) gets an empty mask: there is no time for it")
+ODDITIES = {LZW: "LZW-compressed", SIZE: "its size is not the table's", NO_PIXEL_SIZE: "its pixel size is missing"}
 SHOWN = 5  # of faults of one kind
 _CHUNK = 1 << 24
 
@@ -66,7 +70,7 @@ def judge(outcome: Outcome, limits: Limits, expected: Expected) -> Verdict:
     if outcome.copy_error:
         verdict.problems.append(outcome.copy_error)
     if expected.hidden is not None and verdict.status == "complete":
-        _submission(outcome, expected.hidden, verdict)
+        _submission(outcome, expected.hidden, log, verdict)
     return verdict
 
 
@@ -79,7 +83,8 @@ def error_line(log: str) -> str:
 
 def _stopped(outcome: Outcome, limits: Limits) -> list[str]:
     if outcome.stopped == "memory":
-        return [f"out of memory: its processes held {amount(outcome.peak_bytes)} together, more than the session's {limits.memory_gib:g} GiB, and were ended"]
+        held = amount(outcome.peak_bytes)
+        return [f"out of memory: its processes held {held} together, more than the session's {limits.memory_gib:g} GiB, and were ended"]
     if outcome.stopped == "time":
         return [f"out of time: it ran past the session's {limits.minutes:.3g} minutes and was ended"]
     if outcome.disk_bytes >= int(limits.disk_gib * GIB):
@@ -160,7 +165,7 @@ def _fits(path: Path, pattern: str) -> bool:
     return path.is_relative_to(pattern.removesuffix("/**")) if pattern.endswith("/**") else path == Path(pattern)
 
 
-def _submission(outcome: Outcome, hidden: HiddenSet, verdict: Verdict) -> None:
+def _submission(outcome: Outcome, hidden: HiddenSet, log: str, verdict: Verdict) -> None:
     path = outcome.working / SUBMISSION
     if not path.is_file():
         return  # its absence is a problem already
@@ -169,7 +174,9 @@ def _submission(outcome: Outcome, hidden: HiddenSet, verdict: Verdict) -> None:
     except HubmapError as error:
         verdict.problems.append(str(error))
         return
-    empty = [each.id for each in verdict.scores if each.empty and not each.unreadable]
+    readable = [each for each in verdict.scores if not each.unreadable]
+    verdict.problems += _given_up(readable, log)
+    empty = [each.id for each in readable if each.empty]
     if empty:
         verdict.notes.append(f"{len(empty)} readable slides have an empty mask, the first is {empty[0]}")
     filled = [each.id for each in verdict.scores if each.unreadable and not each.empty]
@@ -177,6 +184,21 @@ def _submission(outcome: Outcome, hidden: HiddenSet, verdict: Verdict) -> None:
         verdict.problems.append(f"slide {filled[0]} cannot be read, but its row holds a mask")
     seconds = outcome.seconds / max(1, len(verdict.scores))
     verdict.notes.append(f"{seconds:.1f} s a slide, start included: 529 slides would take {seconds * 529 / 3600:.1f} h on this machine")
+
+
+def _given_up(readable: Sequence[Score], log: str) -> list[str]:
+    """Slides that can be read, but got no mask: because the kernel failed on them, or maybe because of what is odd about them."""
+    first_late = LATE.findall(log)
+    reasons = {name: why for name, why in FAILED.findall(log) if name not in first_late}
+    failed = [f"{_named(each)}, but the kernel failed on it: {reasons[each.id]}" for each in readable if each.id in reasons]
+    late = [f"the kernel had no time for slide {first}, and maybe for others, so their rows are empty" for first in first_late]
+    odd = [each for each in readable if each.fault and each.empty and each.id not in reasons and not late]
+    return failed[:SHOWN] + late + [f"{_named(each)}, but its row is empty" for each in odd]
+
+
+def _named(each: Score) -> str:
+    oddity = f" ({ODDITIES[each.fault]})" if each.fault in ODDITIES else ""
+    return f"slide {each.id}{oddity} can be read"
 
 
 def describe(scores: Sequence[Score]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.errors import SlideError
 from hubmap_kit.files import write_json
 from hubmap_kit.publish.rehearsal.hidden import HiddenSet
+from hubmap_kit.publish.rehearsal.image import KAGGLE_PYTHON
 from hubmap_kit.publish.rehearsal.judge import describe
 from hubmap_kit.publish.rehearsal.sandbox import GIB, amount
 from hubmap_kit.publish.rehearsal.scoring import Score
@@ -28,16 +29,21 @@ PICTURED, SIDE = 24, 960
 
 
 def table(steps: Sequence[Step], must_fail: Sequence[str] = ()) -> str:
-    """One line a session: seconds, memory at its peak, output at its fullest, the kernel's own word, the verdict.
+    """One line a session: seconds, memory at its peak, output at its fullest, its Python, the kernel's own word, the verdict.
 
     `must_fail` names the sessions that are there to fail.
     """
+    words = {name: ", as it must" for name in must_fail}
     rows = [
-        [step.name, f"{step.outcome.seconds:.0f}", amount(step.outcome.peak_bytes), amount(step.outcome.disk_bytes), step.verdict.status or "-",
-         ("PASS" if step.verdict.passed else "FAIL") + (", as it must" if step.name in must_fail and not step.verdict.passed else "")]
+        [step.name, f"{step.outcome.seconds:.0f}", amount(step.outcome.peak_bytes), amount(step.outcome.disk_bytes), _python(step.python),
+         step.verdict.status or "-", "PASS" if step.verdict.passed else f"FAIL{words.get(step.name, '')}"]
         for step in steps
     ]  # fmt: skip
-    return text_table(["session", "seconds", "peak memory", "output", "status", "verdict"], rows)
+    return text_table(["session", "seconds", "peak memory", "output", "python", "status", "verdict"], rows)
+
+
+def _python(version: str) -> str:
+    return version if version == KAGGLE_PYTHON else f"{version}, Kaggle has {KAGGLE_PYTHON}"
 
 
 def dice_table(steps: Sequence[Step]) -> str:
@@ -51,7 +57,9 @@ def dice_table(steps: Sequence[Step]) -> str:
 def details(steps: Sequence[Step], must_fail: Sequence[str] = ()) -> list[str]:
     """One sentence for each fault and note; notes that several sessions share come once."""
     words = {name: "found" for name in must_fail}
-    lines = [f"{words.get(step.name, 'FAIL')} {step.name}: {problem} (log: {step.outcome.log})" for step in steps for problem in step.verdict.problems]
+    lines = [
+        f"{words.get(step.name, 'FAIL')} {step.name}: {problem} (log: {step.outcome.log})" for step in steps for problem in step.verdict.problems
+    ]
     notes: dict[str, list[str]] = {}
     for step in steps:
         for note in step.verdict.notes:
@@ -62,7 +70,7 @@ def details(steps: Sequence[Step], must_fail: Sequence[str] = ()) -> list[str]:
 def write_report(path: Path, what: str, passed: bool, steps: Sequence[Step], extra: dict[str, Any]) -> None:
     """Everything that the table says and more, as JSON."""
     facts = {
-        "what": what, "passed": passed, "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "what": what, "passed": passed, "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpus": os.cpu_count(), "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1)},
         "steps": [summary(step) for step in steps], **extra,
     }  # fmt: skip

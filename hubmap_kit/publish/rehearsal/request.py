@@ -11,6 +11,7 @@ from hubmap_kit.publish.kernel_metadata import KERNELS
 from hubmap_kit.publish.rehearsal.inputs import LAYOUTS
 
 WHAT = ("journey", *KERNELS, "faults")
+LEAST = 7  # hidden slides that every fault fits into, beside one readable slide of each organ
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def check(request: Request) -> None:
     unknown = [name for name in request.outputs if name not in KERNELS]
     if unknown:
         raise RehearsalError(f"--output names the kernel '{unknown[0]}'; expected {', '.join(KERNELS)}")
+    check_slides(request.options.slides, request.options.faults)
     for option, value in (("--memory-gib", request.memory_gib), ("--disk-gib", request.disk_gib)):
         if value <= 0:
             raise RehearsalError(f"{option} is {value:g}; expected more than 0")
@@ -67,3 +69,11 @@ def check(request: Request) -> None:
     data = request.options.data
     if data is not None and not (data / "train.csv").is_file():
         raise RehearsalError(f"--data is {data}, but there is no train.csv in it; give a folder in the competition's format")
+
+
+def check_slides(slides: int, faults: bool) -> None:
+    """Raise RehearsalError for a hidden test set that is too small to hold what it must."""
+    least = LEAST if faults else 1
+    if slides < least:
+        every, way = (" with every fault", ", or add --no-faults") if faults else ("", "")
+        raise RehearsalError(f"--slides is {slides}, but a hidden test set{every} needs {least}; ask for more{way}")

@@ -1,8 +1,9 @@
 """One kernel session on this machine: private namespaces, Kaggle's folders, no network, limits; nothing of it needs root.
 
 `unshare` of util-linux makes the namespaces; `inside/` runs in them as process 1. Folders, variables and limits are those that
-Kaggle's pages and its users report; none of them was measured on Kaggle by this project. Memory is that of the processes alone:
-/kaggle/working lies in memory here, so a machine needs room for the output as well; /tmp and /kaggle/tmp lie on its disk, without a limit.
+Kaggle's pages and its users report; none of them was measured on Kaggle by this project. Memory is that of the processes and of
+/dev/shm, which may fill all of it. /kaggle/working lies in memory here, so a machine needs room for the output as well; /tmp and
+/kaggle/tmp lie on its disk, without a limit.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,13 +25,18 @@ from hubmap_kit.files import write_json
 from hubmap_kit.progress import bar
 from hubmap_kit.publish.rehearsal.image import MISSING, Image
 
-INSIDE = Path(__file__).with_name("inside")
+INSIDE, LEASH = Path(__file__).with_name("inside"), Path(__file__).with_name("leash.py")
 NAMESPACES = ("--user", "--map-root-user", "--mount", "--pid", "--net", "--ipc", "--uts")
 GIB = 1 << 30
+TEMPORARY = ".session-"  # a session's own folder; one that was killed leaves it behind
 SHOWN = 60  # characters of the log's last line beside the progress bar
 CANARY = "canary-7f3a91c4e2"  # the value of every variable that holds a secret on Kaggle; it may never be seen again
 SECRETS = ("KAGGLE_USER_SECRETS_TOKEN", "KAGGLE_API_V1_TOKEN", "KAGGLE_DATA_PROXY_TOKEN")
 PASSED = ("OMP_NUM_THREADS", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")  # facts of this machine, not of the kernel
+# What a machine keeps of its owner's: credentials and keys, in the home folder or where a variable says.
+PRIVATE = (".kaggle", ".ssh", ".config", ".netrc", ".aws", ".git-credentials")
+FOLDERS = ("KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME")
+SYSTEM = ("/etc/ssl/private", "/etc/pki/tls/private", "/etc/shadow", "/etc/ssh")
 SWITCHES = {
     "/proc/sys/kernel/unprivileged_userns_clone": ("0", "kernel.unprivileged_userns_clone=1"),
     "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", "kernel.apparmor_restrict_unprivileged_userns=0"),
@@ -100,6 +107,13 @@ def check_machine() -> None:
     )
 
 
+def private_places() -> tuple[Path, ...]:
+    """Credentials and keys of this machine and of its user, whether they are there or not: none may be seen by a kernel."""
+    homes = {Path.home(), Path("/root")}  # the second is the home that a kernel sees
+    places = [home / name for home in sorted(homes) for name in PRIVATE] + [Path(name) for name in SYSTEM]
+    return (*places, *(Path(os.environ[name]) for name in FOLDERS if os.environ.get(name)))
+
+
 def run(session: Session, image: Image, folder: Path, title: str = "kernel") -> Outcome:
     """Run `session` in `folder`, which gets kernel.log, working/ and network.jsonl; what an earlier session left there goes first.
 
@@ -107,9 +121,9 @@ def run(session: Session, image: Image, folder: Path, title: str = "kernel") -> 
     """
     check_machine()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("working", "kernel.log", "network.jsonl"):
-        _remove(folder / name)
-    with tempfile.TemporaryDirectory(prefix=".session-", dir=folder) as name:
+    for path in (*(folder / name for name in ("working", "kernel.log", "network.jsonl")), *folder.glob(f"{TEMPORARY}*")):
+        _remove(path)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as name:
         private = Path(name)
         for part in ("root", "scratch", "out"):
             (private / part).mkdir()
@@ -151,13 +165,17 @@ def _spec(session: Session, image: Image, private: Path, log: Path) -> dict[str,
         "links": [[str(image.executable), "/opt/venv/bin/python"], ["python", "/opt/venv/bin/python3"]],
         "python": "/opt/venv/bin/python", "argv": ["/opt/venv/bin/python", "-u", "/kaggle/src/script.py"],
         "env": environment(session.shim), "missing": list(MISSING),
-        "absent": [str(path.resolve()) for path in session.hidden],
-        "seconds": session.limits.minutes * 60, "memory_bytes": int(session.limits.memory_gib * GIB), "disk_bytes": int(session.limits.disk_gib * GIB),
+        "absent": sorted({str(way(path)) for path in (*session.hidden, *private_places()) for way in (os.path.abspath, os.path.realpath)}),
+        "seconds": session.limits.minutes * 60,
+        "memory_bytes": int(session.limits.memory_gib * GIB), "disk_bytes": int(session.limits.disk_gib * GIB),
     }  # fmt: skip
 
 
 def _start(image: Image, private: Path) -> subprocess.Popen[str]:
-    command = ["unshare", *NAMESPACES, "--fork", "--kill-child", str(image.executable), "-I", "-B", str(INSIDE), str((private / "spec.json").resolve())]
+    inside = [str(image.executable), "-I", "-B", str(INSIDE), str((private / "spec.json").resolve())]
+    # This process, unshare, process 1 of the namespaces: each ends with the one before it, and the last takes all others along.
+    leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid())]
+    command = [*leash, "unshare", *NAMESPACES, "--fork", "--kill-child", *inside]
     # A session of its own: Ctrl-C reaches this process alone, which then ends all the others.
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/", start_new_session=True

@@ -17,7 +17,7 @@ from hubmap_kit.errors import RehearsalError
 from hubmap_kit.files import write_text
 from hubmap_kit.publish.kernel_metadata import KERNELS, read_metadata
 from hubmap_kit.publish.kernels import rendered_constants
-from hubmap_kit.publish.rehearsal.hidden import HiddenSet
+from hubmap_kit.publish.rehearsal.hidden import TRUTH, HiddenSet
 from hubmap_kit.publish.rehearsal.image import Image
 from hubmap_kit.publish.rehearsal.inputs import Shelf, mounts
 from hubmap_kit.publish.rehearsal.judge import KERNEL_JSON, SUBMISSION, Expected, Verdict, describe, judge
@@ -26,6 +26,7 @@ from hubmap_kit.runtime.kernel import run_name
 
 log = logging.getLogger(__name__)
 MINUTES = {"train": 720.0, "infer": 540.0, "tiles": 720.0}  # Kaggle's session; a code competition's 9 hours
+GOVERNOR = "governor.csv"  # what the inference spent on each slide, beside the submission
 CARD = Path("/dev/nvidia0")
 _ACCELERATOR = re.compile(r"^ACCELERATOR = .*$", re.MULTILINE)  # rendering writes it so
 
@@ -56,6 +57,7 @@ class Step:
     outcome: Outcome
     verdict: Verdict
     limits: Limits
+    python: str  # "3.11"
 
     @property
     def folder(self) -> Path:
@@ -84,13 +86,15 @@ def rehearse(room: Room, name: str, plan: Plan) -> Step:
         script, notes = _for_this_machine(script, str(constants.get("ACCELERATOR", "cpu")), room.out / name)
     inputs = mounts(metadata, plan.shelf, plan.layout)
     limits = room.limits(kernel)
-    outcome = run(Session(script, inputs, limits, (room.repository,), plan.shim), room.image, room.out / name, name)
+    masks = (plan.hidden.masks, plan.hidden.masks.with_name(TRUTH)) if plan.hidden else ()
+    session = Session(script, inputs, limits, (room.repository, *masks), plan.shim)
+    outcome = run(session, room.image, room.out / name, name)
     verdict = judge(outcome, limits, expected(kernel, constants, plan))
     verdict.notes += [*notes, *_short_of_memory(limits)]
     if metadata.get("enable_internet"):
         verdict.notes.append("kernel-metadata.json asks for internet, which a rehearsal never has")
-    log.info("%s: %s after %.0f s%s", name, "PASS" if verdict.passed else "FAIL", outcome.seconds, f", {verdict.problems[0]}" if verdict.problems else "")
-    return Step(name, kernel, plan.layout, outcome, verdict, limits)
+    log.info("%s: %s after %.0f s", name, f"FAIL, {verdict.problems[0]}," if verdict.problems else "PASS", outcome.seconds)
+    return Step(name, kernel, plan.layout, outcome, verdict, limits, room.image.version)
 
 
 def judge_again(step: Step, name: str, plan: Plan, tamper: Callable[[Path], None]) -> Step:
@@ -109,7 +113,7 @@ def expected(kernel: str, constants: Mapping[str, Any], plan: Plan) -> Expected:
     statuses = ("complete", "stopped") if plan.may_stop else ("complete",)
     build = str(constants["BUILD_ID"])
     if kernel == "infer":
-        return Expected(kernel, build, statuses, (SUBMISSION,), (SUBMISSION, KERNEL_JSON), plan.hidden)
+        return Expected(kernel, build, statuses, (SUBMISSION, GOVERNOR), (SUBMISSION, KERNEL_JSON), plan.hidden)
     if kernel == "tiles":
         return Expected(kernel, build, statuses, ("stores/**",), ("stores", KERNEL_JSON))
     run_ = run_folder(constants)
@@ -146,20 +150,21 @@ def _for_this_machine(script: Path, accelerator: str, folder: Path) -> tuple[Pat
         return script, []
     changed, text = folder / "script" / script.name, script.read_text(encoding="utf-8")
     write_text(changed, _ACCELERATOR.sub('ACCELERATOR = "cpu"', text, count=1))
-    return changed, [f"this machine has no card, so ACCELERATOR was rehearsed as 'cpu' instead of '{accelerator}'; the script's other lines are as rendered"]
+    no_card = f"this machine has no card, so ACCELERATOR was rehearsed as 'cpu' instead of '{accelerator}'"
+    return changed, [f"{no_card}; the script's other lines are as rendered"]
 
 
 def _short_of_memory(limits: Limits) -> list[str]:
     here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    short = f"this machine has {here:.1f} GiB of memory, less than the {limits.memory_gib:g} GiB of a session: a kernel that needs more fails in another way"
-    return [short] if here < limits.memory_gib else []
+    short = f"this machine has {here:.1f} GiB of memory, less than the {limits.memory_gib:g} GiB of a session"
+    return [f"{short}: a kernel that needs more fails in another way"] if here < limits.memory_gib else []
 
 
 def summary(step: Step) -> dict[str, Any]:
     """A step for report.json."""
     outcome, verdict = step.outcome, step.verdict
     return {
-        "name": step.name, "kernel": step.kernel, "layout": step.layout, "passed": verdict.passed, "status": verdict.status,
+        "name": step.name, "kernel": step.kernel, "layout": step.layout, "passed": verdict.passed, "status": verdict.status, "python": step.python,
         "seconds": round(outcome.seconds, 1), "peak_gib": round(outcome.peak_bytes / GIB, 3), "disk_gib": round(outcome.disk_bytes / GIB, 3),
         "limits": {"minutes": step.limits.minutes, "memory_gib": step.limits.memory_gib, "disk_gib": step.limits.disk_gib},
         "problems": verdict.problems, "notes": verdict.notes, "dice": describe(verdict.scores),

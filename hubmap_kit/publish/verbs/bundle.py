@@ -19,9 +19,9 @@ def bundle(
 ) -> None:
     """Build the wheels that kernels install offline, with BUILD_ID.json, from the checkout's commit."""
     from hubmap_kit.publish.bundle import build_bundle
-    from hubmap_kit.publish.root import repository
+    from hubmap_kit.publish.root import build_folder
 
-    folder = out or repository() / "build" / "datasets" / "code"
+    folder = out or build_folder() / "datasets" / "code"
     build = build_bundle(folder, allow_dirty)
     width = max(map(len, build.files))
     for name, facts in build.files.items():

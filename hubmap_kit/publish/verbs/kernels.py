@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hubmap_kit.errors import PublishError
+from hubmap_kit.words import INTERRUPTED, fold_numbers
 
 if TYPE_CHECKING:
     from hubmap_kit.publish.client import Kaggle
-    from hubmap_kit.publish.launch import Pushed
+    from hubmap_kit.publish.records import Pushed
 
-INTERRUPTED = 130
 NEXT = {
-    ("train", "complete"): "hubmap kernels --run infer --attach kernel:train --follow",
+    ("train", "complete"): "hubmap kernels --run infer --attach-only kernel:train --follow",
     ("train", "stopped"): "hubmap kernels --run train --resume --follow (with the same --config, --folds and --set)",
     ("infer", "complete"): 'hubmap submit --version {version} -m "what is new"',
     ("tiles", "complete"): "hubmap kernels --run train --attach kernel:tiles --follow",
@@ -38,15 +38,22 @@ def kernels(
     hours: Annotated[float | None, typer.Option(help="The kernel stops itself after these hours, with everything saved.", show_default=False)] = None,
     accelerator: Annotated[str, typer.Option(help="t4x2, cpu or p100 (retired: it can be rendered, not pushed).")] = "",
     attach: Annotated[
-        list[str], typer.Option(metavar="INPUT", help="weights, tiles, pretrained, kernel:train, owner/slug; may be repeated. Infer: weights.")
+        list[str], typer.Option(metavar="INPUT", help="One more input: weights, tiles, pretrained, kernel:train, owner/slug; may be repeated.")
+    ] = [],
+    attach_only: Annotated[
+        list[str], typer.Option(metavar="INPUT", help="The same, without the usual inputs (infer: weights; train: its encoder weights, if any).")
     ] = [],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the train kernel's own last output.")] = False,
     image: Annotated[str, typer.Option(help="Pin Kaggle's image: sha256:...")] = "",
     owner: Annotated[str, typer.Option(help="The Kaggle account to render for; default: that of your token.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder for rendered kernels; default: build/kernels.", show_default=False)] = None,
-    staged: Annotated[Path | None, typer.Option(help="The staged code bundle; default: build/datasets/code.", show_default=False)] = None,
+    staged: Annotated[
+        Path | None, typer.Option(help="The staged code bundle, staged weights beside it; default: build/datasets/code.", show_default=False)
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="After a good end, download the kernel's output to this folder.", show_default=False)] = None,
-    force: Annotated[bool, typer.Option("--force", help="Push even where the quota may not suffice.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also with code of another commit, Kaggle's weights instead of the staged ones, too little quota.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Render and say what would be pushed; push nothing.")] = False,
     every: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks while following.")] = 30.0,
     timeout: Annotated[float, typer.Option(min=0, help="Stop following after these hours.")] = 14.0,
@@ -59,11 +66,14 @@ def kernels(
 
     from hubmap_kit.publish.client import Kaggle
     from hubmap_kit.publish.kernel_metadata import KERNELS
-    from hubmap_kit.publish.kernels import render, staged_build_id
-    from hubmap_kit.publish.root import repository
+    from hubmap_kit.publish.kernels import render
+    from hubmap_kit.publish.root import build_folder
+    from hubmap_kit.publish.staged import staged_builds
 
     chosen = _names(names or [], run, list(KERNELS))
-    folder = out or repository() / "build" / "kernels"
+    folder = out or build_folder() / "kernels"
+    if attach and attach_only:
+        raise PublishError("--attach adds to the usual inputs and --attach-only replaces them; give one of the two, each as often as needed")
     if follow and not run:
         with Kaggle() as client:
             _follow_last(client, folder, chosen, every, timeout, output)
@@ -71,8 +81,8 @@ def kernels(
     with ExitStack() as stack:
         client = None if owner and (dry_run or not run) else stack.enter_context(Kaggle())
         folders = render(
-            chosen, owner or client.owner, {"code": staged_build_id(staged)}, folder, config or None,  # type: ignore[union-attr]
-            _numbers(folds), set_, hours, accelerator or None, attach or None, resume, image or None,
+            chosen, owner or client.owner, staged_builds(staged, client, force), folder, config or None,  # type: ignore[union-attr]
+            fold_numbers(folds), set_, hours, accelerator or None, attach_only or None, resume, image or None, attach,
         )  # fmt: skip
         for rendered in folders:
             typer.echo(_described(rendered, f"would push {rendered}" if dry_run and run else f"{rendered}"))
@@ -84,7 +94,11 @@ def kernels(
 def _push(client: Kaggle, folder: Path, force: bool, follow: bool, every: float, timeout: float, output: Path | None) -> None:
     from hubmap_kit.publish.launch import launch
 
-    pushed = launch(client, folder, force)
+    try:
+        pushed = launch(client, folder, force)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"error: {stop or 'stopped; nothing was pushed'}", err=True)
+        sys.exit(INTERRUPTED)
     typer.echo(f"pushed {pushed.ref} version {pushed.version}, build {pushed.build_id}: {pushed.url}")
     if follow:
         _follow(client, pushed, every, timeout, output)
@@ -94,12 +108,13 @@ def _push(client: Kaggle, folder: Path, force: bool, follow: bool, every: float,
 
 def _follow_last(client: Kaggle, folder: Path, names: list[str], every: float, timeout: float, output: Path | None) -> None:
     from hubmap_kit.publish.kernel_metadata import KERNELS
-    from hubmap_kit.publish.launch import Pushed, last_push
+    from hubmap_kit.publish.records import Pushed, last_push, recover
 
     if len(names) != 1 or names[0] not in KERNELS:
         raise PublishError(f"--follow looks at one kernel ({', '.join(KERNELS)}); name it, such as 'hubmap kernels train --follow'")
+    recover(client, folder / names[0])
     ref, pushed = f"{client.owner}/{KERNELS[names[0]]}", last_push(folder / names[0])
-    # The last push may have been a rehearsal, or for another account.
+    # The last push may have been for another account.
     known = pushed if pushed is not None and pushed.ref == ref else Pushed(names[0], ref, "", 0, "", "")
     _follow(client, known, every, timeout, output)
 
@@ -107,7 +122,7 @@ def _follow_last(client: Kaggle, folder: Path, names: list[str], every: float, t
 def _follow(client: Kaggle, pushed: Pushed, every: float, timeout: float, output: Path | None) -> None:
     from hubmap_kit.publish.follow import Watch, follow, still_there
 
-    watch = Watch(client, pushed.ref, pushed.kernel, pushed.build_id or None, typer.echo, pushed.earlier_log, every, timeout)
+    watch = Watch(client, pushed.ref, pushed.kernel, pushed.build_id or None, typer.echo, pushed.earlier_log, every, timeout, pushed.version or None)
     try:
         end = follow(watch)
     except KeyboardInterrupt:
@@ -115,7 +130,7 @@ def _follow(client: Kaggle, pushed: Pushed, every: float, timeout: float, output
         sys.exit(INTERRUPTED)
     typer.echo(f"{pushed.ref}: {end.status}, build {end.build_id}")
     if output is not None:
-        paths = client.kernel_output(pushed.ref, output)
+        paths = client.kernel_output(pushed.ref, output, version=pushed.version or None)
         typer.echo(f"{output}: {len(paths)} files of the kernel's output")
     version = pushed.version or "N"
     typer.echo(f"next: {NEXT.get((pushed.kernel, end.status), f'look at the output of {pushed.ref}').format(version=version)}")
@@ -139,10 +154,3 @@ def _names(names: list[str], run: str, known: list[str]) -> list[str]:
     if run:
         return [run]
     return list(dict.fromkeys(names)) or known
-
-
-def _numbers(text: str) -> list[int] | None:
-    try:
-        return [int(part) for part in text.split(",")] if text else None
-    except ValueError as error:
-        raise PublishError(f"--folds is '{text}'; expected numbers such as 0,2") from error

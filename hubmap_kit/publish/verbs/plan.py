@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hubmap_kit.errors import ConfigError, PublishError
+from hubmap_kit.errors import PublishError
+from hubmap_kit.words import check_folds, fold_numbers
 
 if TYPE_CHECKING:
     from hubmap_kit.config import Experiment
@@ -29,7 +30,7 @@ def plan(
     run: Annotated[list[Path], typer.Option(help="A run folder whose timing is taken, where it fits; may be repeated.")] = [],
     slides: Annotated[int, typer.Option(min=1, help="Training slides.")] = 351,
     accelerator: Annotated[str, typer.Option(help="t4x2, p100 (retired) or cpu.")] = "t4x2",
-    hours: Annotated[float, typer.Option(min=0.1, max=12, help="Hours of a session at most.")] = 11.5,
+    hours: Annotated[float, typer.Option(min=0.1, max=11.75, help="Hours of a session at most.")] = 11.5,
     stored: Annotated[bool, typer.Option("--stored", help="A finished tile store will be attached.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask Kaggle for the quota; assume a full week.")] = False,
 ) -> None:
@@ -56,15 +57,11 @@ def plan(
 
 
 def _numbers(text: str, settings: Experiment) -> tuple[int, ...]:
-    known = range(settings.data.n_folds)
-    try:
-        numbers = tuple(sorted({int(part) for part in text.split(",")})) if text else tuple(known)
-    except ValueError as error:
-        raise PublishError(f"--folds is '{text}'; expected numbers such as 0,2") from error
-    wrong = [number for number in numbers if number not in known]
-    if wrong:
-        raise ConfigError(f"fold {wrong[0]} was asked for, but data.n_folds is {len(known)}; choose among {list(known)} with --folds")
-    return numbers
+    asked = fold_numbers(text)
+    if asked is None:
+        return tuple(range(settings.data.n_folds))
+    check_folds(asked, settings.data.n_folds)
+    return tuple(sorted(set(asked)))
 
 
 def _budget(offline: bool) -> tuple[Budget, str]:

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from hubmap_kit.errors import PublishError, did_you_mean
+from hubmap_kit.words import INTERRUPTED
 
 KINDS = ("code", "weights", "tiles", "pretrained")
-INTERRUPTED = 130
 Paths = list[Path] | None
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hubmap_kit.errors import RehearsalError
-
-INTERRUPTED = 130
+from hubmap_kit.words import INTERRUPTED
 
 
 def add(app: typer.Typer) -> None:
@@ -19,7 +21,9 @@ def add(app: typer.Typer) -> None:
 
 
 def rehearse(
-    what: Annotated[str, typer.Argument(metavar="[journey|train|infer|tiles|faults]", help="All kernels in turn; one as it is rendered; or what must fail.")] = "journey",
+    what: Annotated[
+        str, typer.Argument(metavar="[journey|train|infer|tiles|faults]", help="All kernels in turn; one as it is rendered; or what must fail.")
+    ] = "journey",
     layout: Annotated[str, typer.Option(help="Kaggle's layout of /kaggle/input: new, flat or both.")] = "both",
     slides: Annotated[int, typer.Option(help="Slides of the hidden test set; 529 is its real size.")] = 12,
     faults: Annotated[bool, typer.Option(help="Broken, missing and odd files among the hidden slides.")] = True,
@@ -27,7 +31,9 @@ def rehearse(
     data: Annotated[Path | None, typer.Option(help="Real slides with train.csv; default: embedded ones.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other slides.")] = 0,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="journey, faults: override a setting of the demo experiment.")] = [],
-    stop_after: Annotated[float, typer.Option(metavar="MIN", help="journey: when the first training session must end itself; 0: its clock leaps to the end after one epoch.")] = 0.0,
+    stop_after: Annotated[
+        float, typer.Option(metavar="MIN", help="journey: when the first training session ends itself; 0: its clock leaps there after one epoch.")
+    ] = 0.0,
     sample_size: Annotated[int, typer.Option(min=256, help="Side of an embedded training slide in pixels.")] = 1536,
     minutes: Annotated[float, typer.Option(help="Wall clock of a session; 0: Kaggle's own, 9 hours for infer and 12 for the others.")] = 0.0,
     memory_gib: Annotated[float, typer.Option(help="Memory of all processes of a session together.")] = 29.0,
@@ -52,19 +58,33 @@ def rehearse(
     from hubmap_kit.publish.rehearsal.jobs import run
 
     try:
-        result = run(request)
+        with _ending_well():
+            result = run(request)
     except KeyboardInterrupt:
         typer.echo("error: stopped; the kernel was ended, and nothing of the rehearsal goes on", err=True)
         sys.exit(INTERRUPTED)
-    parts = (reporting.table(result.steps, result.must_fail), reporting.dice_table(result.steps), "\n".join(reporting.details(result.steps, result.must_fail)))
+    steps, failing = result.steps, result.must_fail
+    parts = (reporting.table(steps, failing), reporting.dice_table(steps), "\n".join(reporting.details(steps, failing)))
     typer.echo("\n" + "\n\n".join(part for part in parts if part) + "\n")
     typer.echo(f"report:  {result.folder}/report.json, a log and the output of each session in its folder beside it")
     if result.picture:
         typer.echo(f"picture: {result.picture}")
+    if result.kept:
+        typer.echo(f"kept:    {result.kept}, the last rehearsal of this kind, whose output the next one attaches unless a newer one passes")
     if not result.passed:
         raise RehearsalError(f"the rehearsal failed: {result.wrong[0]}" + (f" (and {len(result.wrong) - 1} more)" if len(result.wrong) > 1 else ""))
     typer.echo("every fault was found, each for its own reason" if what == "faults" else "the rehearsal passed")
-    sys.exit(0)
+
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """SIGTERM and a closed terminal take the way out that Ctrl-C takes: sessions end, and what lies around of them goes."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _outputs(words: list[str]) -> dict[str, Path]:

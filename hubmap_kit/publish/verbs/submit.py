@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hubmap_kit.errors import PublishError
+from hubmap_kit.words import INTERRUPTED
 
 if TYPE_CHECKING:
     from hubmap_kit.publish.client import Kaggle, Submission
-    from hubmap_kit.publish.launch import Pushed
-    from hubmap_kit.publish.submit import Entry
+    from hubmap_kit.publish.records import Pushed
+    from hubmap_kit.publish.submit import Entry, Ran
 
-INTERRUPTED = 130
 
 
 def add(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def submit(
 ) -> None:
     """Hand a finished kernel version in to the competition, wait for its score and keep both in ledger.csv."""
     from hubmap_kit.publish.client import Kaggle
-    from hubmap_kit.publish.submit import Entry, check, limits
+    from hubmap_kit.publish.submit import Entry, Ran, check, limits
     from hubmap_kit.report import ledger as book
 
     table = ledger or (run / book.NAME if run else Path("runs") / book.NAME)
@@ -56,28 +56,18 @@ def submit(
         ref = kernel if "/" in kernel else f"{client.owner}/{kernel}"
         pushed = _last_push(ref, rendered)
         entry = Entry(ref, _version(version, pushed, ref), file, message)
-        build = "" if force else check(client, entry, pushed.version if pushed else None)
+        ran = Ran() if force else check(client, entry)
         if dry_run:
-            typer.echo(f"would hand in {entry.file} of {entry.kernel} version {entry.version}, build {build or 'unknown'}; {limits(client)}")
+            builds = f"build {ran.build_id or 'unknown'}, weights {ran.weights or 'unknown'}"
+            typer.echo(f"would hand in {entry.file} of {entry.kernel} version {entry.version}, {builds}; {limits(client)}")
             return
-        _hand_in(client, entry, build, run, table, every, timeout if wait else 0.0)
+        _hand_in(client, entry, ran, run, table, every, timeout if wait else 0.0)
 
 
-def _hand_in(client: Kaggle, entry: Entry, build: str, run: Path | None, table: Path, every: float, hours: float) -> None:
-    from datetime import datetime, timezone
-
+def _hand_in(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path, every: float, hours: float) -> None:
     from hubmap_kit.publish import submit as job
-    from hubmap_kit.report import ledger as book
 
-    dice = book.oof_dice(run) if run else None
-    number = job.submit(client, entry)
-    # First of all, so that the number is seen whatever happens to the ledger.
-    typer.echo(f"submission {number}: {entry.file} of {entry.kernel} version {entry.version} was handed in")
-    row = {
-        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"), "run": run or "", "kernel": entry.kernel, "version": entry.version,
-        "build_id": build, "message": entry.message, "ref": number, "status": book.PENDING, "oof_dice": dice,
-    }  # fmt: skip
-    book.append(table, row)
+    number = _ask(client, entry, ran, run, table)
     later = f"look in some hours with 'hubmap submit --refresh --ledger {table}'"
     if not hours:
         typer.echo(later)
@@ -92,6 +82,38 @@ def _hand_in(client: Kaggle, entry: Entry, build: str, run: Path | None, table: 
     _settle(table, number, found)
     if found.status != "COMPLETE":
         raise PublishError(f"submission {number} failed to score ({found.error or 'no reason given'}); try the kernel with 'hubmap rehearse'")
+
+
+def _ask(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path) -> int:
+    """Hand in, with a row in the ledger before and after: whatever comes between, it can be looked up what became of it."""
+    import uuid
+    from datetime import datetime, timezone
+
+    from hubmap_kit.publish import submit as job
+    from hubmap_kit.report import ledger as book
+
+    dice, token = book.oof_dice(run) if run else None, f"after-{job.newest(client, entry.competition)}-{uuid.uuid4().hex[:8]}"
+    row = {
+        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"), "run": run or "", "kernel": entry.kernel, "version": entry.version,
+        "build_id": ran.build_id, "weights_id": ran.weights, "message": entry.message, "ref": token, "status": book.ASKED, "oof_dice": dice,
+    }  # fmt: skip
+    book.append(table, row)
+    page = f"https://www.kaggle.com/competitions/{entry.competition}/submissions"
+    look = f"it may have been taken all the same, and each one counts: 'hubmap submit --refresh --ledger {table}' asks, as {page} shows too"
+    try:
+        number = job.submit(client, entry)
+    except job.AnswerLost as error:
+        raise PublishError(f"{error}; {look}") from error
+    except KeyboardInterrupt:
+        typer.echo(f"error: stopped while {entry.kernel} version {entry.version} was being handed in; {look}", err=True)
+        sys.exit(INTERRUPTED)
+    except PublishError:
+        book.complete(table, token, ref="", status=book.REFUSED)
+        raise
+    # Before the ledger, so that the number is seen whatever happens to that.
+    typer.echo(f"submission {number}: {entry.file} of {entry.kernel} version {entry.version} was handed in")
+    book.complete(table, token, ref=number, status=book.PENDING)
+    return number
 
 
 def _settle(table: Path, number: int, found: Submission) -> None:
@@ -114,19 +136,50 @@ def _refresh(table: Path) -> None:
         typer.echo(f"{table} has no pending submission")
         return
     with Kaggle() as client:
+        failures = []
         for row in rows:
-            if not row["ref"].isdigit():
-                raise PublishError(f"{table} has a pending row whose ref is '{row['ref']}'; expected the submission's number, mend the row")
-            _settle(table, int(row["ref"]), client.submission(int(row["ref"])))
+            try:
+                _refresh_row(client, table, row)
+            except PublishError as error:  # the rows after it are not its fault
+                failures.append(f"submission {row['ref']}: {error}")
+                typer.echo(f"warning: {failures[-1]}", err=True)
+    if failures:
+        raise PublishError(f"{len(failures)} of {len(rows)} pending rows of {table} could not be completed ({failures[0].rstrip('.')})")
+
+
+def _refresh_row(client: Kaggle, table: Path, row: dict[str, str]) -> None:
+    from hubmap_kit.publish.submit import find_lost
+    from hubmap_kit.report import ledger as book
+
+    ref = row["ref"]
+    if row["status"] == book.ASKED:
+        number = find_lost(client, row["message"], _after(table, ref), {other["ref"] for other in book.read(table)})
+        if number is None:
+            book.complete(table, ref, ref="", status=book.REFUSED)
+            typer.echo(f"the submission \"{row['message']}\" of {row['time_utc']} is not in Kaggle's list, so it was not taken; hand it in again")
+            return
+        book.complete(table, ref, ref=number, status=book.PENDING)
+        ref = str(number)
+    if not ref.isdigit():
+        raise PublishError(f"{table} has a pending row whose ref is '{ref}'; expected the submission's number, mend the row")
+    _settle(table, int(ref), client.submission(int(ref)))
+
+
+def _after(table: Path, token: str) -> int:
+    """The latest submission before a request without an answer."""
+    words = token.split("-")
+    if len(words) != 3 or not words[1].isdigit():
+        raise PublishError(f"{table} has a row without an answer whose ref is '{token}'; put the submission's number there, or delete the row")
+    return int(words[1])
 
 
 def _last_push(ref: str, rendered: Path | None) -> Pushed | None:
     """What was pushed from here to an address last, if anything."""
     from hubmap_kit.publish.kernel_metadata import KERNELS
-    from hubmap_kit.publish.launch import last_push
-    from hubmap_kit.publish.root import repository
+    from hubmap_kit.publish.records import last_push
+    from hubmap_kit.publish.root import build_folder
 
-    folder = rendered or repository() / "build" / "kernels"
+    folder = rendered or build_folder() / "kernels"
     found = [pushed for name in KERNELS if (pushed := last_push(folder / name)) is not None and pushed.ref == ref]
     return found[0] if found else None
 

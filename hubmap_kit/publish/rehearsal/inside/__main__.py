@@ -15,8 +15,11 @@ import watch
 
 MIB = 1 << 20
 ROOT_BYTES = 2048 * MIB  # for what the kernel installs; the rest of the root is bound
-# What programs look up in /etc. Accounts, keys and name servers of the machine stay outside.
-ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "ssl", "pki", "fonts", "mime.types", "os-release")
+# What programs look up in /etc; of TLS the certificates that everybody may read. Accounts, keys and name servers stay outside.
+ETC = (
+    "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "fonts", "mime.types", "os-release", "crypto-policies",
+    "ssl/certs", "ssl/cert.pem", "ssl/openssl.cnf", "pki/tls/certs", "pki/tls/cert.pem", "pki/tls/openssl.cnf", "pki/ca-trust/extracted",
+)  # fmt: skip
 OWN_ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "group": "root:x:0:\nnogroup:x:65534:\n",
@@ -58,7 +61,7 @@ def _build(spec: dict[str, Any]) -> None:
     os.makedirs(f"{root}/proc")
     mounts.mount("proc", f"{root}/proc", "proc", mounts.NOSUID | mounts.NODEV | mounts.NOEXEC)
     mounts.bind("/sys", f"{root}/sys")
-    mounts.devices(root)
+    mounts.devices(root, spec["memory_bytes"])
     mounts.tmpfs(f"{root}/kaggle/input", 16 * MIB)
     for source, target in spec["inputs"]:
         mounts.bind(source, root + target)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from pathlib import Path
 
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 DETACH = 2
-RELATIME = 1 << 21
-ST_RELATIME = 4096  # statvfs and mount number this one flag differently
-KEPT = 2 | 4 | 8 | 1024 | 2048  # nosuid, nodev, noexec, noatime, nodiratime: a user namespace may not lift them from a bind mount
+# A user namespace may not lift these from a bind mount, so a remount must repeat them.
+FLAGS = {"nosuid": NOSUID, "nodev": NODEV, "noexec": NOEXEC, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 NODES = ("null", "zero", "full", "random", "urandom", "tty")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -48,14 +48,31 @@ def bind(source: str, target: str, writable: bool = False) -> None:
 
 
 def read_only(target: str) -> None:
-    """Turn the mount at `target` read-only."""
-    found = os.statvfs(target).f_flag
-    kept = found & KEPT | (RELATIME if found & ST_RELATIME else 0)
-    mount("none", target, None, REMOUNT | BIND | RDONLY | kept)
+    """Turn the mount at `target` read-only, and every mount below it, for each has a flag of its own."""
+    target = os.path.realpath(target)
+    for point, options in points().items():
+        if point == target or point.startswith(f"{target}/"):
+            kept = sum(flag for name, flag in FLAGS.items() if name in options)
+            mount("none", point, None, REMOUNT | BIND | RDONLY | kept)
 
 
-def devices(root: str) -> None:
-    """A /dev with the harmless devices, shared memory, and the graphics cards if there are any."""
+def points() -> dict[str, frozenset[str]]:
+    """Every mount that this process can reach, with its options; of several on one folder the last, which hides the others."""
+    found = {}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(" ")
+            found[_unescaped(fields[4])] = frozenset(fields[5].split(","))
+    return found
+
+
+def _unescaped(text: str) -> str:
+    """The kernel writes blanks and the like as three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def devices(root: str, shared_bytes: int) -> None:
+    """A /dev with the harmless devices, shared memory of at most `shared_bytes`, and the graphics cards if there are any."""
     folder = f"{root}/dev"
     tmpfs(folder, 1 << 20)
     cards = [name for name in os.listdir("/dev") if name.startswith("nvidia")]
@@ -65,7 +82,7 @@ def devices(root: str) -> None:
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")):
         os.symlink(target, f"{folder}/{name}")
     os.makedirs(f"{folder}/shm")
-    mount("tmpfs", f"{folder}/shm", "tmpfs", NOSUID | NODEV, "mode=1777")
+    mount("tmpfs", f"{folder}/shm", "tmpfs", NOSUID | NODEV, f"size={shared_bytes},mode=1777")
 
 
 def enter(root: str) -> None:

@@ -9,11 +9,13 @@ import struct
 import subprocess
 from typing import Any
 
-from mounts import SetupError
+from mounts import SetupError, points
 
 IFF_UP, SIOCGIFFLAGS, SIOCSIFFLAGS = 1, 0x8913, 0x8914
 ELSEWHERE = ("192.0.2.1", 443), ("1.1.1.1", 443)  # an address that is nobody's, and one that answers wherever there is a network
 NAME = "www.kaggle.com"
+# Mounts that a session may write to; /proc guards itself, and what is mounted on single files of /dev are devices.
+WRITABLE = frozenset({"/", "/proc", "/dev", "/dev/shm", "/kaggle/working", "/kaggle/tmp", "/tmp", "/rehearsal"})
 
 
 def loopback_up() -> None:
@@ -30,6 +32,7 @@ def prove(spec: dict[str, Any]) -> dict[str, Any]:
         "connect": [_connect(address) for address in ELSEWHERE],
         "lookup": _lookup(NAME),
         "read_only": {path: _write(path) for path in ("/kaggle/input", *spec["read_only"])},
+        "writable": [path for path, options in points().items() if "ro" not in options and not _own(path)],
         "absent": [path for path in spec["absent"] if not os.path.lexists(path)],
         "modules": _modules(spec),
         "working_bytes": _room("/kaggle/working"),
@@ -41,6 +44,8 @@ def prove(spec: dict[str, Any]) -> dict[str, Any]:
     open_ = [path for path, answer in facts["read_only"].items() if answer == "written"]
     if open_:
         raise SetupError(f"{open_[0]} can be written to inside the sandbox")
+    if facts["writable"]:
+        raise SetupError(f"the mount at {facts['writable'][0]} is not read-only inside the sandbox")
     seen = sorted(set(spec["absent"]) - set(facts["absent"]))
     if seen:
         raise SetupError(f"{seen[0]} can be seen inside the sandbox")
@@ -91,6 +96,10 @@ def _modules(spec: dict[str, Any]) -> list[str]:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise SetupError(f"Python does not start inside the sandbox ({last})")
     return done.stdout.split()
+
+
+def _own(path: str) -> bool:
+    return path in WRITABLE or path.startswith("/dev/") and not os.path.isdir(path)
 
 
 def _room(path: str) -> int:

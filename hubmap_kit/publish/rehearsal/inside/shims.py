@@ -1,4 +1,7 @@
-"""What a rehearsal can play from inside: faults, and the passing of time. Chosen by HUBMAP_REHEARSAL_SHIM: name -> (module to wait for, what to do to it)."""
+"""What a rehearsal can play from inside: faults, and the passing of time.
+
+Chosen by HUBMAP_REHEARSAL_SHIM from SHIMS: name -> (module to wait for, what to do to it).
+"""
 
 from __future__ import annotations
 
