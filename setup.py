@@ -34,8 +34,17 @@ PUSH = [
     "six>=1.16",  # kaggle 2.2.4 and 2.2.5 import it without declaring it
     "packaging>=23",  # wheel names and requirements of the bundle
 ]
+# What the kit is measured against. scripts/bench.sh adds pytorch-toolbelt without its dependencies: it would bring in opencv-python, whose files
+# overwrite those of the headless build.
+BENCH = [
+    "pycocotools>=2.0.7",  # run-length encoding in C, the usual oracle
+    "rlemasklib>=0.8",  # the fastest run-length library that we know of
+    "monai>=1.3",  # sliding_window_inference
+    "patchly>=0.0.19",  # the release whose sampler squeezes windows into the picture by itself
+]
 EXTRAS = {
     "push": PUSH,
+    "bench": BENCH,
     "lzw": ["imagecodecs>=2024.1.1"],  # faster LZW and JPEG TIFFs; OpenCV reads them where it is absent
     "test": [*PUSH, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "pycocotools>=2.0.7", "monai>=1.3", "imagecodecs>=2024.1.1"],
 }

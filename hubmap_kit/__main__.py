@@ -12,8 +12,8 @@ import typer
 
 from hubmap_kit.errors import HubmapError
 from hubmap_kit.publish import verbs as publishing
+from hubmap_kit.words import INTERRUPTED, fold_numbers
 
-INTERRUPTED = 130  # what typer makes of Ctrl-C
 STOPPED = 3  # a training that ended by --hours, all saved
 app = typer.Typer(
     name="hubmap", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -90,7 +90,7 @@ def train(
     if not config and not (resume and kept.is_file()):
         raise HubmapError(f"--config is missing; name one of {', '.join(experiment.shipped())} or a YAML file")
     settings = experiment.load(config or str(kept), set_, data)
-    numbers = _numbers(folds)
+    numbers = fold_numbers(folds)
     from hubmap_kit.report.tables import oof_summary
     from hubmap_kit.runtime.clock import SessionClock
     from hubmap_kit.runtime.train_job import train as run
@@ -125,20 +125,36 @@ def predict(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; their probabilities are averaged.")],
     test: Annotated[Path, typer.Option(help="test.csv, with test_images/ beside it.")],
     out: Annotated[Path, typer.Option(help="The submission to write.")] = Path("submission.csv"),
-    folds: Folds = "", set_: Set = [], device: Device = "auto",
+    folds: Folds = "", set_: Set = [],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1, which share the slides.")] = "auto",
     on_error: Annotated[str, typer.Option(metavar="raise|degrade", help="A slide that fails: an error, or an empty mask.")] = "raise",
     overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per slide.")] = None,
+    deadline: Annotated[str, typer.Option(metavar="HH:MM:SS", help="Be done by then, at the cost of views, folds and overlap if need be.")] = "",
 ) -> None:  # fmt: skip
     """Segment the slides of a test table and write a checked submission.csv."""
     if on_error not in ("raise", "degrade"):
         raise HubmapError(f"--on-error is '{on_error}'; expected raise or degrade")
-    numbers = _numbers(folds)
+    numbers = fold_numbers(folds)
+    from hubmap_kit.inference.governor import parse_deadline
     from hubmap_kit.runtime.infer_job import predict as job
 
-    done = job(runs, test, out, numbers, set_, device, on_error, overlays)
+    done = job(runs, test, out, numbers, set_, device, on_error, overlays, deadline=parse_deadline(deadline) if deadline else None)
     typer.echo(f"{done.path}: {done.report.rows} rows, {done.report.empty} empty masks, mean coverage {done.report.mean_coverage:.2%}; checked")
     for failure in done.failures:
         typer.echo(f"slide {failure.id} has an empty mask: {failure.reason}")
+
+
+@app.command()
+def tune_thresholds(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[str, typer.Option(help="Folder with train.csv, where it has moved since the training.")] = "",
+    set_: Set = [], device: Device = "auto", stores: Stores = None,
+) -> None:  # fmt: skip
+    """Fit thresholds and post-processing of each organ on a run's held-out slides."""
+    from hubmap_kit.runtime.tune_job import tune_thresholds as job
+
+    typer.echo(job(run, data, set_, device, stores).summary)
+    typer.echo(f"written: {run}/thresholds.json, postprocess.json, tune.png; 'hubmap predict' uses them")
 
 
 @app.command()
@@ -153,13 +169,6 @@ def check_submission(
 
 
 publishing.add_all(app)
-
-
-def _numbers(text: str) -> list[int] | None:
-    try:
-        return [int(part) for part in text.split(",")] if text else None
-    except ValueError as error:
-        raise HubmapError(f"--folds is '{text}'; expected numbers such as 0,2") from error
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -199,7 +199,7 @@ def _tiff_pixels(path: Path, series: Any) -> np.ndarray:
         if tiff_segments.needed(series.keyframe):
             array = tiff_segments.decode_series(series)
         else:
-            array = series.asarray()
+            array = series.asarray(maxworkers=1)  # beside the reader, a network needs the cores
     except tiff_segments.NeedsImagecodecs as error:
         raise SlideError(f"{path}: {error}; install it, or save the slide as 8-bit RGB with deflate.") from error
     except Exception as error:  # zlib, codec, OpenCV and tifffile errors: all of them mean bytes that do not decode

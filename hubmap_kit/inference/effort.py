@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hubmap_kit.config import InferenceConfig
+from hubmap_kit.competition.tables import Slide
+from hubmap_kit.config import Experiment, InferenceConfig
+from hubmap_kit.tiles.scaling import reduced_shape, scaled_shape
 
 VIEW_COUNTS = {"none": 1, "flips": 4, "d4": 8}
 FEWER_VIEWS = {"d4": "flips", "flips": "none"}
@@ -49,3 +53,27 @@ def _lower(effort: Effort, name: str) -> Effort | None:
     if name == "folds":
         return replace(effort, folds=effort.folds // 2) if effort.folds > 1 else None
     return replace(effort, reduce=effort.reduce * 2) if effort.reduce < MAX_REDUCE else None
+
+
+def team_ladder(ladders: Sequence[Sequence[Effort]]) -> list[tuple[Effort, ...]]:
+    """The ladders of several runs that predict together as one: all step down at once, each no further than its own last step."""
+    return [tuple(each[min(step, len(each) - 1)] for each in ladders) for step in range(max(map(len, ladders)))]
+
+
+def windows_along(length: int, size: int, overlap: float) -> int:
+    """How many windows of `size` an axis of `length` pixels takes, as `windows.plan_axis` places them."""
+    return math.ceil(max(0, length - size) / max(1, math.floor(size * (1 - overlap)))) + 1
+
+
+def network_passes(slide: Slide, settings: Experiment, effort: Effort) -> float:
+    """What a slide costs the device: window-sized passes of one network with one view. Windows of glass count, though they may be skipped.
+
+    The table's size is believed; a file that differs is measured all the same.
+    """
+    config = settings.inference
+    height, width = reduced_shape(scaled_shape(slide.height, slide.width, slide.um_per_px, settings.scale), effort.reduce)
+    if max(height, width) <= config.whole_slide:
+        windows = height * width / config.window**2
+    else:
+        windows = windows_along(height, config.window, effort.overlap) * windows_along(width, config.window, effort.overlap)
+    return windows * VIEW_COUNTS[effort.views] * effort.folds

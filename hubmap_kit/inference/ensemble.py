@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,49 +19,116 @@ from torch import nn
 from hubmap_kit import experiment
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError
-from hubmap_kit.inference.views import mean_probability, view_transforms
-from hubmap_kit.inference.windows import predict_plane
-from hubmap_kit.models.build import build, normalise
+from hubmap_kit.inference.effort import Effort, full_effort
+from hubmap_kit.inference.on_device import Limits, MeanProbability, MemoryShort, Stopwatch, scale_on_device
+from hubmap_kit.inference.postprocess import read_fitted, with_fitted
+from hubmap_kit.inference.tissue import tissue_map, windows_with_tissue
+from hubmap_kit.inference.views import tour
+from hubmap_kit.inference.windows import plan, sample, stitch, whole_plane
+from hubmap_kit.models.build import build
 from hubmap_kit.models.device import autocast_dtype
-from hubmap_kit.tiles.scaling import resize_image, resize_plane, scaled_shape
+from hubmap_kit.models.fastest import Tuner
+from hubmap_kit.tiles.scaling import finest_um, reduced_shape, resize_plane, scaled_shape
 
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
+SPEED_FILE = "speed.json"
 COUNTS_FILE = "oof_counts.parquet"  # written beside the weights when a fold is done
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The folds of one run, on one device. `experiment` is the run's own, `thresholds` its fitted ones by organ."""
+    """The folds of one run, on one device. `experiment` is the run's own, `thresholds` its fitted ones by organ.
+
+    What it learns on the way, for the slides that follow: how many windows fit into memory, how much time went into the
+    networks, and, with a `tuner`, in which form the networks are fastest; one that scores a training has none.
+    """
 
     experiment: Experiment
     networks: list[nn.Module]
     thresholds: dict[str, float]
     device: torch.device
+    tuner: Tuner | None = None
+    limits: Limits = field(init=False)
+    stopwatch: Stopwatch = field(init=False, default_factory=Stopwatch)
 
-    def plane(self, image: np.ndarray) -> np.ndarray:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limits", Limits.at_first(self.experiment.inference, self.device))
+
+    @property
+    def full_effort(self) -> Effort:
+        """What the config asks for, with all networks."""
+        return full_effort(self.experiment.inference, len(self.networks))
+
+    @property
+    def seconds_in_network(self) -> float:
+        """Seconds of all slides so far in the networks' forward passes; on a GPU, in everything from the slide's bytes to its plane."""
+        return self.stopwatch.seconds
+
+    def plane(self, image: np.ndarray, effort: Effort | None = None) -> np.ndarray:
         """Probability plane (h, w) float32 of a slide (h, w, 3) uint8 that is already at the network's scale."""
-        config = self.experiment.inference
-        views = view_transforms(config.views)
-        dtype = autocast_dtype(self.experiment.training.precision if self.device.type == "cuda" else "fp32", self.device)
+        effort = effort or self.full_effort
+        shape = reduced_shape(image.shape[:2], effort.reduce)
+        return resize_plane(self._predict(image, shape, finest_um(self.experiment.scale) * effort.reduce, effort), image.shape[:2])
 
-        @torch.inference_mode()
-        def predict(windows: np.ndarray) -> np.ndarray:
-            tiles = normalise(torch.from_numpy(windows).to(self.device), self.experiment.model)
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-                probability = mean_probability(self.networks, tiles, views)
-            if dtype is not None and not torch.isfinite(probability).all():
-                probability = mean_probability(self.networks, tiles, views)  # half precision overflowed; float32 reaches further
-            if not torch.isfinite(probability).all():
-                raise CheckpointError("the network gives NaN instead of probabilities; its training diverged, repeat it with a lower training.lr")
-            return probability.cpu().numpy()
-
-        return predict_plane(image, predict, config.window, config.overlap, config.batch_size)
-
-    def probability(self, slide: np.ndarray, um_per_px: float) -> np.ndarray:
+    def probability(self, slide: np.ndarray, um_per_px: float, effort: Effort | None = None) -> np.ndarray:
         """Probability plane (H, W) float32 of an original slide (H, W, 3) uint8 whose pixels are `um_per_px` micrometres wide."""
-        shape = scaled_shape(*slide.shape[:2], um_per_px, self.experiment.scale)
-        return resize_plane(self.plane(resize_image(slide, shape)), slide.shape[:2])
+        effort = effort or self.full_effort
+        scaled = scaled_shape(*slide.shape[:2], um_per_px, self.experiment.scale)
+        shape = reduced_shape(scaled, effort.reduce)
+        return resize_plane(self._predict(slide, shape, um_per_px * slide.shape[0] / shape[0], effort), slide.shape[:2])
+
+    def _predict(self, slide: np.ndarray, shape: tuple[int, int], um_per_px: float, effort: Effort) -> np.ndarray:
+        """Plane of `shape` (h, w) of a slide (H, W, 3), scaled to that shape; `um_per_px` is the width of a pixel of the plane."""
+        config, dtype = self.experiment.inference, self._dtype()
+        keep = None
+        if config.skip_background:
+            keep = windows_with_tissue(tissue_map(slide, shape), *plan(*shape, config.window, effort.overlap), config.window, um_per_px)
+        image = scale_on_device(slide, shape, self.device)
+        if self.tuner is not None:
+            self.tuner.settle(self.networks, sample(image, config.window), self.experiment.model, dtype)
+        plane = self._attempt(image, effort, dtype, keep)
+        # NaN of any window is NaN in the sum, which costs one pass over the plane and no memory.
+        if dtype is not None and not math.isfinite(plane.sum()):
+            log.debug("half precision overflowed; this slide again in float32")
+            plane = self._attempt(image, effort, None, keep)
+        if not math.isfinite(plane.sum()):
+            raise CheckpointError("the network gives NaN instead of probabilities; its training diverged, repeat it with a lower training.lr")
+        return plane
+
+    def _attempt(self, image: torch.Tensor, effort: Effort, dtype: torch.dtype | None, keep: np.ndarray | None) -> np.ndarray:
+        window, is_cuda = self.experiment.inference.window, self.device.type == "cuda"
+        # A GPU's passes return before they are done, so there the clock runs until the plane has arrived.
+        watch = None if is_cuda else self.stopwatch
+        predict = MeanProbability(self.networks[: effort.folds], tour(effort.views), self.experiment.model, self.device, self.limits, dtype, watch)
+        in_one_piece = max(image.shape[:2]) <= self.limits.whole
+        if is_cuda:
+            torch.backends.cudnn.benchmark = not in_one_piece  # batches of windows have one shape; no GPU has run this line
+        with self.stopwatch.running() if is_cuda else nullcontext():
+            plane = self._in_one_piece(image, predict) if in_one_piece else None
+            if plane is None:
+                plane = stitch(image, predict, window, effort.overlap, self.limits.windows, keep)
+            return plane.cpu().numpy()
+
+    def _in_one_piece(self, image: torch.Tensor, predict: MeanProbability) -> torch.Tensor | None:
+        """The whole plane; None where the network does not take its shape or the memory is too small: windows remain."""
+        try:
+            return whole_plane(image, predict)
+        except MemoryShort:
+            self.limits.whole = max(image.shape[:2]) - 1
+        except (RuntimeError, ValueError, AssertionError) as error:
+            self.limits.whole = 0
+            log.debug("the network does not take %d x %d px", *image.shape[:2], exc_info=error)
+        log.warning("a slide of %d x %d px cannot be predicted in one piece; it and larger ones are predicted in windows", *image.shape[:2])
+        return None
+
+    def _dtype(self) -> torch.dtype | None:
+        precision = self.experiment.inference.precision
+        if precision == "auto":
+            precision = self.experiment.training.precision if self.device.type == "cuda" else "fp32"
+        elif precision == "fp16" and self.device.type == "cpu":
+            raise ConfigError("inference.precision is fp16 on a CPU, which computes it slowly and coarsely; use auto, fp32 or bf16")
+        return autocast_dtype(precision, self.device)
 
 
 def fold_folders(run: Path) -> dict[int, Path]:
@@ -86,7 +155,10 @@ def load_ensemble(run: str | Path, device: torch.device, folds: Sequence[int] | 
             log.warning("%s is not finished: its best epoch so far is used; go on with --resume", found[fold])
     networks = [load_network(settings, found[fold], device) for fold in dict.fromkeys(folds or found)]
     log.info("%s: %d folds, views %s, on %s", run, len(networks), settings.inference.views, device)
-    return Ensemble(settings, networks, read_thresholds(run), device)
+    tuner = Tuner(run / SPEED_FILE, device) if settings.inference.tune_speed else None
+    thresholds = read_thresholds(run)
+    inference = with_fitted(settings.inference, read_fitted(run, thresholds))
+    return Ensemble(settings.model_copy(update={"inference": inference}), networks, thresholds, device, tuner)
 
 
 def load_network(settings: Experiment, fold: Path, device: torch.device) -> nn.Module:

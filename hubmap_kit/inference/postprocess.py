@@ -1,19 +1,115 @@
-"""From a probability plane to a mask."""
+"""From a probability plane to a mask: the organ's threshold, and what happens to a mask after it.
+
+`hubmap tune-thresholds` leaves its choices in the run: thresholds.json and, beside it, postprocess.json. A config that says
+something itself always goes before them.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 
+import cv2
 import numpy as np
+from pydantic import ValidationError
 
-from hubmap_kit.config import InferenceConfig
+from hubmap_kit.config import InferenceConfig, PostprocessChoices
+from hubmap_kit.errors import CheckpointError
+from hubmap_kit.inference import morphology
+
+log = logging.getLogger(__name__)
+FITTED_FILE = "postprocess.json"
+LEAST = 0.01  # the lowest threshold that a rescue tries; below it a network tells tissue from tissue no more
 
 
-def threshold_for(organ: str, fitted: Mapping[str, float], config: InferenceConfig) -> float:
-    """The threshold of an organ: the config's own table first, then the fitted one, then the config's default."""
-    return config.thresholds.get(organ, fitted.get(organ, config.threshold))
+def threshold_for(organ: str, source: str, fitted: Mapping[str, float], config: InferenceConfig) -> float:
+    """The threshold of a slide of `organ` from `source`.
+
+    The first of: the config's own for source and organ, the config's own for the organ, the one fitted for organ and source
+    (key "kidney/HPA"), the one fitted for the organ ("kidney"), the config's default.
+    """
+    own = config.source_thresholds.get(source, {}).get(organ, config.thresholds.get(organ))
+    if own is not None:
+        return own
+    return fitted.get(f"{organ}/{source}", fitted.get(organ, config.threshold))
 
 
-def to_mask(plane: np.ndarray, threshold: float) -> np.ndarray:
-    """Mask (H, W) uint8 0/1 of the pixels whose probability reaches the threshold."""
-    return (plane >= threshold).astype(np.uint8)
+def choices_for(organ: str, config: InferenceConfig) -> PostprocessChoices:
+    """What happens to the masks of an organ."""
+    return config.postprocess.organs.get(organ, config.postprocess)
+
+
+def to_mask(plane: np.ndarray, threshold: float, organ: str, config: InferenceConfig) -> np.ndarray:
+    """Mask (H, W) uint8 0/1 of a probability plane (H, W) float32, after everything that the config wants for this organ.
+
+    With a default config these are exactly the pixels that reach the threshold.
+    """
+    choices = choices_for(organ, config)
+    mask = after_steps(plane, threshold, choices)
+    return rescue(plane, threshold, choices) if choices.rescue and not mask.any() else mask
+
+
+def after_steps(plane: np.ndarray, threshold: float, choices: PostprocessChoices) -> np.ndarray:
+    """The mask of the pixels that reach the threshold after every step but the rescue."""
+    mask = (plane >= np.float32(threshold)).view(np.uint8)
+    if choices.fill_holes:
+        mask = morphology.fill_holes(mask)
+    if choices.opening:
+        mask = morphology.opening(mask, choices.opening)
+    if choices.min_area:
+        mask = morphology.drop_small(mask, choices.min_area * mask.size)
+    return morphology.erode(mask, choices.shrink) if choices.shrink else mask
+
+
+def rescue(plane: np.ndarray, threshold: float, choices: PostprocessChoices) -> np.ndarray:
+    """The mask of a plane whose mask at `threshold` is empty: every slide has a unit, so an empty mask scores 0 for certain.
+
+    The threshold is halved, down to LEAST, until the steps leave something. At last it is the part around the highest
+    probability that reaches half of it, as it is: steps that took everything so far would take that too. A plane of zeros says
+    nothing, and stays empty.
+    """
+    top = float(plane.max(initial=0.0))
+    while (threshold := threshold / 2) >= LEAST:
+        if top >= threshold and (mask := after_steps(plane, threshold, choices)).any():
+            return mask
+    if not top > 0:
+        return np.zeros(plane.shape, np.uint8)
+    _, labels = cv2.connectedComponents((plane >= np.float32(top / 2)).view(np.uint8), connectivity=8)
+    return (labels == labels.flat[int(plane.argmax())]).view(np.uint8)
+
+
+def read_fitted(run: Path, thresholds: Mapping[str, float]) -> dict[str, PostprocessChoices]:
+    """The choices by organ that were fitted for a run; empty when there are none, or when they belong to other thresholds.
+
+    `thresholds` are those of the run's thresholds.json. A threshold and what follows it are fitted together; where the
+    thresholds were fitted anew since, as 'hubmap evaluate' does, the choices no longer fit them. Raises CheckpointError when
+    the file is damaged.
+    """
+    path = run / FITTED_FILE
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        fitted_with = {str(key): float(value) for key, value in values["thresholds"].items()}
+        choices = {str(organ): PostprocessChoices.model_validate(value) for organ, value in values["organs"].items()}
+    except (ValueError, AttributeError, TypeError, KeyError, ValidationError) as error:
+        raise CheckpointError(f"{path} is not what tune-thresholds writes; fit it again with 'hubmap tune-thresholds {run}' or delete it") from error
+    if fitted_with != dict(thresholds):
+        log.warning("%s was fitted with other thresholds than those of thresholds.json now and is left out; run 'hubmap tune-thresholds' again", path)
+        return {}
+    return choices
+
+
+def with_fitted(config: InferenceConfig, fitted: Mapping[str, PostprocessChoices]) -> InferenceConfig:
+    """`config` with the fitted choices wherever it has none of its own.
+
+    Its own are: those of an organ that it names under `postprocess.organs` (an empty entry switches everything off), and, as soon
+    as one of the choices for all organs is not the default, those for all.
+    """
+    own = config.postprocess
+    if any(getattr(own, key) != field.default for key, field in PostprocessChoices.model_fields.items()):
+        return config
+    organs = {organ: choices for organ, choices in fitted.items() if organ not in own.organs}
+    return config.model_copy(update={"postprocess": own.model_copy(update={"organs": organs | own.organs})})

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hubmap_kit.competition.checker import SubmissionReport, check_submission
 from hubmap_kit.competition.lenient import read_test_leniently
 from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide, read_test
 from hubmap_kit.errors import SubmissionError, TableError
-from hubmap_kit.inference.ensemble import load_ensemble
+from hubmap_kit.inference.ensemble import Ensemble, load_ensemble
 from hubmap_kit.inference.predict import Failure, OnError, predict_slides
-from hubmap_kit.models.device import choose_device
+from hubmap_kit.models.device import choose_device, choose_devices
 from hubmap_kit.report.overlays import save_overlay
+from hubmap_kit.runtime.clock import SessionClock
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +36,26 @@ class Submission:
 def predict(
     runs: Sequence[Path], test_csv: Path, out: Path, folds: Sequence[int] | None = None, overrides: Sequence[str] = (),
     device: str = "auto", on_error: OnError = "raise", overlays: Path | None = None, left: Callable[[], float] | None = None,
+    deadline: float | None = None,
 ) -> Submission:  # fmt: skip
     """Predict every slide of `test_csv` with all runs' folds and write `out`.
 
     Before the file takes its name, the checker reads it back; what it knows of run-length strings is its own, not the writer's.
     `overlays` is a folder for one picture a slide. Missing slide files and rows that are not as they should be are an error with
-    on_error="raise"; with "degrade" they cost an empty mask at most. `left` gives the seconds left, see `predict_slides`.
+    on_error="raise"; with "degrade" they cost an empty mask at most. Several devices (cuda:0,cuda:1) share the slides.
+
+    `left` gives the seconds left, see `predict_slides`; `deadline` does the same in seconds since the start of this process, less a
+    twentieth of it (five minutes at most) for what comes after the last slide.
     """
-    chosen = choose_device(device)
+    if deadline is not None:
+        left = _earlier(left, SessionClock(deadline).left)
+    devices = choose_devices(device)
     slides = read_test(test_csv) if on_error == "raise" else read_test_leniently(test_csv)
-    ensembles = [load_ensemble(run, chosen, folds, overrides) for run in runs]
+
+    def team(chosen: torch.device) -> list[Ensemble]:
+        return [load_ensemble(run, chosen, folds, overrides) for run in runs]
+
+    teams = [team(chosen) for chosen in devices]
 
     def draw(slide: Slide, pixels: np.ndarray, mask: np.ndarray) -> None:
         assert overlays is not None
@@ -61,7 +73,8 @@ def predict(
             log.warning("%s is kept although its check failed: %s; it holds every id that could be read", out, error)
             reports.append(_counted(partial))
 
-    failures = predict_slides(slides, ensembles, out, on_error, draw if overlays is not None else None, check, left)
+    drawn = draw if overlays is not None else None
+    failures = predict_slides(slides, teams, out, on_error, drawn, check, left, spare=lambda: team(choose_device("cpu")))
     return Submission(out, reports[0], failures)
 
 
@@ -72,6 +85,10 @@ def empty_submission(test_csv: Path, out: Path) -> int:
         for slide in slides:
             writer.add(slide.id, "")
     return len(slides)
+
+
+def _earlier(left: Callable[[], float] | None, other: Callable[[], float]) -> Callable[[], float]:
+    return other if left is None else lambda: min(left(), other())
 
 
 def _counted(path: Path) -> SubmissionReport:

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,21 +16,23 @@ from hubmap_kit import experiment
 from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.config import Experiment
-from hubmap_kit.errors import CheckpointError, ConfigError
+from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError
 from hubmap_kit.files import write_json, write_yaml
 from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_network, read_thresholds, run_settings
 from hubmap_kit.inference.postprocess import threshold_for, to_mask
 from hubmap_kit.models.device import choose_device, choose_devices
 from hubmap_kit.report.curves import save_curves, save_threshold_curves
 from hubmap_kit.report.overlays import save_overlay
+from hubmap_kit.runtime import sigterm
 from hubmap_kit.runtime.environment import describe
 from hubmap_kit.runtime.preflight import check_experiment
 from hubmap_kit.runtime.side_by_side import train_side_by_side
 from hubmap_kit.tiles.convert import decode_for
 from hubmap_kit.training import checkpoint, oof
-from hubmap_kit.training.clock import Clock, OutOfTime
+from hubmap_kit.training.clock import Clock, OutOfTime, Stoppable
 from hubmap_kit.training.counts import THRESHOLDS
-from hubmap_kit.training.fold import OnEpoch, Row
+from hubmap_kit.training.fold import OnEpoch
+from hubmap_kit.training.history import Row
 from hubmap_kit.training.run import Plan, collect_done, evaluate_folds, plan, remaining, train_fold
 
 log = logging.getLogger(__name__)
@@ -39,37 +41,60 @@ DRAW_EVERY_S = 30.0
 
 def train(
     settings: Experiment, out: Path, folds: Sequence[int] | None = None, resume: bool = False, device: str = "auto",
-    stores: Path | None = None, clock: Clock | None = None,
+    stores: Path | None = None, clock: Clock | None = None, degrade: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """Train into the run folder `out` and return its out-of-fold table.
 
     The resolved config and the environment are in `out` before the first step. Tile stores go to `stores` (default: a folder
     `stores` beside `out`, shared by all runs there). With several devices (cuda:0,cuda:1) each trains a fold of its own. Raises
-    CheckpointError when `out` already holds a run and `resume` is off, and OutOfTime when the clock stopped the training: every
-    finished epoch is saved then, and the tables of the folds that are done are written.
+    CheckpointError when `out` already holds a run and `resume` is off, and OutOfTime when the clock or a SIGTERM stopped the
+    training. Whatever ends it early, every finished epoch is saved, and the tables of the folds that are done are written.
+
+    A damaged last.ckpt is an error. With `degrade` its fold goes on from its best weights, or begins anew, with a warning.
     """
     devices = choose_devices(device)
     slides = read_train(_train_csv(settings))
     check_experiment(settings, devices[0], pretrained=not resume)
     _open_run(out, settings, resume)
     _write_environment(out, devices[0])
-    planned = plan(settings, slides, out, stores or out.parent / "stores", folds)
-    try:
-        _train_planned(planned, devices, _Curves(out, settings), clock)
-    except OutOfTime as stop:
-        if collect_done(planned) is not None:
-            _report(out, settings, slides)
-        else:
-            _save_curves(out, settings)
-        advice = f"everything so far is in {out}, go on with 'hubmap train --out {out} --resume'"
-        raise OutOfTime(stop.where, advice) from stop
+    planned = plan(settings, slides, out, stores or out.parent / "stores", folds, degrade)
+    with sigterm.noticed() as told:
+        try:
+            _train_planned(planned, devices, _Curves(out, settings), Stoppable(clock, told))
+        except OutOfTime as stop:
+            _write_tables(planned, pictures=not told())  # who sends a SIGTERM waits some ten seconds before he kills
+            others = [phrase for number, phrase in remaining(planned).items() if f"fold {number} " not in stop.where]
+            advice = f"everything so far is in {out}, go on with 'hubmap train --out {out} --resume'"
+            raise OutOfTime("; ".join([stop.where, *others]), advice, "SIGTERM came" if told() else stop.cause) from stop
+        except HubmapError:
+            _write_tables(planned)
+            raise
     table = oof.collect(out, slides, planned.folds)
-    _report(out, settings, slides)
+    _draw(_report, out, settings, slides)
     return table
 
 
+def _write_tables(planned: Plan, pictures: bool = True) -> None:
+    """The tables and pictures of what is done, when a training ends early; no fault here may hide why it did."""
+    try:
+        done = collect_done(planned) is not None
+    except Exception as error:
+        log.warning("the tables of the finished folds cannot be written: %s", error)
+        done = False
+    if pictures:
+        _draw(_report if done else _save_curves, planned.run, planned.settings, planned.slides)
+
+
+def _draw(draw: Callable[[Path, Experiment, Sequence[Slide]], None], out: Path, settings: Experiment, slides: Sequence[Slide]) -> None:
+    """Draw pictures of a training, which are not worth losing it: a failure is a warning."""
+    try:
+        draw(out, settings, slides)
+    except Exception as error:
+        log.warning("%s: its curves cannot be drawn (%s: %s); the training is not touched by that", out, type(error).__name__, error)
+
+
 def _train_planned(planned: Plan, devices: Sequence[torch.device], draw: OnEpoch, clock: Clock | None) -> None:
-    left = remaining(planned)
+    left = list(remaining(planned))
     if len(devices) > 1 and len(left) > 1:
         train_side_by_side(planned, left, devices, draw, clock)
         return
@@ -114,7 +139,8 @@ def draw_overlays(run: Path, settings: Experiment, slides: Sequence[Slide], tabl
 def _overlay(path: Path, slide: Slide, ensemble: Ensemble, dice: float) -> Path:
     pixels = slide_files.read(slide.path)
     plane = ensemble.probability(pixels, slide.um_per_px)
-    mask = to_mask(plane, threshold_for(slide.organ, ensemble.thresholds, ensemble.experiment.inference))
+    config = ensemble.experiment.inference
+    mask = to_mask(plane, threshold_for(slide.organ, slide.source, ensemble.thresholds, config), slide.organ, config)
     save_overlay(path, pixels, decode_for(slide, *pixels.shape[:2]), mask, f"{slide.organ} {slide.id} ({slide.source}), held out, Dice {dice:.3f}")
     return path
 
@@ -162,17 +188,13 @@ class _Curves:
     def __init__(self, out: Path, settings: Experiment) -> None:
         self.out, self.settings, self._last = out, settings, -math.inf
 
-    def __call__(self, fold: int, rows: list[Row]) -> None:
-        if time.monotonic() - self._last < DRAW_EVERY_S:
-            return
-        others = oof.read_metrics(self.out)
-        finished = others[others["fold"] != fold] if len(others) else others
-        frames = [frame for frame in (finished, pd.DataFrame(rows)) if len(frame)]
-        save_curves(self.out / "curves.png", pd.concat(frames, ignore_index=True), self.settings.name)
-        self._last = time.monotonic()
+    def __call__(self, _fold: int, _row: Row) -> None:
+        if time.monotonic() - self._last >= DRAW_EVERY_S:
+            _draw(_save_curves, self.out, self.settings, ())
+            self._last = time.monotonic()
 
 
-def _save_curves(out: Path, settings: Experiment) -> None:
+def _save_curves(out: Path, settings: Experiment, _slides: Sequence[Slide] = ()) -> None:
     metrics = oof.read_metrics(out)
     if len(metrics):
         save_curves(out / "curves.png", metrics, settings.name)

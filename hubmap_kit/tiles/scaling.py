@@ -10,6 +10,8 @@ import numpy as np
 
 from hubmap_kit.config import ScaleConfig
 
+FINEST_SLIDE_UM = 0.229  # HuBMAP's large intestine
+
 
 def scaled_shape(height: int, width: int, um_per_px: float, scale: ScaleConfig) -> tuple[int, int]:
     """(height, width) of a slide in network pixels, at least 1 x 1.
@@ -22,6 +24,16 @@ def scaled_shape(height: int, width: int, um_per_px: float, scale: ScaleConfig) 
     else:
         zoom = min(um_per_px / scale.um_per_px, scale.max_zoom)
     return max(1, round(height * zoom)), max(1, round(width * zoom))
+
+
+def reduced_shape(shape: tuple[int, int], reduce: int) -> tuple[int, int]:
+    """(height, width) of a scaled slide that is predicted `reduce` times coarser than it is trained, at least 1 x 1."""
+    return max(1, round(shape[0] / reduce)), max(1, round(shape[1] / reduce))
+
+
+def finest_um(scale: ScaleConfig) -> float:
+    """The smallest width in micrometres that a network pixel can have: with policy `reduce` that of the finest slides there are."""
+    return scale.um_per_px if scale.policy == "physical" else FINEST_SLIDE_UM * scale.reduce
 
 
 def resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from hubmap_kit import experiment
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import CheckpointError
 from hubmap_kit.files import atomic_path, write_json
@@ -18,19 +19,24 @@ from hubmap_kit.tiles.convert import decode_for
 from hubmap_kit.tiles.scaling import resize_plane
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training import counts as sweep
+from hubmap_kit.training.history import METRICS_FILE, fold_number, unfinished
 
 log = logging.getLogger(__name__)
 
 
-def predict_fold(ensemble: Ensemble, store: TileStore, slides: Sequence[Slide], rows: Sequence[int], path: Path) -> None:
+def predict_fold(
+    ensemble: Ensemble, store: TileStore, slides: Sequence[Slide], rows: Sequence[int], path: Path, check: Callable[[], None] | None = None
+) -> None:
     """Predict the slides at `rows` of the store with all views, and write their counts at every threshold to `path`.
 
     The store holds what inference would make of the slide file, so nothing is decoded again; the plane is brought back to the
-    slide's original size and compared with its original mask.
+    slide's original size and compared with its original mask. `check` is called before every slide; what it raises ends this.
     """
     by_id = {slide.id: slide for slide in slides}
     counts, ids = [], []
     for row in track(list(rows), "out of fold", "slide"):
+        if check is not None:
+            check()
         record = store.slides.iloc[row]
         height, width = int(record["height"]), int(record["width"])
         plane = resize_plane(ensemble.plane(store.image(row)), (height, width))
@@ -41,13 +47,14 @@ def predict_fold(ensemble: Ensemble, store: TileStore, slides: Sequence[Slide], 
 
 
 def collect(run: Path, slides: Sequence[Slide], folds: Mapping[str, int]) -> pd.DataFrame:
-    """Merge the folds that are done: fit thresholds.json, write oof.csv and metrics.csv; returns the out-of-fold table.
+    """Merge the folds that are predicted: fit thresholds.json, write oof.csv and metrics.csv; returns the out-of-fold table.
 
     Columns: id, organ, data_source, fold, dice (at the fitted threshold of its organ), dice@0.5, threshold, truth_share,
-    predicted_share. Both Dices are a little optimistic: the kept epoch was chosen on these slides, and for `dice` the
-    thresholds were fitted on them too.
+    predicted_share, finished (whether the fold was trained to its end). A warning names the folds that are not. Both Dices are a
+    little optimistic: the kept epoch was chosen on these slides, and for `dice` the thresholds were fitted on them too.
     """
     ids, counts = _read_counts(run)
+    open_folds = unfinished(run, experiment.read(run / "config.yaml").training)
     by_id = {slide.id: slide for slide in slides}
     unknown = [slide_id for slide_id in ids if slide_id not in by_id]
     if unknown:
@@ -56,6 +63,8 @@ def collect(run: Path, slides: Sequence[Slide], folds: Mapping[str, int]) -> pd.
     curves = sweep.dice_curve(counts)
     thresholds = sweep.fit_thresholds(sweep.mean_curves(curves, organs))
     table = pd.DataFrame([_row(by_id[i], folds[i], curve, count, thresholds) for i, curve, count in zip(ids, curves, counts, strict=True)])
+    table["finished"] = ~table["fold"].isin(list(open_folds))
+    _warn(run, open_folds, set(table["fold"]))
     write_json(run / "thresholds.json", thresholds)
     with atomic_path(run / "oof.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6f")
@@ -68,12 +77,20 @@ def collect(run: Path, slides: Sequence[Slide], folds: Mapping[str, int]) -> pd.
 
 def read_metrics(run: Path) -> pd.DataFrame:
     """The metrics of all folds, one row a fold and epoch; empty when no epoch is done."""
-    paths = [folder / "metrics.csv" for folder in fold_folders(run).values()]
+    numbered = {number: path for path in run.glob(f"fold*/{METRICS_FILE}") if (number := fold_number(path.parent)) is not None}
     try:
-        parts = [pd.read_csv(path) for path in paths if path.is_file()]
+        parts = [pd.read_csv(path) for _, path in sorted(numbered.items())]
     except ValueError as error:
         raise CheckpointError(f"{run} has a damaged fold<k>/metrics.csv ({error}); delete that file, --resume writes it anew") from error
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _warn(run: Path, open_folds: Mapping[int, str], present: Collection[int]) -> None:
+    for number, phrase in open_folds.items():
+        if number in present:
+            log.warning("%s: %s; oof.csv and thresholds.json judge its best epoch so far, predict uses it as well; go on with --resume", run, phrase)
+        else:
+            log.warning("%s: %s; its slides are not in oof.csv, and thresholds.json is fitted without them", run, phrase)
 
 
 def organ_curves(run: Path, slides: Sequence[Slide]) -> dict[str, np.ndarray]:

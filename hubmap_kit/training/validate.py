@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +25,20 @@ class Validation:
     organs: dict[str, float]
 
 
-def validate(network: nn.Module, loss: nn.Module, store: TileStore, slides: Sequence[int], settings: Experiment, device: torch.device) -> Validation:
-    """Predict whole slides at the store's scale, one view, and score them there; leaves the network in eval mode."""
+def validate(
+    network: nn.Module, loss: nn.Module, store: TileStore, slides: Sequence[int], settings: Experiment, device: torch.device,
+    check: Callable[[], None] | None = None,
+) -> Validation:  # fmt: skip
+    """Predict whole slides at the store's scale, one view, and score them there; leaves the network in eval mode.
+
+    `check` is called before every slide; what it raises ends the validation.
+    """
     inference = settings.inference.model_copy(update={"views": "none"})
     single = Ensemble(settings.model_copy(update={"inference": inference}), [network.eval()], {}, device)
     curves, losses = [], []
     for slide in slides:
+        if check is not None:
+            check()
         plane, truth = single.plane(store.image(slide)), store.mask(slide)
         losses.append(_plane_loss(loss, plane, truth))
         curves.append(dice_curve(threshold_counts(plane, truth)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,9 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hubmap_kit import experiment
-from hubmap_kit.config import Experiment
+from hubmap_kit.config import Experiment, ScaleConfig
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError
+from hubmap_kit.inference.effort import Effort
 from hubmap_kit.inference.ensemble import Ensemble, fold_folders, load_ensemble, read_thresholds
+from hubmap_kit.inference.on_device import CPU_PIXELS, Limits, is_out_of_memory, reduce_by_area
 from hubmap_kit.models.build import build
 
 CPU = torch.device("cpu")
@@ -225,3 +229,233 @@ def test_thresholds_that_are_no_probabilities_are_refused(run: Path, value: str)
     (run / "thresholds.json").write_text(f'{{"kidney": {value}}}')
     with pytest.raises(CheckpointError, match=r"thresholds\.json"):
         load_ensemble(run, CPU, folds=[0])
+
+
+# What follows needs no trained network: one that gives the first channel back shows what is done with it.
+
+
+class FirstChannel(nn.Module):
+    """The logit of the first channel's share of 255, and the shapes that it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.shapes.append(tuple(inputs.shape))
+        return torch.logit(inputs[:, :1], eps=1e-6)
+
+
+def simple(*networks: nn.Module, mean: float = 0.0, **inference: object) -> Ensemble:
+    settings = {
+        "model": {"mean": [mean] * 3, "std": [1.0] * 3},
+        "inference": {"window": 64, "overlap": 0.25, "views": "none", "batch_size": 4, "skip_background": False, **inference},
+    }
+    return Ensemble(experiment.parse(settings, "test"), list(networks or [FirstChannel()]), {}, CPU)
+
+
+def test_efforts_choose_views_folds_overlap_and_scale() -> None:
+    networks = [FirstChannel() for _ in range(3)]
+    ensemble, slide = simple(*networks, views="d4", overlap=0.5), image(128, 192)
+    assert ensemble.full_effort == Effort(0.5, "d4", 3)
+    np.testing.assert_allclose(ensemble.plane(slide), slide[..., 0] / 255, atol=1e-5)
+    full = [sum(shape[0] for shape in each.shapes) for each in networks]
+    assert full == [8 * 3 * 5] * 3
+    for each in networks:
+        each.shapes.clear()
+    plane = ensemble.plane(slide, Effort(0.0, "flips", 1, 2))
+    assert [sum(shape[0] for shape in each.shapes) for each in networks] == [4 * 1 * 2, 0, 0] and plane.shape == (128, 192)
+    expected = cv2.resize(slide, (96, 64), interpolation=cv2.INTER_AREA)[..., 0] / np.float32(255)
+    np.testing.assert_allclose(plane, cv2.resize(expected, (192, 128), interpolation=cv2.INTER_LINEAR), atol=1e-5)
+
+
+def test_a_reduced_slide_is_resampled_once() -> None:
+    """From the original straight to the reduced scale, and the plane straight back."""
+    ensemble, slide = simple(), image(120, 200)
+    ensemble = Ensemble(ensemble.experiment.model_copy(update={"scale": ScaleConfig(reduce=2)}), ensemble.networks, {}, CPU)
+    small = cv2.resize(slide, (50, 30), interpolation=cv2.INTER_AREA)[..., 0] / np.float32(255)
+    found = ensemble.probability(slide, 0.4, Effort(0.25, "none", 1, 2))
+    np.testing.assert_allclose(found, cv2.resize(small, (200, 120), interpolation=cv2.INTER_LINEAR), atol=1e-5)
+
+
+def test_a_slide_on_a_read_only_map_is_predicted() -> None:
+    slide = image(70, 90)
+    slide.setflags(write=False)
+    np.testing.assert_allclose(simple().plane(slide), slide[..., 0] / 255, atol=1e-5)
+
+
+def test_background_is_not_predicted_and_its_plane_is_zero() -> None:
+    slide = np.full((1500, 1500, 3), 245, np.uint8)
+    slide[:300, :300] = (200, 120, 180)
+    network = FirstChannel()
+    plane = simple(network, skip_background=True).plane(slide)
+    assert (plane[-300:, -300:] == 0).all() and np.allclose(plane[:300, :300], 200 / 255, atol=1e-4)
+    some = sum(shape[0] for shape in network.shapes)
+    network.shapes.clear()
+    whole = simple(network).plane(slide)
+    assert np.allclose(whole, slide[..., 0] / 255, atol=1e-4) and some < 0.8 * sum(shape[0] for shape in network.shapes)
+
+
+def test_slides_that_fit_are_predicted_in_one_piece() -> None:
+    network = FirstChannel()
+    ensemble = simple(network, whole_slide=150, views="d4")
+    for shape in [(150, 90), (33, 150), (20, 20)]:
+        slide = image(*shape)
+        np.testing.assert_allclose(ensemble.plane(slide), slide[..., 0] / 255, atol=1e-5)
+    assert {shape[2:] for shape in network.shapes} == {(160, 96), (96, 160), (64, 160), (160, 64), (32, 32)}
+    network.shapes.clear()
+    ensemble.plane(image(151, 64))
+    assert {shape[2:] for shape in network.shapes} == {(64, 64)}
+
+
+def test_a_network_of_fixed_size_falls_back_to_windows_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    class Fixed(FirstChannel):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            assert inputs.shape[2:] == (64, 64), "this network takes 64 x 64 px"
+            return super().forward(inputs)
+
+    ensemble = simple(Fixed(), whole_slide=500)
+    for shape in [(100, 90), (150, 200)]:
+        slide = image(*shape)
+        np.testing.assert_allclose(ensemble.plane(slide), slide[..., 0] / 255, atol=1e-5)
+    assert caplog.text.count("cannot be predicted in one piece") == 1
+
+
+class Hungry(FirstChannel):
+    """A network that runs out of memory above some number of pixels: torch's error for a GPU, or a real one of the CPU's allocator."""
+
+    def __init__(self, most: int, real: bool = False) -> None:
+        super().__init__()
+        self.most, self.real = most, real
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(inputs)
+        if inputs[:, 0].numel() > self.most:
+            if self.real:
+                torch.empty(2**50)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return logits
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["GPU's error", "CPU's allocator"])
+@pytest.mark.parametrize("views", ["none", "d4"])
+def test_batches_that_do_not_fit_are_halved_once_and_for_all(caplog: pytest.LogCaptureFixture, real: bool, views: str) -> None:
+    network = Hungry(3 * 64 * 64, real)
+    ensemble, slide = simple(network, batch_size=8, views=views), image(150, 203)
+    for _ in range(2):
+        np.testing.assert_allclose(ensemble.plane(slide), slide[..., 0] / 255, atol=1e-5)
+    assert [shape[0] for shape in network.shapes[:3]] == [8, 4, 2] and max(shape[0] for shape in network.shapes[2:]) == 2
+    assert caplog.text.count("memory is short") == 2 and "from now on 2 windows" in caplog.text
+
+
+def test_a_window_that_does_not_fit_is_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    ensemble = simple(Hungry(100))
+    with pytest.raises(HubmapError, match=r"a window of 64 x 64 px does not fit into the memory of cpu; set inference.window smaller"):
+        ensemble.plane(image(150, 203))
+
+
+def test_a_whole_slide_that_does_not_fit_is_predicted_in_windows(caplog: pytest.LogCaptureFixture) -> None:
+    network = Hungry(128 * 128)
+    ensemble = simple(network, whole_slide=500)
+    for shape in [(150, 203), (150, 250), (128, 100)]:
+        slide = image(*shape)
+        np.testing.assert_allclose(ensemble.plane(slide), slide[..., 0] / 255, atol=1e-5)
+    assert network.shapes[0][2:] == (160, 224) and network.shapes[-1][2:] == (128, 128) and ensemble.limits.windows == 4
+    assert {shape[2:] for shape in network.shapes[1:-1]} == {(64, 64)}, "a larger slide is not tried again"
+
+
+def test_other_errors_of_a_network_are_not_taken_for_short_memory() -> None:
+    class Broken(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        simple(Broken()).plane(image(70, 70))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+@pytest.mark.parametrize(("window", "batch_size", "windows"), [(512, 8, 1), (256, 8, 4), (256, 2, 2), (64, 8, 8), (1024, 4, 1)])
+def test_a_cpu_takes_no_more_pixels_at_once_than_it_computes_at_full_speed(window: int, batch_size: int, windows: int) -> None:
+    config = simple(window=window, batch_size=batch_size, whole_slide=7).experiment.inference
+    assert Limits.at_first(config, CPU) == Limits(windows, 7) and windows * window**2 <= max(CPU_PIXELS, window**2)
+    assert Limits.at_first(config, torch.device("cuda")) == Limits(batch_size, 7)
+
+
+def test_nan_is_an_error_and_no_empty_mask() -> None:
+    class Diverged(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs[:, :1] * float("nan")
+
+    with pytest.raises(CheckpointError, match="gives NaN instead of probabilities"):
+        simple(Diverged()).plane(image(150, 203))
+
+
+def test_half_precision_that_overflows_is_repeated_in_float32(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    class Overflows(FirstChannel):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return super().forward(inputs) * (float("nan") if torch.is_autocast_enabled("cpu") else 1)
+
+    slide = image(150, 203)
+    np.testing.assert_allclose(simple(Overflows(), precision="bf16").plane(slide), slide[..., 0] / 255, atol=1e-5)
+    assert "again in float32" in caplog.text
+    caplog.clear()
+    np.testing.assert_allclose(simple(precision="bf16").plane(slide), slide[..., 0] / 255, atol=1e-2)
+    assert "again in float32" not in caplog.text
+
+
+def test_fp16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match=r"inference\.precision is fp16 on a CPU"):
+        simple(precision="fp16").plane(image(64, 64))
+
+
+def test_time_in_the_network_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that moves only inside the network: every pass of every view and fold counts, and nothing else."""
+    now = [0.0]
+    monkeypatch.setattr("hubmap_kit.inference.on_device.time.perf_counter", lambda: now[0])
+
+    class Slow(FirstChannel):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            now[0] += 1
+            return super().forward(inputs)
+
+    ensemble = simple(Slow(), Slow(), views="flips", batch_size=1)
+    assert ensemble.seconds_in_network == 0
+    ensemble.plane(image(64, 100))
+    assert ensemble.seconds_in_network == 2 * 4 * 2
+    ensemble.plane(image(64, 64))
+    assert ensemble.seconds_in_network == 2 * 4 * 3
+
+
+@pytest.mark.parametrize(("shape", "factors"), [((64, 96), (2, 2)), ((120, 30), (4, 2)), ((9, 15), (3, 5)), ((50, 40), (1, 1))])
+def test_area_averages_on_the_device_are_those_of_opencv(shape: tuple[int, int], factors: tuple[int, int]) -> None:
+    slide, small = image(*shape), (shape[0] // factors[0], shape[1] // factors[1])
+    found = reduce_by_area(torch.from_numpy(slide), small).numpy().astype(int)
+    expected = cv2.resize(slide, small[::-1], interpolation=cv2.INTER_AREA).astype(int)
+    assert found.shape == (*small, 3) and np.abs(found - expected).max() <= 1
+    blocks = slide.reshape(small[0], factors[0], small[1], factors[1], 3).mean(axis=(1, 3))
+    assert np.abs(found - blocks).max() <= 0.5
+    with pytest.raises(ValueError, match="no multiple"):
+        reduce_by_area(torch.from_numpy(slide), (shape[0] - 1, small[1]))
+
+
+def test_a_loaded_run_is_tuned_once_and_keeps_its_probabilities(run: Path) -> None:
+    slide = image(100, 130)
+    (run / "speed.json").unlink(missing_ok=True)
+    plain = load_ensemble(run, CPU, overrides=["inference.tune_speed=false"])
+    expected = plain.plane(slide)
+    assert not (run / "speed.json").exists() and any(isinstance(module, nn.BatchNorm2d) for module in plain.networks[0].modules())
+    tuned = load_ensemble(run, CPU)
+    np.testing.assert_allclose(tuned.plane(slide), expected, atol=1e-5)
+    assert len(json.loads((run / "speed.json").read_text())) == 1
+    again = load_ensemble(run, CPU)
+    np.testing.assert_array_equal(again.plane(slide), tuned.plane(slide))
+
+
+def test_an_ensemble_without_a_run_measures_nothing(finished: Path) -> None:
+    """Validation during a training builds one for every epoch."""
+    loaded = load_ensemble(finished, CPU, folds=[0])
+    plain = Ensemble(loaded.experiment, loaded.networks, {}, CPU)
+    plain.plane(image(64, 64))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in plain.networks[0].modules())

@@ -13,6 +13,8 @@ from hubmap_kit.errors import SlideError, SubmissionError, TableError
 from hubmap_kit.inference.predict import NO_TIME
 from hubmap_kit.runtime.infer_job import predict
 
+SETTINGS = ["inference.views=none", "inference.tune_speed=false"]
+
 
 def rows_of(path: Path) -> dict[str, str]:
     with path.open(newline="") as file:
@@ -29,21 +31,40 @@ def table(sample_data: Path, tmp_path: Path) -> Path:
 def whole(sample_data: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The masks when nothing is in the way."""
     out = tmp_path_factory.mktemp("whole") / "submission.csv"
-    predict([tiny_run], sample_data / "test.csv", out, overrides=["inference.views=none"], device="cpu")
+    predict([tiny_run], sample_data / "test.csv", out, overrides=SETTINGS, device="cpu")
     return rows_of(out)
 
 
 def test_slides_that_come_too_late_get_empty_masks(table: Path, tiny_run: Path, whole: dict[str, str], tmp_path: Path) -> None:
-    seconds = iter([9.0, 5.0, 1.0])
-    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=["inference.views=none"], device="cpu", left=lambda: next(seconds, 0.0))
-    ids = list(whole)
-    assert [failure.id for failure in done.failures] == ids[3:] and {failure.reason for failure in done.failures} == {NO_TIME}
-    found = rows_of(tmp_path / "s.csv")
-    assert found == {slide_id: (text if slide_id in ids[:3] else "") for slide_id, text in whole.items()}
-    assert any(found.values()) and done.report.rows == len(ids)
+    pictures = tmp_path / "pictures"
+
+    def left() -> float:
+        return 0.0 if len(list(pictures.glob("*.png"))) >= 3 else 1e6
+
+    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu", overlays=pictures, left=left)
+    ids, found = list(whole), rows_of(tmp_path / "s.csv")
+    late = [failure.id for failure in done.failures]
+    # When the third picture is there, at most a slide in each stage is still on its way.
+    assert 3 <= len(late) <= 7 and late == ids[-len(late) :] and {failure.reason for failure in done.failures} == {NO_TIME}
+    assert found == {slide_id: ("" if slide_id in late else text) for slide_id, text in whole.items()}
+    assert any(found.values()) and done.report.rows == len(ids) and sorted(path.stem for path in pictures.iterdir()) == sorted(set(ids) - set(late))
+
+
+@pytest.mark.parametrize("limit", [{"left": lambda: 0.0}, {"deadline": 1e-9, "left": lambda: 1e6}, {"deadline": 1e-9}])
+def test_no_time_at_all_still_makes_a_complete_file(limit: dict, table: Path, tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(SubmissionError, match=NO_TIME):
-        predict([tiny_run], table, tmp_path / "t.csv", device="cpu", left=lambda: 0.0)
-    assert check_submission(tmp_path / "t.csv", table).empty == len(ids)
+        predict([tiny_run], table, tmp_path / "t.csv", overrides=SETTINGS, device="cpu", **limit)
+    report = check_submission(tmp_path / "t.csv", table)
+    assert report.empty == report.rows > 0
+    assert len((tmp_path / "governor.csv").read_text().splitlines()) == report.rows + 1
+
+
+def test_devices_share_the_slides_under_a_deadline(table: Path, tiny_run: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu,cpu", deadline=1e5)
+    assert done.failures == [] and rows_of(tmp_path / "s.csv") == whole
+    with (tmp_path / "governor.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["slide"] for row in rows) == sorted(whole) and {row["step"] for row in rows} == {"0"}
 
 
 def test_a_faulty_row_costs_no_other_slide(table: Path, tiny_run: Path, whole: dict[str, str], tmp_path: Path) -> None:
@@ -59,7 +80,7 @@ def test_a_faulty_row_costs_no_other_slide(table: Path, tiny_run: Path, whole: d
     table.write_text("\n".join([header, *(",".join(row) for row in cells)]) + "\n")
     with pytest.raises((TableError, SlideError)):
         predict([tiny_run], table, tmp_path / "s.csv", device="cpu")
-    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=["inference.views=none"], device="cpu", on_error="degrade")
+    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu", on_error="degrade")
     found = rows_of(tmp_path / "s.csv")
     assert list(found) == ids and {failure.id for failure in done.failures} == {ids[4], ids[5]}
     for place, slide_id in enumerate(ids):

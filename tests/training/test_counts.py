@@ -11,7 +11,6 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hubmap_kit.competition.metric import dice
-from hubmap_kit.inference.postprocess import to_mask
 from hubmap_kit.training.counts import HALF, THRESHOLDS, best_threshold, dice_curve, fit_thresholds, from_table
 from hubmap_kit.training.counts import mean_curves, threshold_counts, to_table
 
@@ -19,8 +18,8 @@ PLANES = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_sid
 
 
 def by_hand(plane: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """What `to_mask` makes of the plane at each threshold, counted: the submission is made by that very function."""
-    masks = [to_mask(plane, float(threshold)) for threshold in THRESHOLDS]
+    """The plane compared with each threshold, counted one by one."""
+    masks = [(plane >= np.float32(threshold)).astype(np.uint8) for threshold in THRESHOLDS]
     return np.array([[(mask & truth).sum() for mask in masks], [mask.sum() for mask in masks], [truth.sum()] * len(masks)])
 
 
@@ -62,7 +61,7 @@ def test_the_ends_of_the_range(value: float, inside: int) -> None:
 def test_the_curve_is_the_competitions_dice(plane: np.ndarray, seed: int, density: float) -> None:
     plane = (np.floor(plane * 300) + 0.5) / np.float32(301)  # off every threshold
     truth = (np.random.default_rng(seed).random(plane.shape) < density).astype(np.uint8)
-    expected = [dice(to_mask(plane, threshold), truth) for threshold in THRESHOLDS]
+    expected = [dice((plane >= np.float32(threshold)).astype(np.uint8), truth) for threshold in THRESHOLDS]
     np.testing.assert_allclose(dice_curve(threshold_counts(plane, truth)), expected, atol=1e-12)
 
 
@@ -144,5 +143,5 @@ def test_a_table_row_means_what_its_columns_say() -> None:
     table = to_table(["a", "b"], np.stack([threshold_counts(plane, truth), threshold_counts(plane, 1 - truth)]))
     assert list(table.columns) == ["id", "threshold", "common", "predicted", "truth"] and len(table) == 2 * 199
     row = table[(table["id"] == "b") & np.isclose(table["threshold"], 0.35)].iloc[0]
-    mask = to_mask(plane, 0.35)
+    mask = (plane >= np.float32(0.35)).astype(np.uint8)
     assert (row["common"], row["predicted"], row["truth"]) == ((mask & (1 - truth)).sum(), mask.sum(), (1 - truth).sum())
