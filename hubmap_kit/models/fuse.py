@@ -15,7 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 # Exactly these, of torch, timm and smp: another subclass may do more with its weights or statistics than the formula knows of.
 CONVOLUTIONS = {"Conv2d", "Conv2dSame", "Conv2dStaticSamePadding"}
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
-TOLERANCE = 1e-5  # of a probability, between the folded network and the one it was made from
+# Of a probability, between the folded network and the one it was made from. A wrong fold is off by far more; float32 itself is off
+# by a few 1e-6 in trained networks and a few 1e-5 in random ones, which must not decide.
+TOLERANCE = 1e-4
 SAMPLE_SIDE = 64
 
 
