@@ -26,6 +26,7 @@ REQUIRES = [
     "click>=8.1",  # what typer stands on; its usage errors are caught
     "rich>=13",  # tables in the terminal
     "tqdm>=4.66",  # progress bars
+    "jinja2>=3.1",  # the page of hubmap eda
     "matplotlib>=3.8",  # curves and overlays
 ]
 # Only for the machine that one pushes from: kernels need no client, and the image holds an older one.

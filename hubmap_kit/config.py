@@ -50,13 +50,30 @@ class TilesConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes of a training tile."""
+    """Random changes of a training tile: its stains first, then mixing with other tiles, then the pipeline."""
 
-    pipeline: Literal["none", "light", "classic", "colour"] = Field(
+    pipeline: Literal["none", "flips", "light", "first-team", "classic", "colour", "strong"] = Field(
         "classic",
-        description="none; light: the 8 symmetries and mild colour; classic: plus shift-scale-rotate, blur, noise, GridDropout; "
-        "colour: the 8 symmetries and strong colour, for stains that were never seen",
+        description="none; flips; light: the 8 symmetries and mild colour; first-team (or classic): plus shift-scale-rotate, blur, noise, GridDropout; "
+        "colour: the 8 symmetries and strong colour, for stains that were never seen; strong: half to twice the scale, elastic, heavy colour, cutout",
     )
+    mixing: dict[Literal["mosaic", "cutmix", "copy_paste", "mixup"], Share] = Field(
+        default_factory=dict, description="probability of each way to mix a tile with others; together at most 1"
+    )
+    mixing_same_organ: bool = Field(False, description="mix with tiles of the same organ only")
+    stain: Literal["none", "jitter", "reinhard", "macenko", "histogram"] = Field(
+        "none", description="jitter: stains stronger and weaker at random; the others: the colours of a reference picture"
+    )
+    stain_probability: Share = Field(0.5, description="share of tiles whose stains are changed")
+    stain_references: str = Field("", description="folder of reference pictures (tif, jpg, png) for reinhard, macenko and histogram")
+
+    @model_validator(mode="after")
+    def _possible(self) -> AugmentConfig:
+        if sum(self.mixing.values()) > 1 + 1e-9:
+            raise ValueError(f"mixing has probabilities of {sum(self.mixing.values()):g} together; a tile is mixed one way, so at most 1 is possible")
+        if self.stain in ("reinhard", "macenko", "histogram") and not self.stain_references:
+            raise ValueError(f"stain is {self.stain}, which needs stain_references, a folder of reference pictures")
+        return self
 
 
 class ModelConfig(Section):

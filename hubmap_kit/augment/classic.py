@@ -7,6 +7,8 @@ every worker process and in every epoch.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import albumentations as A
 import cv2
@@ -17,14 +19,13 @@ EDGE = cv2.BORDER_REFLECT_101
 
 
 def pipeline(name: str) -> A.Compose:
-    """A pipeline by name: none, light, classic or colour. Takes image (H, W, 3) uint8 and mask (H, W) uint8, keeps both shapes.
+    """A pipeline by name, one of PIPELINES. Takes image (H, W, 3) uint8 and mask (H, W) uint8, keeps both shapes and types.
 
     `strict=True` makes a misspelt argument an error; by default albumentations only warns and goes on without it.
     """
-    steps = {"none": list, "light": _light, "classic": _classic, "colour": _colour}
-    if name not in steps:
-        raise ValueError(f"augment.pipeline is '{name}'; known are {', '.join(steps)}")
-    return A.Compose(steps[name](), strict=True)
+    if name not in PIPELINES:
+        raise ValueError(f"augment.pipeline is '{name}'; known are {', '.join(PIPELINES)}")
+    return A.Compose(PIPELINES[name](), strict=True)
 
 
 def apply(compose: A.Compose, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -36,6 +37,10 @@ def apply(compose: A.Compose, image: np.ndarray, mask: np.ndarray, seed: int) ->
     return np.ascontiguousarray(result["image"]), np.ascontiguousarray(result["mask"])
 
 
+def _flips() -> list[A.BasicTransform]:
+    return [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
+
+
 def _light() -> list[A.BasicTransform]:
     return [
         A.D4(p=1.0),
@@ -44,7 +49,7 @@ def _light() -> list[A.BasicTransform]:
     ]
 
 
-def _classic() -> list[A.BasicTransform]:
+def _first_team() -> list[A.BasicTransform]:
     """The first team's list: flips, rotate, shift-scale-rotate, blur, brightness-contrast, hue, noise, GridDropout."""
     return [
         A.D4(p=1.0),
@@ -68,3 +73,32 @@ def _colour() -> list[A.BasicTransform]:
         A.ToGray(p=0.15),
         A.GaussianBlur(blur_limit=(3, 5), p=0.2),
     ]
+
+
+def _strong() -> list[A.BasicTransform]:
+    """What winners of the competition used: half to twice the scale, elastic tissue, heavy colour, spoilt focus, cutout."""
+    return [
+        A.D4(p=1.0),
+        A.Affine(
+            # Balanced: half of the draws shrink and half enlarge, where an even draw from 0.5 to 2 would mostly enlarge.
+            scale=(0.5, 2.0), balanced_scale=True, keep_ratio=True, translate_percent=(-0.1, 0.1), rotate=(-45, 45), shear=(-8, 8),
+            border_mode=EDGE, interpolation=cv2.INTER_LINEAR, mask_interpolation=cv2.INTER_NEAREST, p=0.7,
+        ),
+        # Tissue moves by 3 px, smoothly over 10: enough to bend a gland, too little to fold it.
+        A.ElasticTransform(alpha=120, sigma=10, border_mode=EDGE, interpolation=cv2.INTER_LINEAR, mask_interpolation=cv2.INTER_NEAREST, p=0.25),
+        A.ColorJitter(brightness=(0.65, 1.35), contrast=(0.6, 1.5), saturation=(0.2, 2.0), hue=(-0.15, 0.15), p=0.8),
+        A.RGBShift(r_shift_limit=30, g_shift_limit=30, b_shift_limit=30, p=0.4),
+        A.RandomGamma(gamma_limit=(70, 140), p=0.3),
+        A.ToGray(p=0.1),
+        A.OneOf([A.GaussianBlur(blur_limit=(3, 7)), A.GaussNoise(std_range=(0.02, 0.1)), A.ImageCompression(quality_range=(40, 90))], p=0.4),
+        A.CoarseDropout(num_holes_range=(1, 6), hole_height_range=(0.05, 0.25), hole_width_range=(0.05, 0.25), fill=0, p=0.4),
+    ]  # fmt: skip
+
+
+# `classic` was the first name of the first team's list, and runs of old keep it in their config.yaml.
+PIPELINES: Mapping[str, Callable[[], list[A.BasicTransform]]] = MappingProxyType(
+    {
+        "none": list, "flips": _flips, "light": _light, "first-team": _first_team, "classic": _first_team, "colour": _colour,
+        "strong": _strong,
+    }
+)  # fmt: skip

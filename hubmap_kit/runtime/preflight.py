@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hubmap_kit.augment.stain import StainChange
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import ConfigError, HubmapError
 from hubmap_kit.models.build import build
@@ -19,6 +20,9 @@ def check_experiment(settings: Experiment, device: torch.device, pretrained: boo
     Raises ConfigError and WeightsError.
     """
     loss = build_loss(settings.training.loss)
+    if settings.augment.mixing.get("mixup") and "lovasz" in settings.training.loss.lower():
+        raise ConfigError("augment.mixing has mixup, whose masks are soft, but training.loss has lovasz, which takes hard ones; drop one of them")
+    StainChange(settings.augment.stain, settings.augment.stain_probability, settings.augment.stain_references)
     autocast_dtype(settings.training.precision, device)
     if settings.training.precision == "bf16" and not has_bf16(device):
         name = torch.cuda.get_device_name(device)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.config import TilesConfig
 from hubmap_kit.errors import StoreError
 from hubmap_kit.tiles.table import open_table, read_table
@@ -24,15 +25,16 @@ IMAGES, MASKS, SLIDES, META = "images.u8", "masks.bits", "slides.parquet", "stor
 
 
 class TileStore:
-    """A finished store, opened for reading with one grid of tiles.
+    """A finished store, opened for reading with one grid of tiles, or with those of a conversion (`table`, a file of its folder).
 
     `slides` has one row a slide: id, organ, data_source, um_per_px, height, width (original pixels), rows, cols (network pixels),
-    image_offset, mask_offset (bytes). `tiles` has one row a grid tile: slide (row number in `slides`), id, y, x (original pixels),
+    image_offset, mask_offset (bytes); pictures cut out of slides also have top, left (original pixels) and mask_kept (share of
+    the slide's mask that they show). `tiles` has one row a grid tile: slide (row number in `slides`), id, y, x (original pixels),
     row, col, size (network pixels), foreground (share covered by the mask).
     """
 
-    def __init__(self, folder: str | Path, tiles: TilesConfig) -> None:
-        self.folder, self.grid = Path(folder), tiles
+    def __init__(self, folder: str | Path, tiles: TilesConfig, table: str = "") -> None:
+        self.folder, self.grid, self.table = Path(folder), tiles, table
         self.meta = _read_meta(self.folder)
         self.slides = read_table(self.folder / SLIDES)
         self._rows = self.slides["rows"].to_numpy()
@@ -41,11 +43,11 @@ class TileStore:
         self._mask_offsets = self.slides["mask_offset"].to_numpy()
         self._images = self._map(IMAGES, int((self._rows * self._cols).sum()) * 3)
         self._masks = self._map(MASKS, int((self._rows * ((self._cols + 7) // 8)).sum()))
-        self.tiles = open_table(self.folder, tiles, self.slides, self.mask)
+        self.tiles = open_table(self.folder, tiles, self.slides, self.mask, table)
 
-    def __reduce__(self) -> tuple[type[TileStore], tuple[Path, TilesConfig]]:
+    def __reduce__(self) -> tuple[type[TileStore], tuple[Path, TilesConfig, str]]:
         # A memory map pickles as a copy of its data; a spawned worker must open the files again instead.
-        return TileStore, (self.folder, self.grid)
+        return TileStore, (self.folder, self.grid, self.table)
 
     def __len__(self) -> int:
         return len(self.slides)
@@ -58,6 +60,10 @@ class TileStore:
     def mask(self, slide: int) -> np.ndarray:
         """The scaled mask, (rows, cols) uint8 0/1."""
         return np.unpackbits(self._packed(slide), axis=1, count=self._cols[slide])
+
+    def label(self, slide: int) -> np.ndarray:
+        """The scaled mask with the organ's class index 1..5 inside, (rows, cols) uint8."""
+        return self.mask(slide) * np.uint8(FACTS[str(self.slides["organ"][slide])].index)
 
     def crop(self, slide: int, row: int, col: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """A square of `size` network pixels at (row, col): image (size, size, 3) and mask (size, size), both own copies.

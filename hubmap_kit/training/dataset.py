@@ -15,6 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hubmap_kit.augment.classic import apply, pipeline
+from hubmap_kit.augment.mixing import Mixing
+from hubmap_kit.augment.stain import StainChange
 from hubmap_kit.config import Experiment
 from hubmap_kit.tiles.store import TileStore
 
@@ -34,12 +36,15 @@ class TileDataset(Dataset[Tile]):
         self.size = settings.tiles.size
         self.training = settings.training
         self.augment = pipeline(settings.augment.pipeline)
+        self.stain = StainChange(settings.augment.stain, settings.augment.stain_probability, settings.augment.stain_references)
+        self.mixing, self.same_organ = Mixing(settings.augment.mixing), settings.augment.mixing_same_organ
         table = store.tiles[store.tiles["slide"].isin(self.slides)]
         # Plain arrays, not a list of rows: worker processes then share the memory instead of copying it page by page.
         self._tiles = table[["slide", "row", "col"]].to_numpy(np.int64)
         self._foreground = self._tiles[(table["foreground"] > 0).to_numpy()]
         organs = store.slides["organ"].to_numpy()[self.slides]
         self._by_organ = [self.slides[organs == organ] for organ in np.unique(organs)]
+        self._own_organ = {int(slide): group for group in self._by_organ for slide in group}
         self.per_epoch = len(self._tiles) if self.training.sampler == "grid" else self.training.samples_per_epoch or len(self._tiles)
 
     def __len__(self) -> int:
@@ -49,9 +54,18 @@ class TileDataset(Dataset[Tile]):
         epoch, position = divmod(int(draw), self.per_epoch)
         random = np.random.default_rng((self.training.seed, epoch, position))
         slide, row, col = self._grid_tile(epoch, position) if self.training.sampler == "grid" else self._random_crop(epoch, position, random)
-        image, mask = self.store.crop(slide, row, col, self.size)
-        image, mask = apply(self.augment, image, mask, seed=int(random.integers(2**32)))
+        tile = self.mixing(self._stained(slide, row, col, random), lambda: self._partner(slide, random), random)
+        image, mask = apply(self.augment, *tile, seed=int(random.integers(2**32)))
         return torch.from_numpy(image), torch.from_numpy(mask)
+
+    def _stained(self, slide: int, row: int, col: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = self.store.crop(slide, row, col, self.size)
+        return self.stain(image, random), mask
+
+    def _partner(self, slide: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A tile to mix with: a random crop of any of these slides, or of one of the same organ."""
+        other = int(random.choice(self._own_organ[slide] if self.same_organ else self.slides))
+        return self._stained(*self._crop_of(other, random), random)
 
     def _grid_tile(self, epoch: int, position: int) -> tuple[int, int, int]:
         order = np.random.default_rng((self.training.seed, epoch)).permutation(len(self._tiles))
@@ -59,7 +73,9 @@ class TileDataset(Dataset[Tile]):
         return int(slide), int(row), int(col)
 
     def _random_crop(self, epoch: int, position: int, random: np.random.Generator) -> tuple[int, int, int]:
-        slide = self._slide(epoch, position)
+        return self._crop_of(self._slide(epoch, position), random)
+
+    def _crop_of(self, slide: int, random: np.random.Generator) -> tuple[int, int, int]:
         if random.random() < self.training.foreground_share:
             candidates = self._foreground[self._foreground[:, 0] == slide]
             if len(candidates):

@@ -188,7 +188,9 @@ class FoldTrainer:
         inputs = normalise(tiles.to(device, non_blocking=True), self.settings.model)
         with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
             logits = self.network(inputs)
-        return self.loss(logits, masks.to(device, non_blocking=True)[:, None].float())
+        # With mixup masks are shares of 255.
+        scale = self.loader.dataset.mixing.mask_scale  # type: ignore[attr-defined]
+        return self.loss(logits, masks.to(device, non_blocking=True)[:, None].float() / scale)
 
     def _step(self) -> None:
         if self.config.clip_norm:

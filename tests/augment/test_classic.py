@@ -12,7 +12,7 @@ import pytest
 from hubmap_kit.augment import classic
 from hubmap_kit.augment.classic import apply, pipeline
 
-NAMES = ("none", "light", "classic")
+NAMES = ("none", "flips", "light", "first-team", "classic", "colour", "strong")
 
 
 def tile(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,7 @@ def eight_ways(picture: np.ndarray) -> set[bytes]:
 @pytest.mark.parametrize("size", [64, 96])
 def test_shapes_types_and_values_stay(name: str, size: int) -> None:
     compose = pipeline(name)
-    for seed in range(25):
+    for seed in range(15):
         image, mask = apply(compose, *tile(size, seed), seed)
         assert image.shape == (size, size, 3) and image.dtype == np.uint8 and image.flags.c_contiguous
         assert mask.shape == (size, size) and mask.dtype == np.uint8 and mask.flags.c_contiguous
@@ -62,7 +62,7 @@ def test_none_changes_nothing() -> None:
     np.testing.assert_array_equal(found[1], mask)
 
 
-@pytest.mark.parametrize("name", ["light", "classic"])
+@pytest.mark.parametrize("name", ["light", "classic", "strong"])
 def test_one_seed_one_result_whatever_ran_before(name: str) -> None:
     """Fresh pipeline or used one, first tile or tenth: only the seed counts, so the number of workers does not."""
     image, mask = tile(64)
@@ -117,21 +117,63 @@ def test_light_moves_image_and_mask_together_in_all_eight_ways() -> None:
     assert len(seen) == 8
 
 
-def test_the_geometric_part_of_classic_moves_image_and_mask_together() -> None:
-    steps = pipeline("classic").transforms
-    parts = [step for step in steps if isinstance(step, A.DualTransform) and not isinstance(step, A.GridDropout)]
-    assert {type(step).__name__ for step in parts} >= {"D4", "Affine"}
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("none", "classic")])
+def test_the_geometric_part_of_a_pipeline_moves_image_and_mask_together(name: str) -> None:
+    parts = [step for step in pipeline(name).transforms if isinstance(step, A.DualTransform) and "Dropout" not in type(step).__name__]
     compose = A.Compose(parts, strict=True)
     image, mask = tile(128)
-    warped = 0
-    for seed in range(40):
+    results = []
+    for seed in range(30):
         out, moved = apply(compose, image, mask, seed)
         inside, outside = core(moved, 2)
         grey = out.astype(int).mean(2)
         assert (grey[inside] > 125).all() and (grey[outside] < 125).all()
         assert inside.any() and outside.any()
-        warped += int(moved.sum() != mask.sum())
-    assert warped >= 5
+        results.append(moved)
+    assert len({moved.tobytes() for moved in results}) >= 4
+    if name in ("first-team", "strong"):
+        assert sum(moved.sum() != mask.sum() for moved in results) >= 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_pipelines_leave_the_marked_region_marked(name: str) -> None:
+    """After everything, colours included, a pixel of the mask still looks like the marked region and not like the rest."""
+    compose, judged = pipeline(name), 0
+    for seed in range(25):
+        out, moved = apply(compose, *tile(128, seed), seed)
+        seen = out.any(axis=2)  # what dropout left
+        parts = [part & seen for part in core(moved, 4)]
+        if min(map(np.count_nonzero, parts)) < 100:
+            continue  # enlarged so far that one of the two is nearly all there is
+        marks = [np.median(out[part], axis=0) for part in parts]
+        nearer = np.linalg.norm(out - marks[0], axis=2) < np.linalg.norm(out - marks[1], axis=2)
+        assert nearer[parts[0]].mean() > 0.97 and nearer[parts[1]].mean() < 0.03
+        judged += 1
+    assert judged >= 18
+
+
+def test_the_first_team_list_has_two_names_and_every_step_that_the_team_named() -> None:
+    assert repr(pipeline("first-team")) == repr(pipeline("classic"))
+    steps = repr(pipeline("first-team"))
+    for step in ("GridDropout", "Affine", "D4", "GaussianBlur", "RandomBrightnessContrast", "HueSaturationValue", "GaussNoise"):
+        assert step in steps
+
+
+def test_flips_draw_the_four_pictures_that_mirrors_make_and_no_other() -> None:
+    image, mask = tile(32)
+    wanted = {picture.tobytes() for picture in (mask, mask[::-1], mask[:, ::-1], mask[::-1, ::-1])}
+    assert {apply(pipeline("flips"), image, mask, seed)[1].tobytes() for seed in range(40)} == wanted
+
+
+def test_strong_shrinks_as_often_as_it_enlarges() -> None:
+    affine = next(step for step in pipeline("strong").transforms if isinstance(step, A.Affine))
+    affine.p, affine.rotate, affine.shear = 1.0, (0.0, 0.0), {"x": (0.0, 0.0), "y": (0.0, 0.0)}
+    image, mask = np.zeros((128, 128, 3), np.uint8), np.zeros((128, 128), np.uint8)
+    mask[54:74, 54:74] = 1
+    compose = A.Compose([affine], strict=True)
+    sides = np.array([apply(compose, image, mask, seed)[1].sum() ** 0.5 / 20 for seed in range(120)])
+    assert sides.min() < 0.65 and sides.max() > 1.7
+    assert 0.3 < (sides < 1).mean() < 0.7
 
 
 def test_warping_leaves_no_black_corner() -> None:
@@ -155,7 +197,8 @@ def test_classic_drops_squares_of_the_image_but_never_of_the_mask() -> None:
 
 def test_every_step_of_every_pipeline_runs() -> None:
     for name in NAMES:
-        for step in pipeline(name).transforms:
+        steps = [step.transforms if isinstance(step, A.OneOf) else [step] for step in pipeline(name).transforms]
+        for step in [part for parts in steps for part in parts]:
             step.p = 1.0
             image, mask = apply(A.Compose([step], strict=True), *tile(64), 3)
             assert image.shape == (64, 64, 3) and mask.shape == (64, 64)
@@ -164,7 +207,7 @@ def test_every_step_of_every_pipeline_runs() -> None:
 def test_a_misspelt_argument_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         assert pipeline(name).strict
-    monkeypatch.setattr(classic, "_light", lambda: [A.GaussianBlur(blurr_limit=3)])
+    monkeypatch.setattr(classic, "PIPELINES", {"light": lambda: [A.GaussianBlur(blurr_limit=3)]})
     # albumentations itself only warns, which the test settings turn into an error; strictness must refuse without them as well.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -173,5 +216,5 @@ def test_a_misspelt_argument_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_unknown_pipeline_is_refused() -> None:
-    with pytest.raises(ValueError, match="heavy.*none, light, classic"):
+    with pytest.raises(ValueError, match="heavy.*none, flips, light, first-team, classic"):
         pipeline("heavy")

@@ -1,0 +1,209 @@
+"""Stains: bring a tile to the colours of a reference slide, or shake its stains, without touching its shapes.
+
+Everything works on the tissue alone: glass stays as it is, and a tile with too little tissue is returned unchanged, because a
+few pixels say nothing about a staining. All pictures are (H, W, 3) uint8 RGB; results are new arrays or the unchanged input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from hubmap_kit.augment.density import DAB, EOSIN, HAEMATOXYLIN, density, keep_glass, light, matrix_of, stain_matrix, tissue, tissue_densities
+from hubmap_kit.competition import slides
+from hubmap_kit.errors import ConfigError, did_you_mean
+
+__all__ = ["METHODS", "Reference", "References", "StainChange", "jitter", "macenko", "match_histograms", "reinhard", "stain_matrix"]
+SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")
+FULL = 99  # percentile of a stain's concentrations that counts as its full strength (Macenko et al. 2009)
+STRETCH = 4.0  # Reinhard's factor at most: in a tile that is nearly grey, more would turn the noise of a JPEG into a rainbow
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is kept of a reference picture.
+
+    `vectors` (2, 3) and `strengths` (2,) are its stains and their full concentrations, `mean` and `std` (3,) the CIE Lab
+    statistics of its tissue, `shares` (3, 256) the share of its tissue up to each grey level in red, green and blue.
+    """
+
+    name: str
+    vectors: np.ndarray
+    strengths: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    shares: np.ndarray
+
+    @classmethod
+    def of(cls, picture: np.ndarray, name: str = "the reference") -> Reference:
+        """Measure a picture. Raises ConfigError when it shows too little tissue, or one stain only."""
+        stained, densities = tissue(picture), tissue_densities(picture)
+        vectors = None if densities is None else matrix_of(densities)
+        if stained is None or densities is None or vectors is None:
+            raise ConfigError(f"{name} shows too little tissue, or one stain only, to be a stain reference; choose a picture full of tissue")
+        mean, std = _lab_statistics(_lab(picture), stained)
+        return cls(name, vectors, _strengths(densities, vectors), mean, std, _shares(picture, stained))
+
+
+class References:
+    """The reference pictures (tif, jpg, png) of a folder, read and measured once."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises ConfigError for a folder without pictures or with one that cannot be a reference, SlideError for a damaged one."""
+        folder = Path(folder)
+        paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+        if not paths:
+            raise ConfigError(f"augment.stain_references is '{folder}', where no tif, jpg or png was found; name a folder of reference pictures")
+        self.items = [Reference.of(slides.read(path), str(path)) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def choose(self, random: np.random.Generator) -> Reference:
+        """One of them, all equally often."""
+        return self.items[int(random.integers(len(self.items)))]
+
+
+def reinhard(image: np.ndarray, reference: Reference | np.ndarray) -> np.ndarray:
+    """Give the tissue the reference's mean and standard deviation in each channel of CIE Lab.
+
+    After Reinhard, Ashikhmin, Gooch and Shirley, Color transfer between images, IEEE Comput Graph Appl 21(5):34-41 (2001), there
+    in the space l-alpha-beta; CIE Lab is what stain normalisation commonly puts in its place.
+    """
+    stained = tissue(image)
+    if stained is None:
+        return image
+    target, lab = _measured(reference), _lab(image)
+    mean, std = _lab_statistics(lab, stained)
+    factor = np.minimum(target.std / np.maximum(std, 1e-3), STRETCH)
+    lab = lab * factor.astype(np.float32) + (target.mean - mean * factor).astype(np.float32)
+    lab[..., 0] = np.clip(lab[..., 0], 0, 100)
+    levels = cv2.cvtColor(lab, cv2.COLOR_Lab2RGB)
+    return keep_glass(image, np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8))
+
+
+def macenko(image: np.ndarray, reference: Reference | np.ndarray) -> np.ndarray:
+    """Take the image apart into its two stains and mix it again from the reference's, at the reference's full strengths.
+
+    Macenko et al., ISBI 2009: C = D pinv(V), C' = C s_ref / s, D' = C' V_ref, with densities D, stain vectors V and the 99th
+    percentiles s of the concentrations. An image that shows one stain only is returned unchanged.
+    """
+    densities = tissue_densities(image)
+    vectors = None if densities is None else matrix_of(densities)
+    if densities is None or vectors is None:
+        return image
+    target = _measured(reference)
+    factor = target.strengths / np.maximum(_strengths(densities, vectors), 1e-3)
+    apart = (np.linalg.pinv(vectors) * factor).T.astype(np.float32)
+    concentrations = np.maximum(cv2.transform(density(image), apart), 0)
+    return keep_glass(image, light(cv2.transform(concentrations, target.vectors.T.astype(np.float32))))
+
+
+def match_histograms(image: np.ndarray, reference: Reference | np.ndarray) -> np.ndarray:
+    """Give the tissue the reference's distribution of grey levels, in red, green and blue on their own.
+
+    Histogram specification, as in Gonzalez and Woods, Digital Image Processing, section 3.3: level -> F_ref^-1(F(level)).
+    """
+    stained = tissue(image)
+    if stained is None:
+        return image
+    target = _measured(reference)
+    table = np.stack([_level_table(*shares) for shares in zip(_shares(image, stained), target.shares, strict=True)], axis=1)
+    return keep_glass(image, cv2.LUT(image, table[:, None]))
+
+
+def jitter(image: np.ndarray, random: np.random.Generator, strength: float = 0.25, offset: float = 0.03) -> np.ndarray:
+    """Make each stain stronger or weaker by a random factor 1 +- `strength`, and add +- `offset` of density to the tissue.
+
+    Colour deconvolution after Ruifrok and Johnston (2001) into haematoxylin, a second stain and what neither explains (which
+    stays); the second is eosin or DAB, whichever leaves less unexplained. The random factors and offsets are the augmentation of
+    Tellez et al., Whole-slide mitosis detection in H&E breast histology, IEEE Trans Med Imaging 37:2126-2136 (2018).
+    """
+    factors, offsets = random.uniform(1 - strength, 1 + strength, 2), random.uniform(-offset, offset, 2)
+    densities = tissue_densities(image)
+    if densities is None:
+        return image
+    basis = _basis(densities)
+    change = np.linalg.inv(basis) @ np.diag([*factors, 1.0]) @ basis
+    shift = np.array([*offsets, 0.0]) @ basis
+    affine = np.column_stack([change.T, shift]).astype(np.float32)
+    return keep_glass(image, light(cv2.transform(density(image), affine)))
+
+
+Transfer = Callable[[np.ndarray, Reference], np.ndarray]
+TRANSFERS: dict[str, Transfer] = {"reinhard": reinhard, "macenko": macenko, "histogram": match_histograms}
+METHODS = ("none", "jitter", *TRANSFERS)
+
+
+class StainChange:
+    """A stain method of the experiment: `change(image, random)` returns the image with other stains, or as it was."""
+
+    def __init__(self, method: str, probability: float, references: str | Path = "") -> None:
+        """`references` is the folder that reinhard, macenko and histogram need. Raises ConfigError and SlideError."""
+        if method not in METHODS:
+            raise ConfigError(f"augment.stain is '{method}'; known are {', '.join(METHODS)}{did_you_mean(method, METHODS)}")
+        if method in TRANSFERS and not str(references):
+            raise ConfigError(f"augment.stain is {method}, which needs reference pictures; set augment.stain_references to a folder of them")
+        self.method, self.probability = method, probability if method != "none" else 0.0
+        self.references = References(references) if method in TRANSFERS else None
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        # Without a method nothing is drawn either, so that the other draws of a tile are what they were before there were stains.
+        if not self.probability or random.random() >= self.probability:
+            return image
+        if self.references is None:
+            return jitter(image, random)
+        return TRANSFERS[self.method](image, self.references.choose(random))
+
+
+def _measured(reference: Reference | np.ndarray) -> Reference:
+    return reference if isinstance(reference, Reference) else Reference.of(reference)
+
+
+def _lab(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+
+
+def _lab_statistics(lab: np.ndarray, stained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = cv2.meanStdDev(lab, mask=stained.view(np.uint8))
+    return mean.ravel(), std.ravel()
+
+
+def _strengths(densities: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    return np.percentile(densities @ np.linalg.pinv(vectors), FULL, axis=0)
+
+
+def _shares(picture: np.ndarray, stained: np.ndarray) -> np.ndarray:
+    counts = np.stack([cv2.calcHist([picture], [channel], stained.view(np.uint8), [256], [0, 256]).ravel() for channel in range(3)])
+    return np.cumsum(counts, axis=1, dtype=np.float64) / counts.sum(axis=1, keepdims=True)
+
+
+def _level_table(own: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """New grey levels (256,) uint8 that turn the distribution `own` (256 shares up to each level) into `wanted`."""
+    (used, middles), (targets, places) = (_steps(shares) for shares in (own, wanted))
+    # Black and white stay, and levels that the tissue does not have lie between their neighbours.
+    known = np.interp(middles, places, targets)
+    inner = (used > 0) & (used < 255)
+    return np.rint(np.interp(np.arange(256), [0, *used[inner], 255], [0, *known[inner], 255])).astype(np.uint8)
+
+
+def _steps(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The levels that occur, and the middle of each one's step: where half of its pixels count as darker."""
+    steps = np.diff(shares, prepend=0.0)
+    used = np.flatnonzero(steps > 0)
+    return used, shares[used] - steps[used] / 2
+
+
+def _basis(densities: np.ndarray) -> np.ndarray:
+    """Haematoxylin, the better fitting second stain, and the direction that is neither: rows (3, 3) of length 1."""
+    moments = densities.T @ densities
+    bases = []
+    for second in (EOSIN, DAB):
+        rest = np.cross(HAEMATOXYLIN, second)
+        basis = np.array([HAEMATOXYLIN, second, rest])
+        bases.append(basis / np.linalg.norm(basis, axis=1, keepdims=True))
+    return min(bases, key=lambda basis: float(basis[2] @ moments @ basis[2]))

@@ -1,0 +1,91 @@
+"""`hubmap augment`: sheets of every method with outlines on them, from embedded slides and from a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hubmap_kit import experiment
+from hubmap_kit.augment import preview as previews
+from hubmap_kit.competition.tables import read_train
+from hubmap_kit.errors import ConfigError, HubmapError, TableError
+from hubmap_kit.report.overlays import TRUTH
+from hubmap_kit.runtime import augment_job
+
+
+def cells(path: Path) -> np.ndarray:
+    return cv2.imread(str(path))[..., ::-1]
+
+
+@pytest.mark.parametrize("name", previews.NAMES)
+def test_every_name_draws_a_sheet_with_outlines(sample_data: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "sheet.png"
+    count = augment_job.preview(name, out, str(sample_data), size=96)
+    sheet = cells(out)
+    assert count >= 3 and sheet.shape[1] == min(count, 4) * 492 + 12 and sheet.shape[0] > (count + 3) // 4 * 480
+    assert (sheet == TRUTH).all(axis=2).sum() > 300 * count  # an outline on each
+
+
+def test_without_data_embedded_slides_are_drawn_and_a_seed_repeats(tmp_path: Path) -> None:
+    for number, seed in enumerate((1, 1, 2)):
+        augment_job.preview("stain", tmp_path / f"{number}.png", size=96, seed=seed)
+    first, again, other = ((tmp_path / f"{number}.png").read_bytes() for number in range(3))
+    assert first == again != other
+
+
+def test_each_step_of_a_pipeline_has_its_own_pictures(sample_data: Path) -> None:
+    tiles = augment_job._tiles_of(sample_data, "", 96)
+    items = previews.preview("first-team", tiles[0], tiles[1:], [])
+    titles = [title for *_, title in items]
+    for step in ("D4", "Affine", "RandomBrightnessContrast", "HueSaturationValue", "GaussianBlur", "GaussNoise", "GridDropout"):
+        own = [image for image, _, title in items if title == step]
+        assert len(own) == 2 and any((image != tiles[0][0]).any() for image in own)
+    assert titles[0] == "unchanged" and titles[-1] == "all of first-team, draw 6"
+
+
+def test_the_named_slide_is_the_one_that_is_drawn_with_partners_of_its_organ_first(sample_data: Path) -> None:
+    slides = read_train(sample_data / "train.csv")
+    wanted = slides[3]
+    image, mask = augment_job._tiles_of(sample_data, wanted.id, 96)[0]
+    pixels = augment_job.slide_files.read(wanted.path)
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    small = cv2.resize(pixels[top : top + side, left : left + side], (96, 96), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(image, small)
+    assert mask.shape == (96, 96) and set(np.unique(mask)) <= {0, 1}
+
+
+def test_a_table_of_one_slide_is_mixed_with_itself(sample_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "train_images").mkdir()
+    lines = (sample_data / "train.csv").read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join(lines[:2]) + "\n")
+    slide = read_train(sample_data / "train.csv")[0]
+    (tmp_path / "train_images" / slide.path.name).symlink_to(slide.path)
+    assert augment_job.preview("mixing", tmp_path / "sheet.png", str(tmp_path), size=96) == 13
+
+
+def test_what_cannot_be_drawn_is_one_sentence(sample_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    with pytest.raises(ConfigError, match="no augmentation 'cutmx'.*did you mean 'cutmix'"):
+        augment_job.preview("cutmx", out)
+    with pytest.raises(TableError, match="has no slide nobody.*--slide"):
+        augment_job.preview("flips", out, str(sample_data), "nobody")
+    with pytest.raises(HubmapError, match="--slide 12 needs the folder"):
+        augment_job.preview("flips", out, slide="12")
+    with pytest.raises(HubmapError, match="--size is 10"):
+        augment_job.preview("flips", out, size=10)
+    with pytest.raises(TableError, match="train.csv"):
+        augment_job.preview("flips", out, str(tmp_path))
+    assert not out.exists()
+
+
+def test_mosaics_are_made_from_the_slides_of_an_experiment(sample_data: Path, tmp_path: Path) -> None:
+    settings = experiment.load("baseline", ["tiles.size=64", "scale.reduce=2"], str(sample_data))
+    table = augment_job.mosaics(settings, tmp_path / "mosaics", 3, 96, seed=1, same_organ=True)
+    assert len(table.read_text().splitlines()) == 4
+    assert len(list((tmp_path / "mosaics" / "images").glob("*.png"))) == len(list((tmp_path / "mosaics" / "masks").glob("*.png"))) == 3
+    with pytest.raises(HubmapError, match="name the folder of their train.csv with --data"):
+        augment_job.mosaics(experiment.load("baseline", []), tmp_path / "no", 1, 96)
