@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,13 @@ def _default_csv_limit() -> Iterator[None]:
     csv.field_size_limit(131_072)
     yield
     csv.field_size_limit(131_072)
+
+
+@pytest.fixture(autouse=True)
+def _default_log_level() -> Iterator[None]:
+    """The command line sets the level of the kit's logger for its process, which here runs other tests too."""
+    logging.getLogger("hubmap_kit").setLevel(logging.NOTSET)
+    yield
 
 
 @pytest.fixture(scope="session")
