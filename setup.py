@@ -41,13 +41,24 @@ BENCH = [
     "pycocotools>=2.0.7",  # run-length encoding in C, the usual oracle
     "rlemasklib>=0.8",  # the fastest run-length library that we know of
     "monai>=1.3",  # sliding_window_inference
+    "kornia>=0.7",  # augmentation of batches
     "patchly>=0.0.19",  # the release whose sampler squeezes windows into the picture by itself
+]
+TUNE = ["optuna>=3.6"]  # resumable studies with pruning
+NOTEBOOK = ["papermill>=2.6", "ipykernel>=6"]  # runs the notebook and leaves an executed copy
+SINKS = [
+    "tensorboard>=2.16",  # the reader of what torch.utils.tensorboard writes
+    "wandb>=0.17",  # offline runs
+    "nvidia-ml-py>=12",  # use, memory and temperature of a card
 ]
 EXTRAS = {
     "push": PUSH,
     "bench": BENCH,
+    "tune": TUNE,
+    "notebook": NOTEBOOK,
+    "sinks": SINKS,
     "lzw": ["imagecodecs>=2024.1.1"],  # faster LZW and JPEG TIFFs; OpenCV reads them where it is absent
-    "test": [*PUSH, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "pycocotools>=2.0.7", "monai>=1.3", "imagecodecs>=2024.1.1"],
+    "test": [*PUSH, *TUNE, *NOTEBOOK, *SINKS, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "pycocotools>=2.0.7", "monai>=1.3", "imagecodecs>=2024.1.1"],
 }
 
 setup(

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Triple = tuple[float, float, float]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(gt=0.0)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 # The competition's names; written out because this module imports no other room (a test compares them with competition.organs).
 OrganName = Literal["kidney", "prostate", "largeintestine", "spleen", "lung"]
@@ -57,6 +58,11 @@ class AugmentConfig(Section):
         description="none; flips; light: the 8 symmetries and mild colour; first-team (or classic): plus shift-scale-rotate, blur, noise, GridDropout; "
         "colour: the 8 symmetries and strong colour, for stains that were never seen; strong: half to twice the scale, elastic, heavy colour, cutout",
     )
+    engine: Literal["classic", "batched"] = Field(
+        "classic",
+        description="classic: tile by tile, while they are loaded; batched: a batch at once where the network is, much faster on a GPU, "
+        "but of the pipeline the geometry and colours only: no blur, noise, gamma, compression or dropout",
+    )
     mixing: dict[Literal["mosaic", "cutmix", "copy_paste", "mixup"], Share] = Field(
         default_factory=dict, description="probability of each way to mix a tile with others; together at most 1"
     )
@@ -79,9 +85,20 @@ class AugmentConfig(Section):
 class ModelConfig(Section):
     """The network. Weights come from a local file only."""
 
-    arch: str = Field("unet", description="a decoder of segmentation_models_pytorch: unet, unetplusplus, fpn, manet, linknet, deeplabv3plus, ...")
+    arch: str = Field(
+        "unet", description="a decoder of segmentation_models_pytorch (unet, fpn, deeplabv3plus, segformer, upernet, ...), or of the kit's own: "
+        "unext50, segmenter, erfnet, daformer; 'hubmap models' lists them"
+    )
     encoder: str = Field("tu-efficientnet_b1", description="an encoder of smp, or tu-NAME for any timm network with feature maps")
     encoder_weights: str = Field("", description="path of pretrained encoder weights (.safetensors, .pth); empty: random start")
+    classes: Literal["binary", "organs"] = Field(
+        "binary", description="binary: unit or not; organs: background and the five organs, of which the slide's own is read at inference"
+    )
+    auxiliary: dict[Literal["fcn", "deep", "organ", "pixel_size"], Weight] = Field(
+        default_factory=dict,
+        description="weights of losses that only training has. fcn: a plain head on the encoder; deep: one on each stage of a decoder; "
+        "organ: which organ; pixel_size: log2 of the micrometres per pixel",
+    )
     mean: Triple = Field((0.485, 0.456, 0.406), description="input mean in 0..1 that the encoder weights expect, RGB")
     std: Triple = Field((0.229, 0.224, 0.225), description="input standard deviation in 0..1 that the encoder weights expect, RGB")
     options: dict[str, int | float | bool | str | list[int]] = Field(
@@ -99,25 +116,55 @@ class TrainingConfig(Section):
     """The loop."""
 
     epochs: int = Field(30, ge=1, description="epochs of one fold")
+    iterations: int = Field(0, ge=0, description="optimiser steps of the whole training; an epoch is then its share of them; 0: count by epochs")
     samples_per_epoch: int = Field(0, ge=0, description="tiles drawn in an epoch; 0: as many as the training slides have grid tiles")
     sampler: Literal["random", "grid"] = Field("random", description="random: crops anywhere; grid: every tile of the grid once")
     foreground_share: Share = Field(0.5, description="share of random crops that are aimed at a tile with foreground")
+    hard_share: Share = Field(0.0, description="share of random crops that are aimed at the tiles with the highest loss in the last epoch; 0: off")
     balance_organs: bool = Field(False, description="draw organs equally often instead of slides equally often")
     batch_size: int = Field(8, ge=1, description="tiles in one forward pass")
     accumulate: int = Field(1, ge=1, description="forward passes whose gradients are added before a step")
     loss: str = Field("bce+dice", description="bce, dice, lovasz, focal, tversky, jaccard; joined and weighted as in 0.5*bce+dice")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(1e-2, ge=0, description="weight decay of AdamW; biases and norms have none")
-    schedule: Literal["onecycle", "cosine", "constant"] = Field("onecycle", description="learning rate over the steps")
+    optimizer: Literal["adamw", "adam", "sgd", "adan", "ranger"] = Field("adamw", description="ranger: RAdam with Lookahead")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate; 'hubmap lr-find' suggests one")
+    encoder_lr: float = Field(1.0, gt=0, le=1, description="the encoder's learning rate as a share of `lr`")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each layer of the encoder learns at this share of the rate of the layer above it; 0.75 suits ViTs; 1: off"
+    )
+    freeze_epochs: int = Field(0, ge=0, description="first epochs in which the encoder does not learn")
+    weight_decay: float = Field(1e-2, ge=0, description="weight decay; biases and norms have none")
+    schedule: Literal["onecycle", "cosine", "flat-cosine", "poly", "restarts", "constant"] = Field(
+        "onecycle", description="learning rate over the steps; restarts: cosines, each twice as long as the one before"
+    )
     warmup: Share = Field(0.25, description="share of the steps in which the rate rises")
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no limit")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are evaluated and kept; 0: off")
+    swa: Share = Field(0.0, description="share of the epochs, at the end, whose weights are averaged equally, evaluated and kept (SWA); 0: off")
+    keep_last: int = Field(0, ge=0, description="keep the weights of this many last epochs beside the best ones")
+    average_last: bool = Field(False, description="at the end, average the kept last weights; they become the fold's if they are better")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto: fp16 on a GPU, fp32 on a CPU")
     validate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
-    monitor: Literal["dice", "loss"] = Field("dice", description="what chooses the best epoch: Dice (thresholds swept) or validation loss")
+    monitor: Literal["dice", "loss", "dice_th", "valid_loss"] = Field(
+        "dice", description="what chooses the best epoch: dice (or dice_th), at the best threshold of each organ; loss (or valid_loss)"
+    )
     patience: int = Field(0, ge=0, description="stop after this many validations without a better one; 0: never")
+    sinks: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=list, description="where metrics go beside metrics.csv: tensorboard, wandb (offline); files in the run folder"
+    )
     workers: int = Field(2, ge=0, description="processes that cut and augment tiles; the tiles do not depend on it")
     seed: int = Field(0, ge=0, description="seed of initial weights, draws and augmentation")
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainingConfig:
+        if self.hard_share and self.sampler == "grid":
+            raise ValueError("hard_share goes with sampler random; the grid sampler shows every tile once")
+        if self.iterations and self.sampler == "grid":
+            raise ValueError("iterations go with sampler random; an epoch of the grid sampler is as long as the grid")
+        if self.ema_decay and self.swa:
+            raise ValueError("ema_decay and swa are both set; choose one way to average weights")
+        if self.average_last and self.keep_last < 2:
+            raise ValueError(f"average_last averages the kept epochs, but keep_last is {self.keep_last}; set it to 2 or more")
+        return self
 
 
 class PostprocessChoices(Section):

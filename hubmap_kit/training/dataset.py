@@ -1,7 +1,7 @@
 """Training tiles out of the store. Every tile is a pure function of (seed, epoch, position in the epoch).
 
 So two workers never draw the same stream, epochs differ, one seed repeats, the number of workers changes nothing, and a run
-that is resumed draws what it would have drawn.
+that is resumed draws what it would have drawn. With `training.hard_share` the losses of the epoch before have their say too.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from hubmap_kit.augment.mixing import Mixing
 from hubmap_kit.augment.stain import StainChange
 from hubmap_kit.config import Experiment
 from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.training.mining import NOT_AIMED, HardTiles
 
 Tile = tuple[torch.Tensor, torch.Tensor]
+ORDERS_KEPT = 16  # a turn for each organ, and more than enough
+Index = int | tuple[int, int]  # a draw, or a draw and the number of the grid tile that it is aimed at
 
 
 class TileDataset(Dataset[Tile]):
     """Tiles of some slides of a store: image (S, S, 3) uint8 and mask (S, S) uint8, augmented.
 
-    The index is a draw number: draw `epoch * per_epoch + position`, so an index names the epoch too. `slides` are row numbers
-    in `store.slides`.
+    The index is a draw number: draw `epoch * per_epoch + position`, so an index names the epoch too; with the number of a grid
+    tile beside it, the draw is aimed at that. `slides` are row numbers in `store.slides`. A loader asks for whole batches, which
+    are filled in place: joining single tiles would copy all of them once more.
     """
 
     def __init__(self, store: TileStore, slides: Sequence[int], settings: Experiment) -> None:
@@ -35,28 +39,68 @@ class TileDataset(Dataset[Tile]):
         self.slides = np.asarray(slides, np.int64)
         self.size = settings.tiles.size
         self.training = settings.training
-        self.augment = pipeline(settings.augment.pipeline)
+        # The batched engine augments where the network is.
+        self.pipeline = "none" if settings.augment.engine == "batched" else settings.augment.pipeline
+        self.augment = pipeline(self.pipeline)
         self.stain = StainChange(settings.augment.stain, settings.augment.stain_probability, settings.augment.stain_references)
         self.mixing, self.same_organ = Mixing(settings.augment.mixing), settings.augment.mixing_same_organ
         table = store.tiles[store.tiles["slide"].isin(self.slides)]
         # Plain arrays, not a list of rows: worker processes then share the memory instead of copying it page by page.
-        self._tiles = table[["slide", "row", "col"]].to_numpy(np.int64)
-        self._foreground = self._tiles[(table["foreground"] > 0).to_numpy()]
+        self.tiles = table[["slide", "row", "col"]].to_numpy(np.int64)
+        self._foreground = self.tiles[(table["foreground"] > 0).to_numpy()]
+        self._orders: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
         organs = store.slides["organ"].to_numpy()[self.slides]
         self._by_organ = [self.slides[organs == organ] for organ in np.unique(organs)]
         self._own_organ = {int(slide): group for group in self._by_organ for slide in group}
-        self.per_epoch = len(self._tiles) if self.training.sampler == "grid" else self.training.samples_per_epoch or len(self._tiles)
+        self.per_epoch = len(self.tiles) if self.training.sampler == "grid" else self.training.samples_per_epoch or len(self.tiles)
 
     def __len__(self) -> int:
         return self.per_epoch
 
-    def __getitem__(self, draw: int) -> Tile:
+    def __getitem__(self, index: Index) -> Tile:
+        images, masks = self.__getitems__([index])
+        return images[0], masks[0]
+
+    def __getitems__(self, indices: Sequence[Index]) -> Tile:
+        """A batch: images (N, S, S, 3) uint8 and masks (N, S, S) uint8."""
+        shape = (len(indices), self.size, self.size)
+        images, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
+        for index, image, mask in zip(indices, images, masks, strict=True):
+            self._fill(index, image, mask)
+        return torch.from_numpy(images), torch.from_numpy(masks)
+
+    def places(self, indices: Sequence[Index]) -> np.ndarray:
+        """Where the crops of these draws begin: slide, row and col (N, 3)."""
+        return np.array([self._start(index)[0] for index in indices], np.int64).reshape(-1, 3)
+
+    def _fill(self, index: Index, image: np.ndarray, mask: np.ndarray) -> None:
+        """Write a draw into its place in a batch."""
+        place, random = self._start(index)
+        if self.mixing.names or self.stain.probability:
+            tile = self.mixing(self._stained(*place, random), lambda: self._partner(place[0], random), random)
+        else:
+            tile = window(self.store, *place, self.size)
+        if self.pipeline == "flips":
+            # Straight into the batch: albumentations would make further copies on the way.
+            symmetry = int(random.integers(8))
+            turn(tile[0], symmetry, image)
+            turn(tile[1], symmetry, mask)
+            return
+        if self.pipeline != "none":
+            tile = apply(self.augment, *tile, seed=int(random.integers(2**32)))
+        image[:], mask[:] = tile
+
+    def _start(self, index: Index) -> tuple[tuple[int, int, int], np.random.Generator]:
+        """Where a draw's crop begins, and the generator for all that is random about it from there on."""
+        draw, aim = index if isinstance(index, tuple) else (index, NOT_AIMED)
         epoch, position = divmod(int(draw), self.per_epoch)
         random = np.random.default_rng((self.training.seed, epoch, position))
-        slide, row, col = self._grid_tile(epoch, position) if self.training.sampler == "grid" else self._random_crop(epoch, position, random)
-        tile = self.mixing(self._stained(slide, row, col, random), lambda: self._partner(slide, random), random)
-        image, mask = apply(self.augment, *tile, seed=int(random.integers(2**32)))
-        return torch.from_numpy(image), torch.from_numpy(mask)
+        if aim != NOT_AIMED:
+            slide, row, col = self.tiles[aim]
+            return self._near(int(slide), int(row), int(col), random), random
+        if self.training.sampler == "grid":
+            return self._grid_tile(epoch, position), random
+        return self._random_crop(epoch, position, random), random
 
     def _stained(self, slide: int, row: int, col: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         image, mask = self.store.crop(slide, row, col, self.size)
@@ -68,8 +112,7 @@ class TileDataset(Dataset[Tile]):
         return self._stained(*self._crop_of(other, random), random)
 
     def _grid_tile(self, epoch: int, position: int) -> tuple[int, int, int]:
-        order = np.random.default_rng((self.training.seed, epoch)).permutation(len(self._tiles))
-        slide, row, col = self._tiles[order[position]]
+        slide, row, col = self.tiles[self._order((self.training.seed, epoch), len(self.tiles))[position]]
         return int(slide), int(row), int(col)
 
     def _random_crop(self, epoch: int, position: int, random: np.random.Generator) -> tuple[int, int, int]:
@@ -80,11 +123,14 @@ class TileDataset(Dataset[Tile]):
             candidates = self._foreground[self._foreground[:, 0] == slide]
             if len(candidates):
                 _, row, col = candidates[random.integers(len(candidates))]
-                # Half a tile of jitter: the object is then anywhere in the crop, not always where the grid cut it.
-                jitter = random.integers(-self.size // 2, self.size // 2 + 1, 2)
-                return slide, *self._clamp(slide, int(row) + int(jitter[0]), int(col) + int(jitter[1]))
+                return self._near(slide, int(row), int(col), random)
         rows, cols = self.store.image(slide).shape[:2]
         return slide, int(random.integers(max(rows - self.size, 0) + 1)), int(random.integers(max(cols - self.size, 0) + 1))
+
+    def _near(self, slide: int, row: int, col: int, random: np.random.Generator) -> tuple[int, int, int]:
+        # Half a tile of jitter: the object is then anywhere in the crop, not always where the grid cut it.
+        jitter = random.integers(-self.size // 2, self.size // 2 + 1, 2)
+        return slide, *self._clamp(slide, row + int(jitter[0]), col + int(jitter[1]))
 
     def _clamp(self, slide: int, row: int, col: int) -> tuple[int, int]:
         rows, cols = self.store.image(slide).shape[:2]
@@ -97,23 +143,70 @@ class TileDataset(Dataset[Tile]):
         organ = self._turn(np.arange(len(self._by_organ)), (self.training.seed, epoch, 1), position)
         return self._turn(self._by_organ[organ], (self.training.seed, epoch, 2, organ), position // len(self._by_organ))
 
-    @staticmethod
-    def _turn(choices: np.ndarray, seed: tuple[int, ...], position: int) -> int:
+    def _turn(self, choices: np.ndarray, seed: tuple[int, ...], position: int) -> int:
         turn, place = divmod(position, len(choices))
-        return int(np.random.default_rng((*seed, turn)).permutation(choices)[place])
+        return int(choices[self._order((*seed, turn), len(choices))[place]])
+
+    def _order(self, seed: tuple[int, ...], count: int) -> np.ndarray:
+        """A random order of `count` things; the last few are kept, because draws come in their order."""
+        if (seed, count) not in self._orders:
+            if len(self._orders) >= ORDERS_KEPT:
+                self._orders.clear()
+            self._orders[seed, count] = np.random.default_rng(seed).permutation(count)
+        return self._orders[seed, count]
 
 
-class DrawSampler(Sampler[int]):
-    """The draw numbers of one epoch, in order; the shuffling is in the dataset. Set `epoch` before iterating."""
+def window(store: TileStore, slide: int, row: int, col: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `store.crop` gives, but where the square is inside the slide its image (size, size, 3) is a read-only view.
 
-    def __init__(self, per_epoch: int) -> None:
-        self.per_epoch, self.epoch = per_epoch, 0
+    A crop that goes into a batch as it is would be copied twice.
+    """
+    image = store.image(slide)
+    if row < 0 or col < 0 or row + size > image.shape[0] or col + size > image.shape[1]:
+        return store.crop(slide, row, col, size)
+    first_byte = col // 8
+    packed = store._packed(slide)[row : row + size, first_byte : (col + size + 7) // 8]
+    return image[row : row + size, col : col + size], np.unpackbits(packed, axis=1)[:, col - 8 * first_byte :][:, :size]
+
+
+def turn(pixels: np.ndarray, symmetry: int, out: np.ndarray) -> None:
+    """One of the 8 symmetries of a square (S, S) or (S, S, 3) uint8, written into `out`, which must be contiguous.
+
+    The bits of `symmetry`, in this order: 1 turns it upside down, 4 transposes it, 2 mirrors it (upside down after a transposition).
+    """
+    if symmetry & 1:
+        pixels = pixels[::-1]
+    # A slide is read along its rows alone, and what is copied by then is turned in the cache: half the time of turning it at once.
+    if symmetry & 4:
+        cv2.transpose(np.ascontiguousarray(pixels), out)
+    else:
+        out[:] = pixels
+    if symmetry & 2:
+        cv2.flip(out, 0 if symmetry & 4 else 1, out)
+
+
+class DrawSampler(Sampler[Index]):
+    """The draws of one epoch, in order; the shuffling is in the dataset. Set `epoch` before iterating.
+
+    With `hard` a share of them is aimed at hard tiles. They are chosen here, not in the dataset, because worker processes hold
+    a copy of that which knows nothing of the losses.
+    """
+
+    def __init__(self, per_epoch: int, hard: HardTiles | None = None) -> None:
+        self.per_epoch, self.hard, self.epoch = per_epoch, hard, 0
 
     def __len__(self) -> int:
         return self.per_epoch
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * self.per_epoch, (self.epoch + 1) * self.per_epoch))
+    def __iter__(self) -> Iterator[Index]:
+        return iter(self.draws())
+
+    def draws(self) -> Sequence[Index]:
+        """The indices of the epoch."""
+        draws = range(self.epoch * self.per_epoch, (self.epoch + 1) * self.per_epoch)
+        if self.hard is None:
+            return draws
+        return list(zip(draws, self.hard.aims(self.epoch, self.per_epoch).tolist(), strict=True))
 
 
 def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool) -> DataLoader[Tile]:
@@ -121,11 +214,13 @@ def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool) -
 
     A last batch of one tile is dropped, if there are others, because batch norm cannot train on a single small map.
     """
-    workers, batch = settings.training.workers, settings.training.batch_size
+    workers, batch, share = settings.training.workers, settings.training.batch_size, settings.training.hard_share
+    hard = HardTiles(dataset.tiles, share, settings.training.seed) if share else None
     return DataLoader(
         dataset,
         batch_size=batch,
-        sampler=DrawSampler(len(dataset)),
+        sampler=DrawSampler(len(dataset), hard),
+        collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
@@ -134,6 +229,10 @@ def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool) -
         # A loader with workers draws one number from torch's global generator when it starts, which a resumed run does once more.
         generator=torch.Generator(),
     )
+
+
+def _as_it_is(batch: Tile) -> Tile:
+    return batch
 
 
 def _quiet_worker(_: int) -> None:

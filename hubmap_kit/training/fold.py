@@ -16,6 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from hubmap_kit import experiment
+from hubmap_kit.augment.batched import from_settings
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, HubmapError
 from hubmap_kit.files import atomic_path
@@ -81,6 +82,8 @@ class FoldTrainer:
         self.network.to(task.device, memory_format=torch.channels_last)
         self.loss = build_loss(self.config.loss)
         self.loader = build_loader(TileDataset(task.store, task.train, settings), settings, pin_memory=task.device.type == "cuda")
+        self.batched = from_settings(settings.augment, settings.model.mean, settings.model.std, self.config.seed)
+        self.hard = self.loader.sampler.hard  # type: ignore[attr-defined]
         self.optimizer = build_optimizer(self.network, self.config)
         self.schedule = StepSchedule(self.optimizer, self.config, self.config.epochs * self._steps)
         self.ema = ModelEmaV3(self.network, decay=self.config.ema_decay, use_warmup=True) if self.config.ema_decay else None
@@ -164,7 +167,7 @@ class FoldTrainer:
         with bar(len(self.loader), f"fold {self.task.fold} epoch {epoch + 1}/{self.config.epochs}", "batch") as progress:
             for number, (tiles, masks) in enumerate(self.loader):
                 self._check_time()
-                loss = self._forward(tiles, masks)
+                loss = self._forward(tiles, masks, number)
                 total += loss.detach()
                 self.scaler.scale(loss / self._group_size(number)).backward()
                 if (number + 1) % self.config.accumulate == 0 or number + 1 == len(self.loader):
@@ -176,6 +179,8 @@ class FoldTrainer:
                 f"fold {self.task.fold}: the loss became {mean} in epoch {epoch + 1}; train into another --out with a lower "
                 f"training.lr (now {self.config.lr:g}) or with training.precision=fp32"
             )
+        if self.hard is not None:
+            self.hard.learn(self.loader.dataset.places(self.loader.sampler.draws()))  # type: ignore[attr-defined]
         return mean
 
     def _group_size(self, number: int) -> int:
@@ -183,14 +188,21 @@ class FoldTrainer:
         first = number - number % self.config.accumulate
         return min(self.config.accumulate, len(self.loader) - first)
 
-    def _forward(self, tiles: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    def _forward(self, tiles: torch.Tensor, masks: torch.Tensor, number: int) -> torch.Tensor:
         device = self.task.device
-        inputs = normalise(tiles.to(device, non_blocking=True), self.settings.model)
+        tiles, masks = tiles.to(device, non_blocking=True), masks.to(device, non_blocking=True)
+        if self.batched is None:
+            inputs = normalise(tiles, self.settings.model)
+        else:
+            inputs, masks = self.batched(tiles, masks, self.state.epoch, number)
         with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
             logits = self.network(inputs)
         # With mixup masks are shares of 255.
         scale = self.loader.dataset.mixing.mask_scale  # type: ignore[attr-defined]
-        return self.loss(logits, masks.to(device, non_blocking=True)[:, None].float() / scale)
+        targets = masks[:, None].float() / scale
+        if self.hard is not None:
+            self.hard.note(self.loss, logits, targets)
+        return self.loss(logits, targets)
 
     def _step(self) -> None:
         if self.config.clip_norm:
@@ -222,7 +234,7 @@ class FoldTrainer:
                 "epoch": self.state.epoch, "history": self.state.history, "timing": self.state.timing,
                 "network": self.network.state_dict(), "ema": self.ema.module.state_dict() if self.ema is not None else None,
                 "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict(),
-                "rng": checkpoint.rng_state(self.task.device),
+                "rng": checkpoint.rng_state(self.task.device), "hard": self.hard.state() if self.hard is not None else None,
             },
         )  # fmt: skip
         write_rows(folder / METRICS_FILE, self.state.history)
@@ -246,6 +258,8 @@ class FoldTrainer:
             log.warning("fold %d: resumed in another precision than it was trained in so far; its numbers will differ a little", self.task.fold)
         elif saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
+        if self.hard is not None:
+            self.hard.restore(saved["hard"])
         self.state = _State(saved["epoch"], saved["history"], saved["timing"])
         checkpoint.restore_rng(saved["rng"], self.task.device)
         write_rows(self.task.folder / METRICS_FILE, self.state.history)

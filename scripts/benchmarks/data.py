@@ -1,10 +1,14 @@
-"""Training data: a crop, and a batch of them, from the tile store against files that are decoded again for every sample."""
+"""Training data: a crop, and a batch of them, from the tile store against files that are decoded again for every sample.
+
+And what the store costs: a conversion against reading the slide. Augmentation of whole batches is at the end.
+"""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import albumentations as A
@@ -13,22 +17,29 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from benchmarks import augment
 from benchmarks.material import tissue
 from benchmarks.measure import Comparison, check_equal, compare
 from hubmap_kit import experiment
 from hubmap_kit.augment.classic import pipeline
 from hubmap_kit.competition import rle, slides as slide_files
 from hubmap_kit.competition.tables import Slide
+from hubmap_kit.config import ScaleConfig
 from hubmap_kit.sample.writing import write_tiff
-from hubmap_kit.tiles.convert import open_or_build
+from hubmap_kit.tiles.convert import build, open_or_build
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.dataset import TileDataset
 
 SIZE, BATCH, SLIDES = 512, 16, 4
+AS_PNG, AS_TIFF, AS_USUAL, READING = "PNG tile, OpenCV", "the slide's TIFF again", "PNG + albumentations + floats", "reading the slide alone"
+CROP_TARGETS = {AS_PNG: 30.0, AS_TIFF: 200.0}
+BATCH_TARGETS = {"none": 40.0, "flips": 20.0}
+MOST_CONVERSION = 1.2  # times the reading
 Sample = tuple[np.ndarray, np.ndarray]
 NOTES = {
     "bytes": "ours hands over bytes, which become floats on the network's device; the rivals' batches are normalised floats",
     "warm": "all files are in the page cache",
+    "conversion": f"the target allows the conversion {MOST_CONVERSION} times the reading, so the reading at least {1 / MOST_CONVERSION:.2f} of ours",
 }
 
 
@@ -76,7 +87,8 @@ def run(quick: bool = False) -> list[Comparison]:
     """Crops and batches of 512 px from slides of 3000 px (1024 when `quick`)."""
     with tempfile.TemporaryDirectory() as folder:
         material = make(Path(folder), 1024 if quick else 3000)
-        return [_crops(material, 3 if quick else 9), *_batches(material, 2 if quick else 5)]
+        repeats = 2 if quick else 9
+        return [_crops(material, 3 if quick else 9), *_batches(material, repeats), _conversion(material, repeats), *augment.run(quick)]
 
 
 def _crops(material: Material, repeats: int) -> Comparison:
@@ -88,12 +100,14 @@ def _crops(material: Material, repeats: int) -> Comparison:
         random = np.random.default_rng(0)
         return lambda: read(int(random.integers(len(material.places))))
 
-    rivals = {"PNG tile, OpenCV": turns(material.from_png), "the slide's TIFF again": turns(material.from_tiff)}
-    return compare("one crop of 512 px with its mask", turns(material.from_store), rivals, repeats=repeats, notes=[NOTES["warm"]])
+    rivals = {AS_PNG: turns(material.from_png), AS_TIFF: turns(material.from_tiff)}
+    return compare("one crop of 512 px with its mask", turns(material.from_store), rivals, CROP_TARGETS, repeats, [NOTES["warm"]])
 
 
 def _batches(material: Material, repeats: int) -> list[Comparison]:
-    return [_batch(material, name, repeats) for name in ("none", "light", "classic")]
+    for slide in range(SLIDES):
+        material.store.image(slide).max()  # every page is mapped by now, as it is after the first epoch
+    return [_batch(material, name, repeats) for name in ("none", "flips", "light", "classic")]
 
 
 def _batch(material: Material, name: str, repeats: int) -> Comparison:
@@ -104,13 +118,31 @@ def _batch(material: Material, name: str, repeats: int) -> Comparison:
     random = np.random.default_rng(0)
 
     def ours() -> object:
-        return default_collate([dataset[int(draw)] for draw in random.integers(dataset.per_epoch, size=BATCH)])
+        return dataset.__getitems__(random.integers(dataset.per_epoch, size=BATCH).tolist())
 
     def usual() -> object:
         return default_collate([_usual_sample(material, steps, int(place)) for place in random.integers(len(material.places), size=BATCH)])
 
-    what = {"none": "no augmentation", "light": "light augmentation", "classic": "classic augmentation"}[name]
-    return compare(f"a batch of {BATCH} tiles, {what}", ours, {"PNG + albumentations + floats": usual}, repeats=repeats, notes=[NOTES["bytes"]])
+    what = f"a batch of {BATCH} tiles, {'no' if name == 'none' else name} augmentation"
+    targets = {AS_USUAL: BATCH_TARGETS[name]} if name in BATCH_TARGETS else {}
+    return compare(what, ours, {AS_USUAL: usual}, targets, repeats, [NOTES["bytes"]])
+
+
+def _conversion(material: Material, repeats: int) -> Comparison:
+    """A slide as the competition has them, LZW, into a store of half its side, mask and tables included."""
+    path = material.folder / "lzw.tiff"
+    image = slide_files.read(material.slide.path)
+    cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_LZW])
+    check_equal("LZW slide", slide_files.read(path), image)
+    slide, scale, numbers = replace(material.slide, path=path), ScaleConfig(policy="reduce", reduce=2), itertools.count()
+
+    def ours() -> None:
+        build(material.folder / f"converted-{next(numbers)}", [slide], scale, "benchmark")
+
+    return compare(
+        f"a slide of {len(image)} px, LZW, to a store at reduce 2", ours, {READING: lambda: slide_files.read(path)},
+        {READING: 1 / MOST_CONVERSION}, repeats, [NOTES["warm"], NOTES["conversion"]],
+    )  # fmt: skip
 
 
 def _usual_sample(material: Material, steps: A.Compose, place: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-RIVALS = ("pycocotools", "rlemasklib", "monai", "pytorch-toolbelt", "patchly", "albumentations")
+RIVALS = ("pycocotools", "rlemasklib", "monai", "pytorch-toolbelt", "patchly", "albumentations", "kornia")
 
 
 def machine() -> str:

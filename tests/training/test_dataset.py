@@ -13,7 +13,7 @@ from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.tiles.store import TileStore
-from hubmap_kit.training.dataset import TileDataset, build_loader
+from hubmap_kit.training.dataset import TileDataset, build_loader, turn, window
 
 
 def _settings(*changes: str) -> Experiment:
@@ -38,7 +38,7 @@ def test_no_two_tiles_of_two_workers_and_two_epochs_are_equal(store: TileStore, 
     # One slide and one tile of the grid: only augmentation can make the tiles differ.
     settings = _settings("training.workers=2", "training.sampler=grid", f"augment.pipeline={pipeline}", "training.batch_size=1")
     dataset = TileDataset(store, [0], settings)
-    dataset._tiles = np.repeat(dataset._tiles[:1], 8, axis=0)
+    dataset.tiles = np.repeat(dataset.tiles[:1], 8, axis=0)
     dataset.per_epoch = 8
     loader = build_loader(dataset, settings, pin_memory=False)
     tiles = []
@@ -116,3 +116,61 @@ def test_masks_move_with_images(sample_data: Path, tmp_path: Path) -> None:
     for draw in range(20):
         image, drawn = dataset[draw]
         assert torch.equal(image[..., 0] > 127, drawn > 0)
+
+
+@pytest.mark.parametrize("pipeline", ["none", "flips", "light"])
+@pytest.mark.parametrize("mixing", ["augment.mixing={}", "augment.mixing={mosaic: 0.3, mixup: 0.3}"])
+def test_a_batch_holds_what_its_draws_give_one_by_one(store: TileStore, pipeline: str, mixing: str) -> None:
+    dataset = TileDataset(store, range(len(store)), _settings(f"augment.pipeline={pipeline}", mixing))
+    draws = [3, 40, 17, 3, 90]
+    images, masks = dataset.__getitems__(draws)
+    assert images.shape == (5, 64, 64, 3) and masks.shape == (5, 64, 64) and images.dtype == masks.dtype == torch.uint8
+    for place, draw in enumerate(draws):
+        image, mask = dataset[draw]
+        assert torch.equal(images[place], image) and torch.equal(masks[place], mask)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (6, 6, 3)])
+def test_turn_gives_the_8_symmetries_of_numpy(shape: tuple[int, ...]) -> None:
+    large = np.random.default_rng(0).integers(256, size=(20, 20, 3)[: len(shape)], dtype=np.uint8)
+    pixels = large[5:11, 7:13]  # a view with gaps between its rows, as a crop is
+    pixels.flags.writeable = False
+    out = np.zeros(shape, np.uint8)
+    found = set()
+    for symmetry in range(8):
+        turn(pixels, symmetry, out)
+        found.add(out.tobytes())
+    assert found == {np.ascontiguousarray(np.rot90(side, quarters)).tobytes() for side in (pixels, pixels[::-1]) for quarters in range(4)}
+
+
+def test_flips_turn_image_and_mask_together_and_each_way_equally_often(store: TileStore) -> None:
+    plain, flipped = (TileDataset(store, range(len(store)), _settings(f"augment.pipeline={name}")) for name in ("none", "flips"))
+    counts = np.zeros(8, int)
+    image_out, mask_out = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    for draw in range(400):
+        (image, mask), (turned, turned_mask) = plain[draw], flipped[draw]
+        for symmetry in range(8):
+            turn(image.numpy(), symmetry, image_out)
+            if np.array_equal(image_out, turned.numpy()):
+                turn(mask.numpy(), symmetry, mask_out)
+                assert np.array_equal(mask_out, turned_mask.numpy())
+                counts[symmetry] += 1
+                break
+        else:
+            pytest.fail(f"draw {draw} is no symmetry of itself")
+    assert counts.min() > 25  # 50 each on average
+
+
+def test_a_window_is_the_crop_of_the_store_inside_and_over_the_edges(store: TileStore) -> None:
+    rows, cols = store.image(0).shape[:2]
+    for row, col in [(0, 0), (5, 3), (8, 16), (rows - 64, cols - 64), (-9, 4), (rows - 20, cols - 33)]:
+        for ours, theirs in zip(window(store, 0, row, col, 64), store.crop(0, row, col, 64), strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+def test_the_batched_engine_gets_tiles_as_they_are(store: TileStore) -> None:
+    batched, plain = (
+        TileDataset(store, range(len(store)), _settings(*changes))
+        for changes in (("augment.pipeline=light", "augment.engine=batched"), ("augment.pipeline=none",))
+    )
+    assert all(torch.equal(batched[draw][0], plain[draw][0]) for draw in range(8))
