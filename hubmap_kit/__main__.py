@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,6 @@ from hubmap_kit.errors import HubmapError
 from hubmap_kit.publish import verbs as publishing
 from hubmap_kit.words import INTERRUPTED, fold_numbers
 
-STOPPED = 3  # a training that ended by --hours, all saved
 app = typer.Typer(
     name="hubmap", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Segment tissue slides: train folds, predict with views and ensembles, write a valid submission.csv.",
@@ -81,11 +81,15 @@ def train(
     data: Annotated[str, typer.Option(help="Folder with train.csv and train_images/.")] = "",
     folds: Folds = "", resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     set_: Set = [], device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1: a fold on each card.")] = "auto",
-    stores: Stores = None, hours: Annotated[float | None, typer.Option(min=0.001, help="Stop by then with everything saved (exit code 3).")] = None,
+    stores: Stores = None, hours: Annotated[float | None, typer.Option(min=0.001, help="Stop by then with everything saved; the last line says how to go on.")] = None,
 ) -> None:  # fmt: skip
     """Train folds into a run folder: weights, curves, out-of-fold table, thresholds."""
     from hubmap_kit import experiment
 
+    if follower := os.environ.get("RANK", "0") not in ("", "0"):
+        # One of the processes that torchrun started beside the first, which alone speaks. tqdm reads this when it is imported.
+        os.environ["TQDM_DISABLE"] = "1"
+        logging.getLogger("hubmap_kit").setLevel(logging.ERROR)
     kept = out / "config.yaml"
     if not config and not (resume and kept.is_file()):
         raise HubmapError(f"--config is missing; name one of {', '.join(experiment.shipped())} or a YAML file")
@@ -99,8 +103,12 @@ def train(
     try:
         table = run(settings, out, numbers, resume, device, stores, SessionClock(hours * 3600) if hours else None)
     except OutOfTime as stop:
-        typer.echo(f"stopped: {stop}", err=True)
-        raise typer.Exit(STOPPED) from stop
+        # All is saved, which is what was asked for, so the exit code is 0: a script that goes on does so by the run, not by the code.
+        if not follower:
+            typer.echo(f"stopped: {stop}", err=True)
+        return
+    if follower:
+        return
     typer.echo(oof_summary(table))
     typer.echo(f"run folder: {out} (curves.png, oof.csv, thresholds.json); next: hubmap evaluate {out}")
 

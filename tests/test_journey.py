@@ -229,7 +229,7 @@ def test_ctrl_c_ends_with_a_hint(sample_data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
 def test_sigterm_to_all_processes_ends_like_the_clock(device: str, sample_data: Path, tmp_path: Path) -> None:
-    """A batch system's request to end: saved, exit code 3, and a line that says how to go on; whoever cuts tiles gets the signal too."""
+    """A batch system's request to end: saved, exit code 0, and a line that says how to go on; whoever cuts tiles gets the signal too."""
     out = tmp_path / "run"
     command = [sys.executable, "-m", "hubmap_kit", "train", "--config", "baseline", "--data", str(sample_data), "--out", str(out)]
     settings = overrides(*TINY, "training.epochs=500", "training.workers=1")
@@ -243,7 +243,7 @@ def test_sigterm_to_all_processes_ends_like_the_clock(device: str, sample_data: 
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 3, errors
+    assert process.returncode == 0, errors
     last = errors.rstrip().splitlines()[-1]
     assert last.startswith("stopped: SIGTERM came: fold ") and last.endswith(f"go on with 'hubmap train --out {out} --resume'")
     assert "Traceback" not in errors and not list(out.rglob(".*.tmp*")) and (out / "curves.png").is_file()

@@ -1,6 +1,6 @@
 """Mixing tiles: CutMix, copy-paste of whole units, MixUp. Pure functions of their arrays and a random generator.
 
-A tile is an image (S, S, 3) uint8 and a mask (S, S) uint8 of 0 and 1; both tiles of a pair have one size, and neither is changed.
+A tile is an image (S, S, 3) uint8 and a mask (S, S) uint8 of 0 and 1, or of 0 and an organ's index; both tiles of a pair have one size, and neither is changed.
 Whether the partner comes from the same organ is the caller's choice, who draws it (`Mixing`).
 """
 
@@ -70,7 +70,7 @@ def copy_paste(tile: Tile, other: Tile, random: np.random.Generator, most: int =
         cut = _turned(*_cut_out(other[0], units[number]), random)
         place = _free_place(cut[1], ground, mask, random)
         if place is not None:
-            _paste(image, mask, *cut, place)
+            _paste(image, mask, *cut, place, int(other[1].max()))
     return image, mask
 
 
@@ -119,7 +119,7 @@ def _free_place(soft: np.ndarray, ground: np.ndarray, mask: np.ndarray, random: 
         # A fit on the coarse map is a good guess; every pixel decides.
         top, left = np.clip(fitting[place] * COARSE + random.integers(-COARSE, COARSE, 2), 0, room).tolist()
         here = slice(top, top + soft.shape[0]), slice(left, left + soft.shape[1])
-        if not (mask[here] & (soft > 0)).any() and np.count_nonzero(ground[here] & inside) >= needed:
+        if not ((mask[here] > 0) & (soft > 0)).any() and np.count_nonzero(ground[here] & inside) >= needed:
             return top, left
     return None
 
@@ -133,11 +133,11 @@ def _fitting(inside: np.ndarray, free: np.ndarray) -> np.ndarray:
     return np.argwhere(covered >= ON_TISSUE * float(small[1].sum()))
 
 
-def _paste(image: np.ndarray, mask: np.ndarray, unit: np.ndarray, soft: np.ndarray, place: tuple[int, int]) -> None:
+def _paste(image: np.ndarray, mask: np.ndarray, unit: np.ndarray, soft: np.ndarray, place: tuple[int, int], label: int) -> None:
     here = slice(place[0], place[0] + soft.shape[0]), slice(place[1], place[1] + soft.shape[1])
     share = soft[..., None]
     image[here] = np.rint(image[here] * (1 - share) + unit * share).astype(np.uint8)
-    mask[here] |= (soft >= 0.5).astype(np.uint8)
+    mask[here][soft >= 0.5] = label
 
 
 def _mosaic(tile: Tile, draw: Draw, random: np.random.Generator) -> Tile:

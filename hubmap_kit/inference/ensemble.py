@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hubmap_kit import experiment
+from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError
 from hubmap_kit.inference.effort import Effort, full_effort
@@ -65,20 +66,23 @@ class Ensemble:
         """Seconds of all slides so far in the networks' forward passes; on a GPU, in everything from the slide's bytes to its plane."""
         return self.stopwatch.seconds
 
-    def plane(self, image: np.ndarray, effort: Effort | None = None) -> np.ndarray:
-        """Probability plane (h, w) float32 of a slide (h, w, 3) uint8 that is already at the network's scale."""
+    def plane(self, image: np.ndarray, effort: Effort | None = None, organ: str = "") -> np.ndarray:
+        """Probability plane (h, w) float32 of a slide (h, w, 3) uint8 that is already at the network's scale.
+
+        Networks that know organs apart read the channel of `organ`; where that is empty, any organ counts.
+        """
         effort = effort or self.full_effort
         shape = reduced_shape(image.shape[:2], effort.reduce)
-        return resize_plane(self._predict(image, shape, finest_um(self.experiment.scale) * effort.reduce, effort), image.shape[:2])
+        return resize_plane(self._predict(image, shape, finest_um(self.experiment.scale) * effort.reduce, effort, organ), image.shape[:2])
 
-    def probability(self, slide: np.ndarray, um_per_px: float, effort: Effort | None = None) -> np.ndarray:
+    def probability(self, slide: np.ndarray, um_per_px: float, effort: Effort | None = None, organ: str = "") -> np.ndarray:
         """Probability plane (H, W) float32 of an original slide (H, W, 3) uint8 whose pixels are `um_per_px` micrometres wide."""
         effort = effort or self.full_effort
         scaled = scaled_shape(*slide.shape[:2], um_per_px, self.experiment.scale)
         shape = reduced_shape(scaled, effort.reduce)
-        return resize_plane(self._predict(slide, shape, um_per_px * slide.shape[0] / shape[0], effort), slide.shape[:2])
+        return resize_plane(self._predict(slide, shape, um_per_px * slide.shape[0] / shape[0], effort, organ), slide.shape[:2])
 
-    def _predict(self, slide: np.ndarray, shape: tuple[int, int], um_per_px: float, effort: Effort) -> np.ndarray:
+    def _predict(self, slide: np.ndarray, shape: tuple[int, int], um_per_px: float, effort: Effort, organ: str) -> np.ndarray:
         """Plane of `shape` (h, w) of a slide (H, W, 3), scaled to that shape; `um_per_px` is the width of a pixel of the plane."""
         config, dtype = self.experiment.inference, self._dtype()
         keep = None
@@ -87,20 +91,22 @@ class Ensemble:
         image = scale_on_device(slide, shape, self.device)
         if self.tuner is not None:
             self.tuner.settle(self.networks, sample(image, config.window), self.experiment.model, dtype)
-        plane = self._attempt(image, effort, dtype, keep)
+        index = FACTS[organ].index if organ else 0
+        plane = self._attempt(image, effort, dtype, keep, index)
         # NaN of any window is NaN in the sum, which costs one pass over the plane and no memory.
         if dtype is not None and not math.isfinite(plane.sum()):
             log.debug("half precision overflowed; this slide again in float32")
-            plane = self._attempt(image, effort, None, keep)
+            plane = self._attempt(image, effort, None, keep, index)
         if not math.isfinite(plane.sum()):
             raise CheckpointError("the network gives NaN instead of probabilities; its training diverged, repeat it with a lower training.lr")
         return plane
 
-    def _attempt(self, image: torch.Tensor, effort: Effort, dtype: torch.dtype | None, keep: np.ndarray | None) -> np.ndarray:
+    def _attempt(self, image: torch.Tensor, effort: Effort, dtype: torch.dtype | None, keep: np.ndarray | None, organ: int) -> np.ndarray:
         window, is_cuda = self.experiment.inference.window, self.device.type == "cuda"
         # A GPU's passes return before they are done, so there the clock runs until the plane has arrived.
         watch = None if is_cuda else self.stopwatch
-        predict = MeanProbability(self.networks[: effort.folds], tour(effort.views), self.experiment.model, self.device, self.limits, dtype, watch)
+        networks, model = self.networks[: effort.folds], self.experiment.model
+        predict = MeanProbability(networks, tour(effort.views), model, self.device, self.limits, dtype, watch, organ)
         in_one_piece = max(image.shape[:2]) <= self.limits.whole
         if is_cuda:
             torch.backends.cudnn.benchmark = not in_one_piece  # batches of windows have one shape; no GPU has run this line

@@ -132,9 +132,13 @@ class MeanProbability:
 
     def __init__(
         self, networks: Sequence[nn.Module], tour: Tour, model: ModelConfig, device: torch.device,
-        limits: Limits, dtype: torch.dtype | None = None, watch: Stopwatch | None = None,
+        limits: Limits, dtype: torch.dtype | None = None, watch: Stopwatch | None = None, organ: int = 0,
     ) -> None:  # fmt: skip
-        """`dtype` is the half type to compute in. `watch`, for a CPU, takes the time of the networks' own forward passes."""
+        """`dtype` is the half type to compute in. `watch`, for a CPU, takes the time of the networks' own forward passes.
+
+        `organ` is the class index of the slide's organ, for networks that know organs apart; 0 where it is not known.
+        """
+        self.organ = organ
         self.networks, self.tour, self.device, self.dtype = networks, tour, device, dtype
         self.limits, self.watch = limits, watch or Stopwatch()
         # In 0..255, because windows come as bytes.
@@ -208,4 +212,16 @@ class MeanProbability:
 
     def _forward(self, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         with self.watch.running():
-            return network(inputs)[:, 0]
+            return unit_logits(network(inputs), self.organ)
+
+
+def unit_logits(logits: torch.Tensor, organ: int = 0) -> torch.Tensor:
+    """Logits (N, C, H, W) of a network -> logits (N, H, W) of being a unit.
+
+    With one channel, that one. With background and organs (C = 6), the organ against background, as if there were no other organs:
+    the slide's organ is known. Without it (0), any organ against background.
+    """
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    unit = logits[:, organ] if organ else torch.logsumexp(logits[:, 1:].float(), dim=1)
+    return unit - logits[:, 0]

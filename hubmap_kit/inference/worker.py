@@ -36,9 +36,9 @@ class Predicted:
 def mean_plane(slide: Slide, pixels: np.ndarray, team: Team, efforts: Efforts | None = None) -> np.ndarray:
     """The mean probability (H, W) float32 of all ensembles for a slide's pixels (H, W, 3) uint8."""
     each = efforts or (None,) * len(team)
-    plane = team[0].probability(pixels, slide.um_per_px, each[0])
+    plane = team[0].probability(pixels, slide.um_per_px, each[0], slide.organ)
     for ensemble, effort in zip(team[1:], each[1:], strict=True):
-        plane += ensemble.probability(pixels, slide.um_per_px, effort)
+        plane += ensemble.probability(pixels, slide.um_per_px, effort, slide.organ)
     if len(team) > 1:
         plane /= len(team)
     return plane

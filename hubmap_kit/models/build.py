@@ -1,44 +1,49 @@
-"""ModelConfig -> network: any decoder of segmentation_models_pytorch on any smp or timm encoder."""
+"""ModelConfig -> network: any decoder of segmentation_models_pytorch, or of the kit's own, on any smp or timm encoder."""
 
 from __future__ import annotations
 
-import inspect
 from functools import lru_cache
 
-import segmentation_models_pytorch as smp
 import torch
 from segmentation_models_pytorch.encoders import get_encoder_names
-from torch import nn
 
 from hubmap_kit.config import ModelConfig, Triple
 from hubmap_kit.errors import ConfigError, did_you_mean
+from hubmap_kit.models.architectures import ARCHITECTURES, Architecture
+from hubmap_kit.models.network import Network, use_group_norm
 from hubmap_kit.models.pretrained import load_encoder
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {
-    name.lower(): getattr(smp, name)
-    for name in ("Unet", "UnetPlusPlus", "FPN", "MAnet", "Linknet", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet", "Segformer")
-}
+CHANNELS = {"binary": 1, "organs": 6}  # organs: background, then competition.organs in their order
+NORMS = ("batch", "group")
 
 
-def build(config: ModelConfig, pretrained: bool = True) -> nn.Module:
+def build(config: ModelConfig, pretrained: bool = True) -> Network:
     """Build the network of a config, in train mode on the CPU.
 
-    Input (N, 3, H, W) float, normalised with the config's mean and std; output (N, 1, H, W) logits. H and W multiples of 32.
-    With `pretrained` the encoder takes its weights from `config.encoder_weights`, if that is set; loading a trained fold
-    passes False, so a finished run does not need that file any more. Raises ConfigError and WeightsError.
+    Input (N, 3, H, W) float, normalised with the config's mean and std, of any size from 32 px; output (N, C, H, W) logits, C = 1, or
+    6 for classes organs; in train mode with auxiliary heads models.heads.Outputs. With `pretrained` the encoder takes its weights from
+    `config.encoder_weights`, if that is set; loading a trained fold passes False, so a finished run does not need that file any more.
+    Raises ConfigError and WeightsError.
     """
     architecture = ARCHITECTURES.get(config.arch.lower())
     if architecture is None:
         raise ConfigError(f"model.arch is '{config.arch}'; known are {', '.join(ARCHITECTURES)}{did_you_mean(config.arch, list(ARCHITECTURES))}")
-    _check_encoder(config.encoder)
+    if not architecture.own_encoder:
+        _check_encoder(config.encoder)
     _check_options(architecture, config)
+    options = dict(config.options)
+    norm = options.pop("decoder_norm", "batch")
     try:
-        # encoder_weights=None is the only value that is sure not to download.
-        network = architecture(config.encoder, encoder_weights=None, in_channels=3, classes=1, **config.options)
+        network = architecture.make(config.encoder, CHANNELS[config.classes], options)
+        if norm == "group":
+            use_group_norm(network.decoder)
+        network.add_heads(list(config.auxiliary), CHANNELS[config.classes])
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"model: {config.arch} on {config.encoder} cannot be built with options {config.options}: {error}") from error
+    if norm == "group":
+        use_group_norm(network.auxiliary)
     if pretrained and config.encoder_weights:
-        load_encoder(network.encoder, config.encoder_weights)
+        load_encoder(network.encoder, config.encoder_weights, config)
     return network
 
 
@@ -71,9 +76,10 @@ def _check_encoder(name: str) -> None:
         )
 
 
-def _check_options(architecture: type[nn.Module], config: ModelConfig) -> None:
-    fixed = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "aux_params", "activation", "kwargs"}
-    known = [name for name in inspect.signature(architecture.__init__).parameters if name not in fixed]
+def _check_options(architecture: Architecture, config: ModelConfig) -> None:
     for key in config.options:
-        if key not in known:
+        if key not in architecture.options:
+            known = architecture.options
             raise ConfigError(f"model.options has '{key}'; {config.arch} takes {', '.join(known)}{did_you_mean(key, known)}")
+    if config.options.get("decoder_norm", "batch") not in NORMS:
+        raise ConfigError(f"model.options.decoder_norm is '{config.options['decoder_norm']}'; give {' or '.join(NORMS)}")

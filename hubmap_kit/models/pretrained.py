@@ -6,20 +6,26 @@ Accepts safetensors, and torch files read with `weights_only=True`: nothing in t
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import nn
 
+from hubmap_kit.config import ModelConfig
 from hubmap_kit.errors import WeightsError
+from hubmap_kit.models import weights_card
 
 log = logging.getLogger(__name__)
 LEAST_SHARE = 0.9  # below this share of the encoder's tensors a file is for another network
 PREFIXES = ("module.", "encoder.", "backbone.", "model.")
+MOST_PREFIXES = 5  # tokens before those of the patches: class, distillation, registers
 
 
 @dataclass(frozen=True)
@@ -55,19 +61,22 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_encoder(encoder: nn.Module, path: str | Path) -> LoadReport:
-    """Copy a file's tensors into an encoder in place, by name and shape.
+def load_encoder(encoder: nn.Module, path: str | Path, config: ModelConfig | None = None) -> LoadReport:
+    """Copy a file's tensors into an encoder in place, by name and shape; `path` may be a folder that holds NAME.safetensors.
 
     smp's encoders take the file's names as they are; of a timm (`tu-`) encoder the inner network does, after timm's own renaming
-    for feature extraction. Raises WeightsError when less than 90 % of the encoder's tensors are in the file: an encoder that
-    is silently random is worse than none.
+    for feature extraction. Position embeddings of another input size, and biases of another window, are resampled. With `config`
+    the card of packed weights is checked: the file's hash, and the input mean and std. Raises WeightsError when less than 90 % of
+    the encoder's tensors, or of its numbers, are in the file: an encoder that is silently random is worse than none.
     """
-    target = getattr(encoder, "model", None) if type(encoder).__name__ == "TimmUniversalEncoder" else encoder
+    path = find_weights(path, config.encoder if config is not None else "")
+    _check_card(path, config)
+    target = _inner(encoder)
     own = {name: value for name, value in target.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = _best_names(read_tensors(path), own)
+    given = {name: resampled(name, value, own[name]) if name in own else value for name, value in _best_names(read_tensors(path), own).items()}
     matching = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
     report = LoadReport(tuple(matching), tuple(n for n in own if n not in matching), tuple(n for n in given if n not in matching))
-    if len(matching) < LEAST_SHARE * len(own):
+    if len(matching) < LEAST_SHARE * len(own) or _numbers(matching) < LEAST_SHARE * _numbers(own):
         raise WeightsError(
             f"{path} fits {len(matching)} of the encoder's {len(own)} tensors (missing e.g. {_some(report.missing)}; "
             f"the file has e.g. {_some(report.unexpected)}); give weights of the same encoder"
@@ -75,18 +84,88 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> LoadReport:
     # Straight into the parameters: some smp encoders override load_state_dict and return nothing.
     nn.Module.load_state_dict(target, matching, strict=False)
     log.info("encoder weights from %s: %d tensors loaded, %d missing, %d unused", os.fspath(path), *map(len, vars(report).values()))
+    if report.missing:
+        log.warning("%s lacks %d tensors of the encoder, which start at random: %s", path, len(report.missing), _some(report.missing))
     return report
 
 
+def find_weights(path: str | Path, encoder: str = "") -> Path:
+    """The weights file that a path means: itself, or in a folder ENCODER.safetensors. Raises WeightsError for a folder without it."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if encoder and (path / f"{encoder}.safetensors").is_file():
+        return path / f"{encoder}.safetensors"
+    held = ", ".join(sorted(each.name for each in path.glob("*.safetensors"))) or "no .safetensors file"
+    raise WeightsError(f"{path} holds {held} where {encoder or 'NAME'}.safetensors is needed; name the file itself, or pack that encoder into it")
+
+
+def resampled(name: str, value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """A position embedding or a table of relative positions, brought to the size that a network has; anything else as it is."""
+    if value.shape == own.shape:
+        return value
+    if name.endswith("pos_embed") and value.ndim == own.ndim == 3 and value.shape[2] == own.shape[2]:
+        return _positions(value, own.shape[1])
+    if name.endswith("relative_position_bias_table") and value.ndim == own.ndim:
+        # Flat tables have (2w-1)^2 rows and a column for each head, those of MaxViT are (heads, 2w-1, 2w-1).
+        heads = (value.shape[1], own.shape[1]) if own.ndim == 2 else (value.shape[0], own.shape[0])
+        side = math.isqrt(own.shape[0]) if own.ndim == 2 else own.shape[1]
+        if heads[0] == heads[1] and (own.ndim == 3 or side * side == own.shape[0]):
+            return resize_rel_pos_bias_table(value, ((side + 1) // 2,) * 2, tuple(own.shape))
+    return value
+
+
+def _positions(value: torch.Tensor, wanted: int) -> torch.Tensor:
+    """Embeddings (1, prefixes + n*n, C) for `wanted` tokens with the same prefixes, or with none; unchanged where they fit no square."""
+    for prefixes in range(MOST_PREFIXES + 1):
+        old = math.isqrt(max(value.shape[1] - prefixes, 0))
+        if old * old != value.shape[1] - prefixes:
+            continue
+        for kept in (prefixes, 0):
+            new = math.isqrt(max(wanted - kept, 0))
+            if new and new * new == wanted - kept:
+                return resample_abs_pos_embed(value[:, prefixes - kept :], [new, new], [old, old], kept)
+    return value
+
+
+def _check_card(path: Path, config: ModelConfig | None) -> None:
+    card = weights_card.read(path) if config is not None and path.is_file() and path.suffix == ".safetensors" else None
+    if card is None or config is None:
+        return
+    card.check(path, config)
+    if card.encoder != config.encoder:
+        log.warning("%s was packed for the encoder %s and is loaded into %s", path, card.encoder, config.encoder)
+
+
+def _inner(encoder: nn.Module) -> nn.Module:
+    """The network whose names files have: wrappers keep it as `model`, and timm's own wrapper of a ViT does so once more.
+
+    What a wrapper has beside it, such as the scales that make a pyramid of a ViT, was never pretrained.
+    """
+    while isinstance(getattr(encoder, "model", None), nn.Module):
+        encoder = encoder.model
+    return encoder
+
+
+def _numbers(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(value.numel() for value in tensors.values())
+
+
 def _best_names(tensors: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The file's tensors under the spelling that fits most of the encoder's names: a prefix more or less, dots or underscores."""
-    spellings = [tensors]
-    for prefix in PREFIXES:
-        spellings.append({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
-        spellings.append({prefix + name: value for name, value in tensors.items()})
+    """The file's tensors under the spelling that fits most of the encoder's names: up to three prefixes less or one more, dots or underscores."""
+    bare = tensors
+    spellings = [tensors, *({prefix + name: value for name, value in tensors.items()} for prefix in PREFIXES)]
+    for _ in range(3):
+        shorter = [{name.removeprefix(prefix): value for name, value in bare.items() if name.startswith(prefix)} for prefix in PREFIXES]
+        bare = max(shorter, key=lambda names: _fitting(names, own) + len(names) / (len(tensors) + 1))
+        spellings += shorter
     # timm flattens nested stages for feature extraction: `stages.0.blocks` becomes `stages_0.blocks`, `blocks.1` stays.
-    spellings.append({_flattened(name, own): value for name, value in tensors.items()})
-    return max(spellings, key=lambda names: sum(name in own for name in names))
+    spellings += [{_flattened(name, own): value for name, value in names.items()} for names in spellings[:]]
+    return max(spellings, key=lambda names: _fitting(names, own))
+
+
+def _fitting(names: Iterable[str], own: dict[str, torch.Tensor]) -> int:
+    return sum(name in own for name in names)
 
 
 def _flattened(name: str, own: dict[str, torch.Tensor]) -> str:

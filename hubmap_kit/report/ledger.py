@@ -41,14 +41,14 @@ def append(path: Path, row: Mapping[str, object]) -> None:
     unknown = sorted(set(row) - set(COLUMNS))
     if unknown:
         raise ValueError(f"a ledger has no column {unknown[0]}; expected some of {', '.join(COLUMNS)}")
-    with _locked(path):
+    with locked(path):
         rows = read(path)
         _write(path, [*rows, {column: _text(row.get(column)) for column in COLUMNS}])
 
 
 def complete(path: Path, ref: int | str, /, **values: object) -> bool:
     """Set columns of the submission `ref`, its ref among them; False where the ledger does not have it."""
-    with _locked(path):
+    with locked(path):
         rows = read(path)
         mine = [row for row in rows if row["ref"] == str(ref)]
         for row in mine:
@@ -77,8 +77,8 @@ def oof_dice(run: Path) -> float | None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time, so that two submissions that end together both keep their row."""
+def locked(path: Path) -> Iterator[None]:
+    """One writer at a time in the folder of `path`, so that two submissions that end together both keep their row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from hubmap_kit.augment.stain import StainChange
+from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import ConfigError, HubmapError
 from hubmap_kit.models.build import build
 from hubmap_kit.models.device import autocast_dtype, has_bf16
-from hubmap_kit.training.losses import build_loss
+from hubmap_kit.training.objective import About, Objective, logits_of
+from hubmap_kit.training.sinks import check_sinks
 
 
 def check_experiment(settings: Experiment, device: torch.device, pretrained: bool = True) -> None:
@@ -19,11 +21,14 @@ def check_experiment(settings: Experiment, device: torch.device, pretrained: boo
     norm. With `pretrained` off the encoder's weights file is not asked for: a run that goes on may not need it any more.
     Raises ConfigError and WeightsError.
     """
-    loss = build_loss(settings.training.loss)
+    loss = Objective(settings)
     if settings.augment.mixing.get("mixup") and "lovasz" in settings.training.loss.lower():
         raise ConfigError("augment.mixing has mixup, whose masks are soft, but training.loss has lovasz, which takes hard ones; drop one of them")
+    if settings.augment.mixing.get("mixup") and settings.model.classes == "organs":
+        raise ConfigError("augment.mixing has mixup, whose masks are shares of a unit, but model.classes is organs, whose masks are indices; drop one")
     StainChange(settings.augment.stain, settings.augment.stain_probability, settings.augment.stain_references)
     autocast_dtype(settings.training.precision, device)
+    check_sinks(settings.training.sinks)
     if settings.training.precision == "bf16" and not has_bf16(device):
         name = torch.cuda.get_device_name(device)
         raise ConfigError(f"training.precision is bf16, which {name} only imitates, slowly; use auto or fp16")
@@ -31,10 +36,12 @@ def check_experiment(settings: Experiment, device: torch.device, pretrained: boo
     batch, size, window = min(settings.training.batch_size, 2), settings.tiles.size, settings.inference.window
     try:
         with torch.no_grad():
-            logits = network.train()(torch.zeros(batch, 3, size, size, device=device))
-            _check_shape(logits, (batch, 1, size, size))
-            loss(logits, torch.zeros(batch, 1, size, size, device=device))
-            _check_shape(network.eval()(torch.zeros(1, 3, window, window, device=device)), (1, 1, window, window))
+            outputs = network.train()(torch.zeros(batch, 3, size, size, device=device))
+            channels = len(ORGANS) + 1 if settings.model.classes == "organs" else 1
+            _check_shape(logits_of(outputs), (batch, channels, size, size))
+            about = About(torch.zeros(batch, dtype=torch.int64, device=device), torch.zeros(batch, device=device))
+            loss(outputs, torch.zeros(batch, 1, size, size, device=device), about)
+            _check_shape(network.eval()(torch.zeros(1, 3, window, window, device=device)), (1, channels, window, window))
     except HubmapError:
         raise
     except Exception as error:

@@ -34,6 +34,7 @@ from hubmap_kit.training.counts import THRESHOLDS
 from hubmap_kit.training.fold import OnEpoch
 from hubmap_kit.training.history import Row
 from hubmap_kit.training.run import Plan, collect_done, evaluate_folds, plan, remaining, train_fold
+from hubmap_kit.training.world import is_one_of_many, joined, own_device
 
 log = logging.getLogger(__name__)
 DRAW_EVERY_S = 30.0
@@ -41,9 +42,12 @@ DRAW_EVERY_S = 30.0
 
 def train(
     settings: Experiment, out: Path, folds: Sequence[int] | None = None, resume: bool = False, device: str = "auto",
-    stores: Path | None = None, clock: Clock | None = None, degrade: bool = False,
+    stores: Path | None = None, clock: Clock | None = None, degrade: bool = False, on_epoch: OnEpoch | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Train into the run folder `out` and return its out-of-fold table.
+
+    Started by torchrun, all processes train each fold together (see training.world); the first one writes. `on_epoch` is called
+    after each epoch, in the process that writes.
 
     The resolved config and the environment are in `out` before the first step. Tile stores go to `stores` (default: a folder
     `stores` beside `out`, shared by all runs there). With several devices (cuda:0,cuda:1) each trains a fold of its own. Raises
@@ -52,15 +56,28 @@ def train(
 
     A damaged last.ckpt is an error. With `degrade` its fold goes on from its best weights, or begins anew, with a warning.
     """
-    devices = choose_devices(device)
+    devices = choose_devices(own_device(device) if is_one_of_many() else device)
     slides = read_train(_train_csv(settings))
     check_experiment(settings, devices[0], pretrained=not resume)
-    _open_run(out, settings, resume)
-    _write_environment(out, devices[0])
-    planned = plan(settings, slides, out, stores or out.parent / "stores", folds, degrade)
+    with joined(devices[0]) as world:
+        if world.first:
+            _open_run(out, settings, resume)
+            _write_environment(out, devices[0])
+        world.wait()
+        planned = plan(settings, slides, out, stores or out.parent / "stores", folds, degrade, world)
+        _train_to_the_end(planned, devices, clock, on_epoch)
+        table = oof.collect(out, slides, planned.folds) if world.first else pd.DataFrame()
+    if world.first:
+        _draw(_report, out, settings, slides)
+    return table
+
+
+def _train_to_the_end(planned: Plan, devices: Sequence[torch.device], clock: Clock | None, on_epoch: OnEpoch | None) -> None:
+    """Train all planned folds; whatever ends that early, the tables of what is done are written."""
+    out = planned.run
     with sigterm.noticed() as told:
         try:
-            _train_planned(planned, devices, _Curves(out, settings), Stoppable(clock, told))
+            _train_planned(planned, devices, _Curves(out, planned.settings, on_epoch), Stoppable(clock, told))
         except OutOfTime as stop:
             _write_tables(planned, pictures=not told())  # who sends a SIGTERM waits some ten seconds before he kills
             others = [phrase for number, phrase in remaining(planned).items() if f"fold {number} " not in stop.where]
@@ -69,13 +86,12 @@ def train(
         except HubmapError:
             _write_tables(planned)
             raise
-    table = oof.collect(out, slides, planned.folds)
-    _draw(_report, out, settings, slides)
-    return table
 
 
 def _write_tables(planned: Plan, pictures: bool = True) -> None:
     """The tables and pictures of what is done, when a training ends early; no fault here may hide why it did."""
+    if not planned.world.first:
+        return
     try:
         done = collect_done(planned) is not None
     except Exception as error:
@@ -138,7 +154,7 @@ def draw_overlays(run: Path, settings: Experiment, slides: Sequence[Slide], tabl
 
 def _overlay(path: Path, slide: Slide, ensemble: Ensemble, dice: float) -> Path:
     pixels = slide_files.read(slide.path)
-    plane = ensemble.probability(pixels, slide.um_per_px)
+    plane = ensemble.probability(pixels, slide.um_per_px, organ=slide.organ)
     config = ensemble.experiment.inference
     mask = to_mask(plane, threshold_for(slide.organ, slide.source, ensemble.thresholds, config), slide.organ, config)
     save_overlay(path, pixels, decode_for(slide, *pixels.shape[:2]), mask, f"{slide.organ} {slide.id} ({slide.source}), held out, Dice {dice:.3f}")
@@ -183,15 +199,17 @@ def _write_environment(out: Path, device: torch.device) -> None:
 
 
 class _Curves:
-    """Draws a run's curves after an epoch, but not again within DRAW_EVERY_S: a picture takes a second or two."""
+    """Draws a run's curves after an epoch, but not again within DRAW_EVERY_S: a picture takes a second or two. Then it calls `then`."""
 
-    def __init__(self, out: Path, settings: Experiment) -> None:
-        self.out, self.settings, self._last = out, settings, -math.inf
+    def __init__(self, out: Path, settings: Experiment, then: OnEpoch | None = None) -> None:
+        self.out, self.settings, self.then, self._last = out, settings, then, -math.inf
 
-    def __call__(self, _fold: int, _row: Row) -> None:
+    def __call__(self, fold: int, row: Row) -> None:
         if time.monotonic() - self._last >= DRAW_EVERY_S:
             _draw(_save_curves, self.out, self.settings, ())
             self._last = time.monotonic()
+        if self.then is not None:
+            self.then(fold, row)
 
 
 def _save_curves(out: Path, settings: Experiment, _slides: Sequence[Slide] = ()) -> None:

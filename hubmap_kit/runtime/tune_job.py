@@ -102,7 +102,7 @@ def _fold_scores(
     for row in rows:
         record = store.slides.iloc[row]
         slide, height, width = by_id[record["id"]], int(record["height"]), int(record["width"])
-        plane = resize_plane(ensemble.plane(store.image(row)), (height, width))
+        plane = resize_plane(ensemble.plane(store.image(row), organ=slide.organ), (height, width))
         text = slide.rle if (height, width) == (slide.height, slide.width) else None
         yield slide, score_slide(plane, decode_for(slide, height, width), text, rescue)
 

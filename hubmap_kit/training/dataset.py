@@ -6,20 +6,24 @@ that is resumed draws what it would have drawn. With `training.hard_share` the l
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from hubmap_kit.augment.classic import apply, pipeline
 from hubmap_kit.augment.mixing import Mixing
 from hubmap_kit.augment.stain import StainChange
-from hubmap_kit.config import Experiment
+from hubmap_kit.competition.organs import FACTS
+from hubmap_kit.config import Experiment, TrainingConfig
+from hubmap_kit.errors import ConfigError
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.mining import NOT_AIMED, HardTiles
+from hubmap_kit.training.world import ALONE, World
 
 Tile = tuple[torch.Tensor, torch.Tensor]
 ORDERS_KEPT = 16  # a turn for each organ, and more than enough
@@ -27,7 +31,8 @@ Index = int | tuple[int, int]  # a draw, or a draw and the number of the grid ti
 
 
 class TileDataset(Dataset[Tile]):
-    """Tiles of some slides of a store: image (S, S, 3) uint8 and mask (S, S) uint8, augmented.
+    """Tiles of some slides of a store: image (S, S, 3) uint8 and mask (S, S) uint8, augmented; a mask holds 0 and 1, or with
+    `model.classes` organs the index of its organ.
 
     The index is a draw number: draw `epoch * per_epoch + position`, so an index names the epoch too; with the number of a grid
     tile beside it, the draw is aimed at that. `slides` are row numbers in `store.slides`. A loader asks for whole batches, which
@@ -51,8 +56,11 @@ class TileDataset(Dataset[Tile]):
         self._orders: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
         organs = store.slides["organ"].to_numpy()[self.slides]
         self._by_organ = [self.slides[organs == organ] for organ in np.unique(organs)]
+        # What a mask's ones become: with classes `organs`, the index of the slide's organ.
+        named = settings.model.classes == "organs"
+        self._label = [FACTS[organ].index if named else 1 for organ in store.slides["organ"]]
         self._own_organ = {int(slide): group for group in self._by_organ for slide in group}
-        self.per_epoch = len(self.tiles) if self.training.sampler == "grid" else self.training.samples_per_epoch or len(self.tiles)
+        self.per_epoch = len(self.tiles) if self.training.sampler == "grid" else _per_epoch(self.training, len(self.tiles))
 
     def __len__(self) -> int:
         return self.per_epoch
@@ -79,7 +87,7 @@ class TileDataset(Dataset[Tile]):
         if self.mixing.names or self.stain.probability:
             tile = self.mixing(self._stained(*place, random), lambda: self._partner(place[0], random), random)
         else:
-            tile = window(self.store, *place, self.size)
+            tile = self._labelled(place[0], *window(self.store, *place, self.size))
         if self.pipeline == "flips":
             # Straight into the batch: albumentations would make further copies on the way.
             symmetry = int(random.integers(8))
@@ -103,8 +111,12 @@ class TileDataset(Dataset[Tile]):
         return self._random_crop(epoch, position, random), random
 
     def _stained(self, slide: int, row: int, col: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = self.store.crop(slide, row, col, self.size)
+        image, mask = self._labelled(slide, *self.store.crop(slide, row, col, self.size))
         return self.stain(image, random), mask
+
+    def _labelled(self, slide: int, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        label = self._label[slide]
+        return image, mask if label == 1 else mask * np.uint8(label)
 
     def _partner(self, slide: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A tile to mix with: a random crop of any of these slides, or of one of the same organ."""
@@ -185,6 +197,13 @@ def turn(pixels: np.ndarray, symmetry: int, out: np.ndarray) -> None:
         cv2.flip(out, 0 if symmetry & 4 else 1, out)
 
 
+def _per_epoch(training: TrainingConfig, grid: int) -> int:
+    """Random draws in an epoch: as many as the config says, as its share of all steps takes, or as there are tiles in the grid."""
+    if training.iterations:
+        return math.ceil(training.iterations / training.epochs) * training.accumulate * training.batch_size
+    return training.samples_per_epoch or grid
+
+
 class DrawSampler(Sampler[Index]):
     """The draws of one epoch, in order; the shuffling is in the dataset. Set `epoch` before iterating.
 
@@ -209,22 +228,40 @@ class DrawSampler(Sampler[Index]):
         return list(zip(draws, self.hard.aims(self.epoch, self.per_epoch).tolist(), strict=True))
 
 
-def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool) -> DataLoader[Tile]:
-    """Batches of (N, S, S, 3) uint8 images and (N, S, S) uint8 masks. Its `sampler.epoch` chooses the epoch.
+class Shares(BatchSampler):
+    """What one of several processes takes of each batch: every `size`-th draw. A last batch that cannot be shared evenly is cut."""
 
-    A last batch of one tile is dropped, if there are others, because batch norm cannot train on a single small map.
+    def __init__(self, sampler: Sampler[Index], batch_size: int, drop_last: bool, world: World) -> None:
+        super().__init__(sampler, batch_size, drop_last)
+        self.world = world
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        for batch in super().__iter__():
+            if even := len(batch) - len(batch) % self.world.size:
+                yield list(self.world.part(batch[:even]))
+
+    def __len__(self) -> int:
+        left = len(self.sampler) % self.batch_size  # type: ignore[arg-type]
+        return super().__len__() - int(not self.drop_last and 0 < left < self.world.size)
+
+
+def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool, world: World = ALONE) -> DataLoader[Tile]:
+    """Batches of (N, S, S, 3) uint8 images and (N, S, S) uint8 masks. Its `batch_sampler.sampler.epoch` chooses the epoch.
+
+    With several processes a batch is what all of them take together; raises ConfigError where it cannot be shared. A last batch of one tile is dropped, if there are others, because batch norm cannot train on a single small map.
     """
     workers, batch, share = settings.training.workers, settings.training.batch_size, settings.training.hard_share
     hard = HardTiles(dataset.tiles, share, settings.training.seed) if share else None
+    sampler, drop_last = DrawSampler(len(dataset), hard), len(dataset) > batch and len(dataset) % batch == 1
+    if batch % world.size:
+        raise ConfigError(f"training.batch_size is {batch}, which {world.size} processes cannot share; make it a multiple of {world.size}")
     return DataLoader(
         dataset,
-        batch_size=batch,
-        sampler=DrawSampler(len(dataset), hard),
+        batch_sampler=Shares(sampler, batch, drop_last, world) if world.size > 1 else BatchSampler(sampler, batch, drop_last),
         collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        drop_last=len(dataset) > batch and len(dataset) % batch == 1,
         worker_init_fn=_quiet_worker,
         # A loader with workers draws one number from torch's global generator when it starts, which a resumed run does once more.
         generator=torch.Generator(),

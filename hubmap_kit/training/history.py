@@ -27,7 +27,7 @@ def best(rows: Iterable[Row], config: TrainingConfig) -> Row | None:
     found = validated(rows)
     if not found:
         return None
-    return min(found, key=lambda row: row["val_loss"]) if config.monitor == "loss" else max(found, key=lambda row: row["dice"])
+    return min(found, key=lambda row: row["val_loss"]) if config.monitor in ("loss", "valid_loss") else max(found, key=lambda row: row["dice"])
 
 
 def validations_since_best(rows: Iterable[Row], config: TrainingConfig) -> int:

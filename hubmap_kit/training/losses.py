@@ -1,4 +1,4 @@
-"""Losses by name, from segmentation_models_pytorch, summed with weights: `bce+dice`, `0.25*bce+0.75*lovasz`."""
+"""Losses by name, from segmentation_models_pytorch, summed with weights: `bce+dice`, `0.25*bce+0.75*lovasz`, `ce+3*lovasz`."""
 
 from __future__ import annotations
 
@@ -9,42 +9,57 @@ import torch
 from segmentation_models_pytorch import losses as smp_losses
 from torch import nn
 
-from hubmap_kit.errors import ConfigError
+from hubmap_kit.errors import ConfigError, did_you_mean
 
-# Dice, Jaccard and Tversky have no gradient where a batch holds no foreground at all; add bce or focal to them.
-LOSSES: dict[str, Callable[[], nn.Module]] = {
-    "bce": lambda: smp_losses.SoftBCEWithLogitsLoss(),
-    "dice": lambda: smp_losses.DiceLoss("binary", from_logits=True),
-    "lovasz": lambda: smp_losses.LovaszLoss("binary", per_image=True, from_logits=True),
-    "focal": lambda: smp_losses.FocalLoss("binary"),
-    "tversky": lambda: smp_losses.TverskyLoss("binary", from_logits=True, alpha=0.3, beta=0.7),
-    "jaccard": lambda: smp_losses.JaccardLoss("binary", from_logits=True),
+BINARY, ORGANS = "binary", "organs"
+_MODES = {BINARY: smp_losses.BINARY_MODE, ORGANS: smp_losses.MULTICLASS_MODE}
+# Dice, Jaccard and Tversky have no gradient where a batch holds no foreground at all; add bce or focal to them. The argument is
+# smp's mode. Cross entropy is `bce` or `ce`, whatever the classes.
+LOSSES: dict[str, Callable[[str], nn.Module]] = {
+    "bce": lambda mode: smp_losses.SoftBCEWithLogitsLoss() if mode == smp_losses.BINARY_MODE else nn.CrossEntropyLoss(),
+    "ce": lambda mode: LOSSES["bce"](mode),
+    "dice": lambda mode: smp_losses.DiceLoss(mode, from_logits=True),
+    "lovasz": lambda mode: smp_losses.LovaszLoss(mode, per_image=True, from_logits=True),
+    "focal": lambda mode: smp_losses.FocalLoss(mode),
+    "tversky": lambda mode: smp_losses.TverskyLoss(mode, from_logits=True, alpha=0.3, beta=0.7),
+    "jaccard": lambda mode: smp_losses.JaccardLoss(mode, from_logits=True),
 }
 
 
 class WeightedSum(nn.Module):
-    """The weighted sum of losses on logits (N, 1, H, W) and masks (N, 1, H, W) float 0/1; returns a scalar in float32."""
+    """The weighted sum of losses; returns a scalar in float32.
 
-    def __init__(self, parts: list[tuple[float, nn.Module]]) -> None:
+    Binary: logits (N, 1, H, W) and masks (N, 1, H, W) float in 0..1. Organs: logits (N, 6, H, W), background first, and masks
+    (N, 1, H, W) that hold class indices, as floats.
+    """
+
+    def __init__(self, parts: list[tuple[float, nn.Module]], classes: str = BINARY) -> None:
         super().__init__()
-        self.weights = [weight for weight, _ in parts]
+        self.weights, self.classes = [weight for weight, _ in parts], classes
         self.losses = nn.ModuleList(loss for _, loss in parts)
 
     def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         logits = logits.float()  # sums over whole pictures overflow half precision
+        masks = masks[:, 0].long() if self.classes == ORGANS else masks
         return sum(weight * loss(logits, masks) for weight, loss in zip(self.weights, self.losses, strict=True))
 
 
-def build_loss(text: str) -> WeightedSum:
-    """The loss of a config line. Raises ConfigError for an unknown name or a weight that is not a positive number."""
+def build_loss(text: str, classes: str = BINARY) -> WeightedSum:
+    """The loss of a config line for `classes` binary or organs.
+
+    Raises ConfigError for an unknown name or a weight that is not a positive number.
+    """
     parts = []
     for term in text.replace(" ", "").lower().split("+"):
         weight_text, star, name = term.rpartition("*")
         weight = _weight(weight_text, text) if star else 1.0
         if name not in LOSSES:
-            raise ConfigError(f"training.loss is '{text}', where '{name}' is unknown; known are {', '.join(LOSSES)}, joined as in 0.5*bce+dice")
-        parts.append((weight, LOSSES[name]()))
-    return WeightedSum(parts)
+            raise ConfigError(
+                f"training.loss is '{text}', where '{name}' is unknown; known are {', '.join(LOSSES)}, joined as in 0.5*bce+dice"
+                f"{did_you_mean(name, list(LOSSES))}"
+            )
+        parts.append((weight, LOSSES[name](_MODES[classes])))
+    return WeightedSum(parts, classes)
 
 
 def _weight(text: str, whole: str) -> float:

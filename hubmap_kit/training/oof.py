@@ -39,7 +39,7 @@ def predict_fold(
             check()
         record = store.slides.iloc[row]
         height, width = int(record["height"]), int(record["width"])
-        plane = resize_plane(ensemble.plane(store.image(row)), (height, width))
+        plane = resize_plane(ensemble.plane(store.image(row), organ=record["organ"]), (height, width))
         counts.append(sweep.threshold_counts(plane, decode_for(by_id[record["id"]], height, width)))
         ids.append(record["id"])
     with atomic_path(path) as temporary:

@@ -23,6 +23,7 @@ from hubmap_kit.training import oof
 from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing, was_told
 from hubmap_kit.training.fold import FoldTask, FoldTrainer, OnEpoch
 from hubmap_kit.training.history import CHECKPOINT_FILE, unfinished
+from hubmap_kit.training.world import ALONE, World
 
 log = logging.getLogger(__name__)
 SECONDS_A_SLIDE = 1.0  # to resize and count a plane of 3000 x 3000 pixels, beside the network
@@ -51,11 +52,13 @@ class Plan:
     store: TileStore
     session: str
     degrade: bool = False
+    world: World = ALONE
 
 
 def plan(
-    settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, chosen: Sequence[int] | None = None, degrade: bool = False
-) -> Plan:
+    settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, chosen: Sequence[int] | None = None, degrade: bool = False,
+    world: World = ALONE,
+) -> Plan:  # fmt: skip
     """Split the slides, write folds.csv into the run, and build the store if it is not in the folder `stores` yet.
 
     Raises ConfigError for chosen fold numbers that the split does not have.
@@ -64,7 +67,12 @@ def plan(
     numbers = check_folds(chosen, folds)
     write_folds(run / "folds.csv", folds, slides)
     session = datetime.now(UTC).isoformat(timespec="microseconds")
-    return Plan(settings, slides, run, folds, numbers, open_or_build(stores, slides, settings.scale, settings.tiles), session, degrade)
+    if not world.first:
+        world.wait()  # the first process builds the store
+    store = open_or_build(stores, slides, settings.scale, settings.tiles)
+    if world.first:
+        world.wait()
+    return Plan(settings, slides, run, folds, numbers, store, session, degrade, world)
 
 
 def remaining(planned: Plan) -> dict[int, str]:
@@ -116,14 +124,27 @@ def train_fold(planned: Plan, number: int, device: torch.device, on_epoch: OnEpo
     if (folder / MODEL_FILE).is_file() and not (folder / CHECKPOINT_FILE).is_file():
         log.warning("%s holds weights but no last.ckpt to go on from; it is taken as finished", folder)
     else:
-        if clock is not None and not folder.is_dir() and not clock.fits(SPARE * expected):
+        if planned.world.any(clock is not None and not folder.is_dir() and not clock.fits(SPARE * expected)):
             raise OutOfTime(f"fold {number} is not begun")
         log.info("fold %d: %d slides to learn from, %d held out", number, len(train), len(valid))
-        task = FoldTask(number, planned.store, train, valid, folder, device, clock, expected, planned.session, planned.degrade)
+        task = FoldTask(number, planned.store, train, valid, folder, device, clock, expected, planned.session, planned.degrade, planned.world)
         FoldTrainer(planned.settings, task).run(on_epoch)
-    if not (folder / COUNTS_FILE).is_file():
-        check = _prediction_check(planned, number, len(valid), clock)
+    stopped = _predict_held_out(planned, number, len(valid), device, clock) if planned.world.first else None
+    if where := planned.world.gathered(stopped)[0]:
+        raise OutOfTime(where)
+
+
+def _predict_held_out(planned: Plan, number: int, slides: int, device: torch.device, clock: Clock | None) -> str | None:
+    """Predict a trained fold's held-out slides, unless that is done. Returns how far it came where the clock stopped it."""
+    folder = planned.run / f"fold{number}"
+    if (folder / COUNTS_FILE).is_file():
+        return None
+    try:
+        check = _prediction_check(planned, number, slides, clock)
         _predict_one(planned.settings, planned.slides, planned.folds, number, planned.store, folder, device, check)
+    except OutOfTime as stop:
+        return stop.where
+    return None
 
 
 def _prediction_check(planned: Plan, number: int, slides: int, clock: Clock | None) -> Callable[[], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from hubmap_kit.config import Experiment
 from hubmap_kit.inference.ensemble import Ensemble
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.counts import HALF, dice_curve, mean_curves, threshold_counts
+from hubmap_kit.training.world import ALONE, World
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,25 +31,31 @@ class Validation:
 
 def validate(
     network: nn.Module, loss: nn.Module, store: TileStore, slides: Sequence[int], settings: Experiment, device: torch.device,
-    check: Callable[[], None] | None = None,
+    check: Callable[[], None] | None = None, world: World = ALONE,
 ) -> Validation:  # fmt: skip
     """Predict whole slides at the store's scale, one view, and score them there; leaves the network in eval mode.
 
-    `check` is called before every slide; what it raises ends the validation.
+    `loss` is that of binary planes. Several processes share the slides and all get the scores of all. `check` is called before every slide; what it raises ends the validation.
     """
     inference = settings.inference.model_copy(update={"views": "none"})
     single = Ensemble(settings.model_copy(update={"inference": inference}), [network.eval()], {}, device)
     curves, losses = [], []
-    for slide in slides:
+    organs = store.slides["organ"].to_numpy()[list(slides)]
+    for slide, organ in world.part(list(zip(slides, organs, strict=True))):
         if check is not None:
             check()
-        plane, truth = single.plane(store.image(slide)), store.mask(slide)
+        plane, truth = single.plane(store.image(slide), organ=organ), store.mask(slide)
         losses.append(_plane_loss(loss, plane, truth))
         curves.append(dice_curve(threshold_counts(plane, truth)))
-    organs = store.slides["organ"].to_numpy()[list(slides)]
+    losses, curves = (_in_order(world.gathered(found), len(slides)) for found in (losses, curves))
     by_organ = {organ: float(curve.max()) for organ, curve in mean_curves(np.stack(curves), organs).items()}
     mean = float(np.mean([by_organ[organ] for organ in organs]))
     return Validation(float(np.mean(losses)), mean, float(np.mean([curve[HALF] for curve in curves])), by_organ)
+
+
+def _in_order(found: list[list[T]], count: int) -> list[T]:
+    """What the processes found for every `len(found)`-th slide each, for all `count` slides in their order."""
+    return [found[number % len(found)][number // len(found)] for number in range(count)]
 
 
 def _plane_loss(loss: nn.Module, plane: np.ndarray, truth: np.ndarray) -> float:

@@ -28,7 +28,7 @@ def store(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TileSt
 
 def _epoch(store: TileStore, settings: Experiment, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
     loader = build_loader(TileDataset(store, range(len(store)), settings), settings, pin_memory=False)
-    loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+    loader.batch_sampler.sampler.epoch = epoch  # type: ignore[attr-defined]
     batches = list(loader)
     return torch.cat([images for images, _ in batches]), torch.cat([masks for _, masks in batches])
 
@@ -43,7 +43,7 @@ def test_no_two_tiles_of_two_workers_and_two_epochs_are_equal(store: TileStore, 
     loader = build_loader(dataset, settings, pin_memory=False)
     tiles = []
     for epoch in range(2):
-        loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+        loader.batch_sampler.sampler.epoch = epoch  # type: ignore[attr-defined]
         tiles += [images[0].numpy().tobytes() for images, _ in loader]
     # `light` has 8 symmetries and, half of the time each, two colour changes, so a rare repeat is chance; a repeated stream is not.
     assert len(set(tiles)) >= 12

@@ -17,7 +17,7 @@ from hubmap_kit.config import Experiment
 from hubmap_kit.inference.ensemble import load_network
 from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.tiles.store import TileStore
-from hubmap_kit.training import fold as fold_module
+from hubmap_kit.training import learner as learner_module
 from hubmap_kit.training.fold import FoldTask, FoldTrainer
 from hubmap_kit.training.losses import build_loss
 from hubmap_kit.training.validate import validate
@@ -76,7 +76,7 @@ class OnePixel(nn.Module):
 
 @pytest.mark.parametrize("clip", [0, 0.05])
 def test_accumulated_batches_equal_one_large_batch(clip: float, store: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_module, "build", lambda *_, **__: OnePixel())
+    monkeypatch.setattr(learner_module, "build", lambda *_, **__: OnePixel())
     weights = []
     # 12 tiles: one large batch of 8 and one of 4, or groups of four and of two batches of 2.
     for batch, accumulate in ((8, 1), (2, 4)):
@@ -88,7 +88,7 @@ def test_accumulated_batches_equal_one_large_batch(clip: float, store: TileStore
         trainer = FoldTrainer(settings, task_of(store, folder))
         trainer._train(0)
         trainer._train(1)
-        assert trainer.schedule.done == 4
+        assert trainer.learner.schedule.done == 4
         weights.append(torch.cat([value.flatten() for value in trainer.network.state_dict().values()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
 

@@ -44,6 +44,7 @@ def formula(name: str, logits: torch.Tensor, masks: torch.Tensor) -> float:
     sure = np.where(t == 1, p, 1 - p)
     return {
         "bce": lambda: -np.log(sure).mean(),
+        "ce": lambda: -np.log(sure).mean(),
         "dice": lambda: 1 - 2 * tp / (p.sum() + t.sum()),
         "jaccard": lambda: 1 - tp / (tp + fp + fn),
         "tversky": lambda: 1 - tp / (tp + 0.3 * fp + 0.7 * fn),

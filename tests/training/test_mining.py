@@ -102,9 +102,9 @@ def test_aimed_draws_land_on_the_tile_whatever_the_number_of_workers(store: Tile
         worst = len(dataset.tiles) - 1
         losses = np.full(len(dataset.tiles), np.nan, np.float32)
         losses[worst] = 1
-        loader.sampler.hard.restore(torch.from_numpy(losses))  # type: ignore[attr-defined]
-        loader.sampler.epoch = 1  # type: ignore[attr-defined]
-        places = dataset.places(loader.sampler.draws())  # type: ignore[attr-defined]
+        loader.batch_sampler.sampler.hard.restore(torch.from_numpy(losses))  # type: ignore[attr-defined]
+        loader.batch_sampler.sampler.epoch = 1  # type: ignore[attr-defined]
+        places = dataset.places(loader.batch_sampler.sampler.draws())  # type: ignore[attr-defined]
         slide, row, col = dataset.tiles[worst]
         assert (places[:, 0] == slide).all()
         assert np.abs(places[:, 1:] - [row, col]).max() <= dataset.size
