@@ -82,6 +82,7 @@ def train(
     folds: Folds = "", resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     set_: Set = [], device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1: a fold on each card.")] = "auto",
     stores: Stores = None, hours: Annotated[float | None, typer.Option(min=0.001, help="Stop by then with everything saved; the last line says how to go on.")] = None,
+    auto_batch: Annotated[bool, typer.Option("--auto-batch", help="Begin with the largest training.batch_size that fits into the card.")] = False,
 ) -> None:  # fmt: skip
     """Train folds into a run folder: weights, curves, out-of-fold table, thresholds."""
     from hubmap_kit import experiment
@@ -97,9 +98,11 @@ def train(
     numbers = fold_numbers(folds)
     from hubmap_kit.report.tables import oof_summary
     from hubmap_kit.runtime.clock import SessionClock
-    from hubmap_kit.runtime.train_job import train as run
+    from hubmap_kit.runtime.train_job import auto_batched, train as run
     from hubmap_kit.training.clock import OutOfTime
 
+    if auto_batch:
+        settings = auto_batched(settings, out, device)
     try:
         table = run(settings, out, numbers, resume, device, stores, SessionClock(hours * 3600) if hours else None)
     except OutOfTime as stop:

@@ -122,7 +122,7 @@ def _text(rows: dict[str, Row], samples: int, size: int, um_per_px: float) -> st
     about = (
         f"`scripts/train_all_models.sh`, {datetime.date.today().isoformat()}: 2 epochs of {samples} tiles of {size} px at {um_per_px:g} um/px "
         f"({samples // 2} tiles for networks above {LARGE / 1e9:.0f} GMAC), batch 4, one fold of two, from random weights. It shows that each network "
-        f"learns, not which one is better.\n\n{machine()}<br>\n{versions()}\n"
+        f"trains, not which one is better.\n\n{machine()}<br>\n{versions()}\n"
     )
     return f"{about}\n{catalog.markdown(HEADER, cells)}\n"
 

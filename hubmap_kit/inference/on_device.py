@@ -78,11 +78,9 @@ class Limits:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch failed because memory is short. On a CPU it says so in an ordinary RuntimeError."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    )
+    """Whether torch failed because memory is short. On a CPU it says so in an ordinary RuntimeError, in its own or oneDNN's words."""
+    text, signs = str(error), ("out of memory", "can't allocate memory", "could not create a primitive")
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
 
 
 def to_device(image: np.ndarray, device: torch.device) -> torch.Tensor:

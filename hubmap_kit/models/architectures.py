@@ -39,9 +39,8 @@ class Architecture:
 def _smp(kind: type[nn.Module]) -> Callable[[str, int, Options], Network]:
     def make(encoder: str, classes: int, options: Options) -> Network:
         # encoder_weights=None is the only value that is sure not to download.
-        network = kind(
-            encoders.smp_name(encoder), encoder_weights=None, in_channels=3, classes=classes, **_timm(encoder, options), **options
-        )  # fmt: skip
+        more = _timm(encoder, options)
+        network = kind(encoders.smp_name(encoder), encoder_weights=None, in_channels=3, classes=classes, **more, **options)
         stages = _stages(network.decoder) if kind.__name__ in STAGED else []
         # PAN halves the deepest map three times more.
         least = 128 if kind is smp.PAN else 32
@@ -70,7 +69,7 @@ def _encoder(name: str, options: Options, depth: int = 5) -> nn.Module:
 
 
 def _unet(encoder: str, classes: int, options: Options) -> Network:
-    shuffle, attention = bool(options.pop("pixel_shuffle", False)), bool(options.pop("self_attention", False))
+    shuffle, attention = (_switch(options, name) for name in ("pixel_shuffle", "self_attention"))
     if not (shuffle or attention):
         return _smp(smp.Unet)(encoder, classes, options)
     refused = [key for key in options if key not in ("encoder_depth", "decoder_channels", "img_size")]
@@ -82,6 +81,13 @@ def _unet(encoder: str, classes: int, options: Options) -> Network:
     decoder = ShuffleDecoder(network.out_channels, channels, shuffle, attention)
     head = SegmentationHead(channels[-1], classes, kernel_size=3)
     return Network(network, decoder, head, multiple=encoders.multiple_of(network), stages=_stages(decoder))
+
+
+def _switch(options: Options, name: str) -> bool:
+    value = options.pop(name, False)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is '{value}' and must be true or false")
+    return value
 
 
 def _unext50(encoder: str, classes: int, options: Options) -> Network:

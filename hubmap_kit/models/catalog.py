@@ -112,8 +112,11 @@ def costs() -> Mapping[str, Cost]:
     path = shipped_csv()
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return {row["name"]: Cost(**{key: int(row[key]) for key in Cost.__annotations__}) for row in csv.DictReader(file)}
-    except (OSError, KeyError, ValueError, TypeError) as error:
+            rows = csv.DictReader(file)
+            if rows.fieldnames != ["name", *Cost.__annotations__]:
+                raise ValueError
+            return {row["name"]: Cost(**{key: int(row[key]) for key in Cost.__annotations__}) for row in rows}
+    except (OSError, csv.Error, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is missing or damaged ({type(error).__name__}); install the kit again, or run scripts/models_table.py") from error
 
 

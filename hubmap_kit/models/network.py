@@ -101,8 +101,8 @@ def pad_by_mirror(images: torch.Tensor, multiple: int, least: int = 0) -> torch.
     """Images (N, C, H, W) continued at the right and the bottom to the next multiple, and to `least`, by mirroring as often as that takes."""
     height, width = (-(-max(side, least) // multiple) * multiple for side in images.shape[-2:])
     while images.shape[-2:] != (height, width):
-        # One reflection can add at most one pixel less than the image has.
-        more = [min(target - side, side - 1) for side, target in zip(images.shape[-2:], (height, width), strict=True)]
+        # One reflection can add at most one pixel less than the image has; of a single pixel there is none, and torch says so.
+        more = [min(target - side, max(1, side - 1)) for side, target in zip(images.shape[-2:], (height, width), strict=True)]
         images = pad(images, (0, more[1], 0, more[0]), mode="reflect")
     return images
 

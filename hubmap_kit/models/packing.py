@@ -12,7 +12,8 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save_file
-from segmentation_models_pytorch.encoders import encoders as smp_encoders, get_encoder, get_preprocessing_params
+from segmentation_models_pytorch.encoders import encoders as smp_encoders
+from segmentation_models_pytorch.encoders import get_encoder, get_preprocessing_params
 from torch import nn
 
 from hubmap_kit.config import Triple

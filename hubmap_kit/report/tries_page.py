@@ -15,7 +15,7 @@ from hubmap_kit.report.tries_theirs import OURS, THEIRS
 
 WAYS = {
     "results": "Dice is the mean over held-out slides, each predicted by the fold that did not see it, at thresholds that were fitted on the same "
-    "slides. LB, the leaderboard: it holds our public score, or the private one where there is no other.",
+    "slides. LB is the score of the leaderboard: our public one, or the private one where there is no other.",
     "theirs": "Rows in italics are the first team's, as published. Their Dice is MMSegmentation's mDice; on which slides it was taken, and whether the "
     "background counts in it, is not said, so it does not compare with ours. Which leaderboard their scores are from is not said either.",
     "record": "Hours are those of all epochs with their validation, over all folds and sessions; the prediction of the held-out slides comes on top.",

@@ -96,7 +96,7 @@ def _stepper(trainer: FoldTrainer, tell: Callable[[int], object]) -> Callable[[]
         for epoch in itertools.count():
             trainer.learner.begin(epoch)
             trainer.draws.epoch = epoch
-            yield from ((group, epoch) for group in trainer._groups())
+            yield from ((group, epoch) for group in trainer.groups())
 
     coming = groups()
 

@@ -38,11 +38,16 @@ def notebook(
 ) -> Path:  # fmt: skip
     """Train and report by the shipped notebook; returns its executed copy, `out`/notebook.ipynb, which holds every picture.
 
+    With `resume` an empty `config` is the run's own; a run that is finished is only reported.
     While it runs, the copy grows beside `out`, as <name>.notebook.ipynb, because a training wants a new folder. After an error it is
     in the run if that has begun, else it stays there. Raises ConfigError and CheckpointError before anything runs, and HubmapError
     for an error in the notebook and where papermill is not installed.
     """
     papermill = _import_papermill()
+    kept = out / "config.yaml"
+    config = config or (str(kept) if resume and kept.is_file() else "")
+    if not config:
+        raise HubmapError(f"--config is missing; name one of {', '.join(experiment.shipped())} or a YAML file")
     experiment.load(config, overrides, data)
     choose_devices(device)
     if not resume and (any(out.glob(f"fold*/{CHECKPOINT_FILE}")) or any(out.glob(f"fold*/{MODEL_FILE}"))):

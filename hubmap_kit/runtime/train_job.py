@@ -33,6 +33,7 @@ from hubmap_kit.training.clock import Clock, OutOfTime, Stoppable
 from hubmap_kit.training.counts import THRESHOLDS
 from hubmap_kit.training.fold import OnEpoch
 from hubmap_kit.training.history import Row
+from hubmap_kit.training.memory import with_largest_batch
 from hubmap_kit.training.run import Plan, collect_done, evaluate_folds, plan, remaining, train_fold
 from hubmap_kit.training.world import is_one_of_many, joined, own_device
 
@@ -70,6 +71,16 @@ def train(
     if world.first:
         _draw(_report, out, settings, slides)
     return table
+
+
+def auto_batched(settings: Experiment, out: Path, device: str) -> Experiment:
+    """The experiment with the largest batch that fits the (first) device; a run that has begun keeps its own."""
+    if any(out.glob("fold*/last.ckpt")):
+        kept = experiment.read(out / "config.yaml").training
+        log.info("%s has begun with training.batch_size %d and keeps it", out, kept.batch_size)
+        update = {"batch_size": kept.batch_size, "accumulate": kept.accumulate}
+        return settings.model_copy(update={"training": settings.training.model_copy(update=update)})
+    return with_largest_batch(settings, choose_devices(own_device(device) if is_one_of_many() else device)[0])
 
 
 def _train_to_the_end(planned: Plan, devices: Sequence[torch.device], clock: Clock | None, on_epoch: OnEpoch | None) -> None:

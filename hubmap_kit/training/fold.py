@@ -194,7 +194,7 @@ class FoldTrainer:
         total = torch.zeros((), dtype=torch.float64, device=self.task.device)
         note = functools.partial(self.hard.note, self.learner.objective.mask) if self.hard is not None else None
         with bar(len(self.loader), f"fold {self.task.fold} epoch {epoch + 1}/{self.config.epochs}", "batch") as progress:
-            for group in self._groups():
+            for group in self.groups():
                 total += self.learner.learn(group, epoch, note)
                 progress.update(len(group))
         mean = float(total) / len(self.loader)
@@ -209,7 +209,7 @@ class FoldTrainer:
             self.hard.learn(self.dataset.places(self.draws.draws()))
         return mean
 
-    def _groups(self) -> Iterator[list[Batch]]:
+    def groups(self) -> Iterator[list[Batch]]:
         """The batches of an epoch, as many together as share a step; the last group may be smaller."""
         rows = self.dataset.places(self.draws.draws())[:, 0] if self._slides is not None else None
         size, group = self.config.batch_size, []

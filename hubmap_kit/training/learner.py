@@ -56,7 +56,7 @@ class Learner:
         self.dtype = autocast_dtype(self.config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.parts = 1  # forward passes that a batch takes; more than one where memory was short
-        self._model = world.wrapped(self.network, device, frozen=self.config.freeze_epochs > 0)
+        self._model = world.wrapped(self.network, device)
 
     @property
     def evaluated(self) -> nn.Module:

@@ -52,7 +52,9 @@ def sweep(
     Raises HubmapError for a range or a number of steps that makes no test.
     """
     if not (0 < low < high < math.inf and steps >= 2 * FEWEST):
-        raise HubmapError(f"a range test from {low:g} to {high:g} in {steps} steps is none; it takes rising rates above 0 and {2 * FEWEST} steps or more")
+        raise HubmapError(
+            f"a range test from {low:g} to {high:g} in {steps} steps is none; it takes rising rates above 0 and {2 * FEWEST} steps or more"
+        )
     top = max(group["lr"] for group in optimizer.param_groups)
     shares = [group["lr"] / top for group in optimizer.param_groups]
     rates, losses, smoothed = [], [], []

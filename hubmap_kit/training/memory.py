@@ -16,6 +16,20 @@ log = logging.getLogger(__name__)
 SPARE = 0.9  # of what fits: validation and the allocator want something too
 
 
+def with_largest_batch(settings: Experiment, device: torch.device) -> Experiment:
+    """The experiment with the largest `training.batch_size` that trains on the device; `accumulate` shrinks so that a step stays about as large.
+
+    Raises HubmapError, on a CPU always: there too large a batch takes the whole machine's memory, and is no faster.
+    """
+    if device.type != "cuda":
+        raise HubmapError("--auto-batch looks for the limit of a card's memory, and there is no card; set training.batch_size by hand")
+    training = settings.training
+    size = largest_batch(settings, device)
+    step = training.batch_size * training.accumulate
+    changed = training.model_copy(update={"batch_size": size, "accumulate": max(1, round(step / size))})
+    return settings.model_copy(update={"training": changed})
+
+
 def largest_batch(settings: Experiment, device: torch.device, most: int = 256, fits: Callable[[int], bool] | None = None) -> int:
     """The largest batch of tiles that trains on the device, less a spare tenth; found by doing it, doubling and then halving the gap.
 

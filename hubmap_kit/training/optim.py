@@ -120,12 +120,20 @@ def _matcher(encoder: nn.Module) -> tuple[nn.Module | None, str, Any]:
             return part, f"{path}." if path else "", part.group_matcher(coarse=False)
     name = getattr(encoder, "name", "")
     if isinstance(name, str) and timm.is_model(name):
-        # A network that was cut into a list of features has lost its patterns; one without memory still has them.
-        with torch.device("meta"):
-            whole = timm.create_model(name, pretrained=False)
+        whole = _whole(name)
         if hasattr(whole, "group_matcher"):
             return whole, "model.", whole.group_matcher(coarse=False)
     return None, "", SMP_LAYERS
+
+
+def _whole(name: str) -> nn.Module:
+    """A timm network as it was before it was cut into a list of features, which loses the patterns."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, pretrained=False)
+    except (RuntimeError, NotImplementedError):  # some ask for the value of a tensor while they are built
+        with torch.random.fork_rng(devices=[]):
+            return timm.create_model(name, pretrained=False)
 
 
 def _timm_name(name: str, prefix: str, whole: nn.Module | None) -> str:

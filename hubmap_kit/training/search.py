@@ -139,9 +139,11 @@ class Search:
         self.study.tell(trial.asked, state=self.optuna.trial.TrialState.PRUNED)
 
     def fail(self, trial: Trial, seconds: float, reason: str) -> None:
-        """A trial could not be trained to its end."""
+        """A trial could not be trained to its end; for the sampler it is worse than any other."""
         self._note(trial, seconds, reason)
-        self.study.tell(trial.asked, state=self.optuna.trial.TrialState.FAIL)
+        trial.asked.set_user_attr("failed", True)
+        # What has state FAIL is forgotten by the sampler, which would ask for the same encoder or batch size over and over.
+        self.study.tell(trial.asked, state=self.optuna.trial.TrialState.PRUNED)
 
     def _note(self, trial: Trial, seconds: float, reason: str) -> None:
         trial.asked.set_user_attr("seconds", round(seconds, 3))
@@ -157,7 +159,7 @@ class Search:
         return sorted(found, key=lambda outcome: outcome.number)
 
     def _outcome(self, trial: optuna.trial.FrozenTrial) -> Outcome:
-        state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
+        state = "failed" if "failed" in trial.user_attrs else {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
         curve = {step: value for step, value in sorted(trial.intermediate_values.items()) if step < FOLD_STEPS}
         words = {dimension.key: written(trial.params[dimension.key]) for dimension in self.space if dimension.key in trial.params}
         attrs = trial.user_attrs

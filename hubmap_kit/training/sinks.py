@@ -126,6 +126,7 @@ class _Wandb:
         quiet = wandb.Settings(
             silent=True, console="off", disable_git=True, disable_code=True, disable_job_creation=True, save_code=False, host="hidden",
             x_disable_meta=True, x_disable_machine_info=True, x_disable_stats=True, x_disable_viewer=True,
+            x_save_requirements=False,
         )  # fmt: skip
         self._run = wandb.init(
             project="hubmap-kit", name=f"{settings.name} fold {fold}", group=settings.name, id=kept.read_text(encoding="utf-8").strip(),

@@ -57,15 +57,16 @@ class World:
         """This process's share, every `size`-th from its rank on."""
         return things[self.rank :: self.size]
 
-    def wrapped(self, network: nn.Module, device: torch.device, frozen: bool) -> nn.Module:
-        """The network whose backward pass averages gradients over all processes; `frozen`: parts of it do not learn at times.
+    def wrapped(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network whose backward pass averages gradients over all processes.
 
         On cards batch norms are made to see the whole batch before (see `synchronised`).
         """
         if self.size == 1:
             return network
         cards = [device.index] if device.type == "cuda" else None  # no GPU has run this line
-        return nn.parallel.DistributedDataParallel(network, device_ids=cards, find_unused_parameters=frozen)
+        # Encoders are frozen at times, and some end in layers that no decoder reads.
+        return nn.parallel.DistributedDataParallel(network, device_ids=cards, find_unused_parameters=True)
 
     def synchronised(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network with batch norms over all processes, which torch has for cards alone; state dict names stay."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torchvision import models as published
 

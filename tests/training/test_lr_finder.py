@@ -17,6 +17,8 @@ from tiny import TINY
 from torch import nn
 
 from hubmap_kit import experiment
+from hubmap_kit.competition.folds import assign_folds, write_folds
+from hubmap_kit.competition.tables import read_train
 from hubmap_kit.errors import ConfigError, HubmapError
 from hubmap_kit.runtime.lr_find_job import lr_find
 from hubmap_kit.training.lr_finder import preserved, steepest, sweep, valley
@@ -107,7 +109,10 @@ def test_the_valley_is_inside_the_longest_fall(values: list[int]) -> None:
     """Against all subsequences there are."""
     losses, rates = np.array(values, float), np.arange(1.0, len(values) + 1)
     falls = [
-        chosen for count in range(2, len(values) + 1) for chosen in combinations(range(len(values)), count) if (np.diff(losses[list(chosen)]) < 0).all()
+        chosen
+        for count in range(2, len(values) + 1)
+        for chosen in combinations(range(len(values)), count)
+        if (np.diff(losses[list(chosen)]) < 0).all()
     ]
     found = valley(rates, losses)
     if not falls:
@@ -152,24 +157,27 @@ def test_nothing_is_left_of_it() -> None:
     assert network.training and not network[1].training and all(weight.grad is None for weight in network.parameters())
 
 
-def test_the_job_suggests_a_rate_and_touches_no_run(sample_data: Path, tiny_run: Path) -> None:
+def test_the_job_suggests_a_rate_and_touches_no_run(sample_data: Path, tmp_path: Path) -> None:
     settings = experiment.load("baseline", [*TINY, "training.freeze_epochs=1", "training.encoder_lr=0.3"], str(sample_data))
-    before = {path: path.read_bytes() for path in tiny_run.rglob("*") if path.is_file()}
-    found = lr_find(settings, tiny_run, fold=1, steps=30, device="cpu", low=1e-5, high=3.0, words=["--config", "baseline", "--data", "my data"])
-    made = {path for path in tiny_run.rglob("*") if path.is_file()} - before.keys()
-    try:
-        assert made == {tiny_run / "lr_find.csv", tiny_run / "lr_find.png"} == {found.table, found.picture}
-        assert all(path.read_bytes() == content for path, content in before.items())
-        table = pd.read_csv(found.table)
-        assert list(table) == ["lr", "loss", "smoothed"] and 10 <= len(table) <= 30 and np.isfinite(table).all(axis=None)
-        assert table["lr"].to_numpy() == pytest.approx(np.geomspace(1e-5, 3.0, 30)[: len(table)])
-        assert found.suggestion is not None and 1e-5 < found.suggestion < 3
-        assert f"hubmap train --config baseline --data 'my data' --set training.lr={found.suggestion:.2g}" in str(found)
-        with Image.open(found.picture) as picture:
-            assert picture.size[0] > 600 and len(set(picture.convert("L").getdata())) > 20
-    finally:
-        for path in made:
-            path.unlink()
+    run = tmp_path / "run"
+    slides = read_train(sample_data / "train.csv")
+    write_folds(run / "folds.csv", assign_folds(slides, 2, 5), slides)
+    # A checkpoint that is read would be an error, and one that is written another file.
+    for name in ("fold1/last.ckpt", "fold1/model.safetensors", "fold1/metrics.csv", "config.yaml"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(f"{name} of a training")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    found = lr_find(settings, run, fold=1, steps=30, device="cpu", low=1e-5, high=3.0, words=["--config", "baseline", "--data", "my data"])
+    made = {path for path in run.rglob("*") if path.is_file()} - before.keys()
+    assert made == {run / "lr_find.csv", run / "lr_find.png"} == {found.table, found.picture}
+    assert all(path.read_bytes() == content for path, content in before.items())
+    table = pd.read_csv(found.table)
+    assert list(table) == ["lr", "loss", "smoothed"] and 10 <= len(table) <= 30 and np.isfinite(table).all(axis=None)
+    assert table["lr"].to_numpy() == pytest.approx(np.geomspace(1e-5, 3.0, 30)[: len(table)])
+    assert found.suggestion is not None and 1e-5 < found.suggestion < 3
+    assert f"hubmap train --config baseline --data 'my data' --set training.lr={found.suggestion:.2g}" in str(found)
+    with Image.open(found.picture) as picture:
+        assert picture.size[0] > 600 and len(set(picture.convert("L").tobytes())) > 20
 
 
 def test_the_same_job_finds_the_same(sample_data: Path, tmp_path: Path) -> None:

@@ -77,9 +77,7 @@ def test_cosine_is_timms_to_the_bit() -> None:
     """A run that was begun with timm's schedule on the optimiser itself goes on with the same rates."""
     rates = train(*setup("cosine", 50), range(50))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=LR)
-    theirs = CosineLRScheduler(
-        optimizer, t_initial=38, lr_min=LR / 1000, warmup_t=12, warmup_lr_init=LR / 25, warmup_prefix=True, t_in_epochs=False
-    )
+    theirs = CosineLRScheduler(optimizer, t_initial=38, lr_min=LR / 1000, warmup_t=12, warmup_lr_init=LR / 25, warmup_prefix=True, t_in_epochs=False)
     for step, rate in enumerate(rates):
         theirs.step_update(step)
         assert optimizer.param_groups[0]["lr"] == rate
@@ -297,9 +295,7 @@ def test_layers_of_a_vit_learn_as_slowly_as_timm_has_them() -> None:
     network = nn.Module()
     network.encoder, network.head = timm.create_model("test_vit", pretrained=False), nn.Conv2d(8, 1, 1)
     rates = rates_of(network, build_optimizer(network, TrainingConfig(lr=LR, layer_decay=0.75, encoder_lr=0.5)))
-    theirs = {
-        id(weight): group["lr_scale"] for group in param_groups_layer_decay(network.encoder, layer_decay=0.75) for weight in group["params"]
-    }
+    theirs = {id(weight): group["lr_scale"] for group in param_groups_layer_decay(network.encoder, layer_decay=0.75) for weight in group["params"]}
     for name, weight in network.encoder.named_parameters():
         assert rates[f"encoder.{name}"] == pytest.approx(LR * 0.5 * theirs[id(weight)])
     assert rates["head.weight"] == LR and len(set(rates.values())) >= 4

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import struct
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +65,39 @@ def test_tensorboard_shows_a_repeated_epoch_once(tmp_path: Path) -> None:
     assert found["dice"] == [(3, pytest.approx(0.9)), (4, pytest.approx(0.8))]
 
 
+def log_records(path: Path) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format, of which the first block begins with 7 bytes that say what file it is.
+
+    Blocks of 32 KiB hold pieces: a checksum (4 bytes), a length (2) and a kind (1: a whole record, 2, 3, 4: its first, a middle, its last piece).
+    """
+    content, place, record = path.read_bytes(), 7, b""
+    assert content.startswith(b":W&B")
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", content, place + 4)
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
 def wandb_history(folder: Path) -> tuple[str, list[dict[str, float]]]:
     """Id and rows of an offline run, from its own log of records."""
-    import json
-
     from wandb.proto import wandb_internal_pb2 as records
-    from wandb.sdk.internal.datastore import DataStore
 
     [path] = folder.glob("*.wandb")
-    reader = DataStore()
-    reader.open_for_scan(str(path))
     name, rows = "", []
-    while (data := reader.scan_data()) is not None:
+    for data in log_records(path):
         record = records.Record()
         record.ParseFromString(data)
         if record.HasField("run"):
             name = record.run.run_id
         if record.HasField("history"):
             items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            rows.append({"step": record.history.step.num, **{key: value for key, value in items.items() if not key.startswith("_")}})
+            rows.append({"step": items["_step"], **{key: value for key, value in items.items() if not key.startswith("_")}})
     return name, rows
 
 
