@@ -13,6 +13,7 @@ import typer
 
 from hubmap_kit.errors import HubmapError
 from hubmap_kit.publish import verbs as publishing
+from hubmap_kit.runtime import verbs as experimenting
 from hubmap_kit.words import INTERRUPTED, fold_numbers
 
 app = typer.Typer(
@@ -249,6 +250,7 @@ def tiles(
     typer.echo(job.summary(job.tiles(data, out, settings, jobs), settings))
 
 
+experimenting.add_all(app)
 publishing.add_all(app)
 
 

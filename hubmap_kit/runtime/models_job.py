@@ -12,7 +12,7 @@ from hubmap_kit.models import catalog
 from hubmap_kit.models.catalog import ESTIMATE, HEADER, NETWORKS, Cost, Network
 
 LEGEND = (
-    "GMAC: multiply-adds of one 512 x 512 tile, forward; GFLOP is twice that. MiB: what training keeps of one tile between forward and backward.\n"
+    "GFLOP: one 512 x 512 tile, forward; GMAC, multiply-adds, is half of that. MiB: what training keeps of one tile between forward and backward.\n"
     f"batch: {ESTIMATE} of the largest batch of such tiles on one 16 GB card (T4, P100) with AdamW and averaged weights; no GPU has run it."
 )
 
@@ -23,7 +23,7 @@ def models_table(families: Sequence[str] = (), wide: bool = False) -> str:
 
     chosen = _chosen(families)
     costs = catalog.costs()
-    columns = range(len(HEADER)) if wide else [HEADER.index(name) for name in HEADER if name not in ("was", "GFLOP", "fp32 MiB", "fp16 MiB")]
+    columns = range(len(HEADER)) if wide else [HEADER.index(name) for name in HEADER if name not in ("was", "GMAC", "fp32 MiB", "fp16 MiB")]
     rows = [catalog.table_row(network, costs.get(network.name)) for network in chosen]
     table = text_table([HEADER[column] for column in columns], [[row[column] for column in columns] for row in rows])
     return f"{table}\n\n{LEGEND}\nnext: hubmap models NAME, hubmap train --config net-NAME"

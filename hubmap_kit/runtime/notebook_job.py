@@ -70,7 +70,7 @@ def draw_run_overlays(run: Path, device: str = "auto") -> list[Path]:
     """Draw, for each organ, a run's held-out slide with the median Dice, from its oof.csv; returns the paths of the pictures."""
     settings = run_settings(run)
     table = pd.read_csv(run / "oof.csv", dtype={"id": str})
-    return train_job.draw_overlays(run, settings, read_train(train_job._train_csv(settings)), table, choose_device(device.partition(",")[0]))
+    return train_job.draw_overlays(run, settings, read_train(train_job.train_csv(settings)), table, choose_device(device.partition(",")[0]))
 
 
 def _import_papermill() -> Any:

@@ -81,7 +81,7 @@ def search(
     base, space = load([]), read_space(words, file)
     check_space(space, load)
     choose_devices(device)
-    numbers = check_folds(folds, split(read_train(train_job._train_csv(base)), base.data, out))
+    numbers = check_folds(folds, split(read_train(train_job.train_csv(base)), base.data, out))
     if out.is_file() or (out.is_dir() and not (out / STUDY_FILE).is_file() and any(each.name != LOCK_FILE for each in out.iterdir())):
         raise CheckpointError(f"{out} is not an empty folder and holds no search; choose a new folder for --out")
     job = _Job(out, load, base, space, numbers, trials, device, stores or out / "stores", clock)

@@ -58,7 +58,7 @@ def train(
     A damaged last.ckpt is an error. With `degrade` its fold goes on from its best weights, or begins anew, with a warning.
     """
     devices = choose_devices(own_device(device) if is_one_of_many() else device)
-    slides = read_train(_train_csv(settings))
+    slides = read_train(train_csv(settings))
     check_experiment(settings, devices[0], pretrained=not resume)
     with joined(devices[0]) as world:
         if world.first:
@@ -140,7 +140,7 @@ def evaluate(
     if any(override.startswith("inference.threshold") for override in overrides):
         raise ConfigError("thresholds are what evaluate fits; give --set inference.thresholds to 'hubmap predict' instead")
     settings = run_settings(run, overrides, data)
-    slides = read_train(_train_csv(settings))
+    slides = read_train(train_csv(settings))
     chosen = choose_device(device)
     table = evaluate_folds(settings, slides, run, stores or run.parent / "stores", chosen)
     write_yaml(run / "config.yaml", experiment.dump(settings))
@@ -172,7 +172,7 @@ def _overlay(path: Path, slide: Slide, ensemble: Ensemble, dice: float) -> Path:
     return path
 
 
-def _train_csv(settings: Experiment) -> Path:
+def train_csv(settings: Experiment) -> Path:
     if not settings.data.folder:
         raise ConfigError("data.folder is empty; give the folder that holds train.csv and train_images/ with --data")
     folder = Path(settings.data.folder)

@@ -19,7 +19,7 @@ from hubmap_kit.inference.postprocess import FITTED_FILE
 from hubmap_kit.models.device import choose_device
 from hubmap_kit.progress import bar
 from hubmap_kit.report.thresholds import in_order, save_tuning, tune_summary
-from hubmap_kit.runtime.train_job import _train_csv
+from hubmap_kit.runtime.train_job import train_csv
 from hubmap_kit.tiles.convert import decode_for, open_or_build
 from hubmap_kit.tiles.scaling import resize_plane
 from hubmap_kit.tiles.store import TileStore
@@ -55,7 +55,7 @@ def tune_thresholds(run: Path, data: str = "", overrides: Sequence[str] = (), de
         raise ConfigError(f"--set {wrong[0]}: this is what tune-thresholds fits; give it to 'hubmap predict' instead")
     settings = run_settings(run, overrides, data)
     _warn(run, settings)
-    slides = read_train(_train_csv(settings))
+    slides = read_train(train_csv(settings))
     folds = _folds(run, settings, slides)
     rescue = all(slide.rle for slide in slides)
     store = open_or_build(stores or run.parent / "stores", slides, settings.scale, settings.tiles)
