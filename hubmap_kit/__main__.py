@@ -272,7 +272,8 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     if result == INTERRUPTED:
-        on = {"train": "; it goes on with --resume", "tiles": "; the same command goes on"}
+        same = "; the same command goes on"
+        on = {"train": "; it goes on with --resume", "notebook": "; it goes on with --resume", "tiles": same, "tune": same}
         _fail("stopped" + next((on[word] for word in words[:1] if word in on), ""), None, INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
 

@@ -29,6 +29,10 @@ class DataConfig(Section):
     folder: str = Field("", description="folder with train.csv and train_images/ (the verb's --data sets it)")
     n_folds: int = Field(5, ge=2, description="folds of the cross-validation, stratified by organ, duplicates kept together")
     fold_seed: int = Field(0, ge=0, description="seed of the split")
+    conversion: str = Field(
+        "", description="learn from a conversion of the slides, as 'hubmap tiles' names it: 2048-512-r1 (cropped to the tissue), bg30, resize-512, "
+        "or a YAML file; empty: from the slides themselves, at `scale`"
+    )
     folds_csv: str = Field("", description="a written split (id,organ,data_source,fold) to use instead of a new one")
 
 

@@ -22,7 +22,7 @@ from hubmap_kit.models import catalog
 from hubmap_kit.models.catalog import NETWORKS, Network
 from hubmap_kit.progress import track
 from hubmap_kit.runtime.train_job import train
-from hubmap_kit.training.clock import read_timing
+from hubmap_kit.training.clock import OutOfTime, read_timing
 from hubmap_kit.training.history import METRICS_FILE, read_rows
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
@@ -80,6 +80,8 @@ def _train(network: Network, data: Path, out: Path, words: list[str], device: st
     row = dict.fromkeys(COLUMNS, "") | {"name": network.name}
     try:
         train(experiment.load(network.config, words, str(data)), run, [0], device=device, stores=out / "stores")
+    except OutOfTime:  # somebody stops it all: SIGTERM
+        raise
     except HubmapError as error:
         return row | {"error": str(error)}
     except Exception as error:  # the row of one broken network must not cost those of all others

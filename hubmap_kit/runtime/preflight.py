@@ -10,6 +10,7 @@ from hubmap_kit.config import Experiment
 from hubmap_kit.errors import ConfigError, HubmapError
 from hubmap_kit.models.build import build
 from hubmap_kit.models.device import autocast_dtype, has_bf16
+from hubmap_kit.training.converted import check_conversion
 from hubmap_kit.training.objective import About, Objective, logits_of
 from hubmap_kit.training.sinks import check_sinks
 
@@ -28,6 +29,7 @@ def check_experiment(settings: Experiment, device: torch.device, pretrained: boo
         raise ConfigError("augment.mixing has mixup, whose masks are shares of a unit, but model.classes is organs, whose masks are indices; drop one")
     StainChange(settings.augment.stain, settings.augment.stain_probability, settings.augment.stain_references)
     autocast_dtype(settings.training.precision, device)
+    check_conversion(settings)
     check_sinks(settings.training.sinks)
     if settings.training.precision == "bf16" and not has_bf16(device):
         name = torch.cuda.get_device_name(device)

@@ -17,9 +17,11 @@ def noticed() -> Iterator[Callable[[], bool]]:
     """
     came = False
 
-    def note(_number: int, _frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         nonlocal came
         came = True
+        if callable(before):
+            before(number, frame)  # a block around this one wants to know as well
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -80,8 +80,8 @@ def tune(
         list[str], typer.Option(metavar="KEY=SPACE", help="training.lr=log:1e-4:1e-2, training.batch_size=int:2:8, training.loss=bce,bce+dice.")
     ] = [],
     space: Annotated[Path | None, typer.Option(help="The same as a YAML file, KEY: SPACE.")] = None,
-    set_: Set = [], folds: Annotated[str, typer.Option(help="Folds that judge a trial, e.g. 0,2; all.")] = "0",
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.", show_default=False)] = None,
+    set_: Set = [], folds: Annotated[str, typer.Option(help="Folds whose Dice is compared, e.g. 0,2; empty: all.")] = "0",
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, those of earlier sessions included; default 20, or as many as --hours holds.", show_default=False)] = None,
     hours: Annotated[float | None, typer.Option(min=0.001, help="Stop by then; the same command goes on.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     prune: Annotated[bool, typer.Option(help="Give up trials that are worse than most at the same epoch.")] = True,
@@ -92,8 +92,8 @@ def tune(
     from hubmap_kit.runtime.search_job import search as job
 
     clock = SessionClock(hours * 3600) if hours else None
-    numbers = None if folds == "all" else fold_numbers(folds)
-    found = job(config, out, search, space, set_, data, numbers, trials, clock, seed, prune, device, stores)
+    trials = trials or (None if clock else 20)
+    found = job(config, out, search, space, set_, data, fold_numbers(folds), trials, clock, seed, prune, device, stores)
     typer.echo(found.summary)
     typer.echo(f"written: {out}/index.html, trials.csv" + (", best.yaml" if found.best else ""))
     again = shlex.join(["hubmap", *sys.argv[1:]])
@@ -113,7 +113,7 @@ def notebook(
     """Train and report in a notebook, executed by papermill: the shipped one stays as it is, a copy is left in the run."""
     from hubmap_kit.runtime.notebook_job import notebook as job
 
-    typer.echo(f"executed: {job(config, out, data, set_, fold_numbers(folds) or None, device, stores, resume)}")
+    typer.echo(f"executed: {job(config, out, data, set_, fold_numbers(folds), device, stores, resume)}")
 
 
 def ledger(

@@ -43,7 +43,9 @@ OnEpoch = Callable[[int, Row], None]  # the fold, and the new row of its metrics
 
 @dataclass
 class FoldTask:
-    """What a fold is trained on: row numbers of `store.slides` to learn from and to validate on, and where its files go.
+    """What a fold is trained on: row numbers of `tiles.slides` to learn from, of `store.slides` to validate on, and where its files go.
+
+    `tiles` is the store that training tiles come from; by default it is `store`, whose slides are predicted whole.
 
     `session` is a mark of this session, for the timing. `degrade`: a damaged checkpoint costs epochs, instead of being an error.
     """
@@ -59,6 +61,7 @@ class FoldTask:
     session: str = ""
     degrade: bool = False
     world: World = ALONE  # the processes that train this fold together
+    tiles: TileStore | None = None
 
 
 @dataclass
@@ -84,14 +87,15 @@ class FoldTrainer:
         if task.world.size > 1 and self.config.hard_share:
             raise ConfigError("training.hard_share goes with one process, not with torchrun: no process sees the losses of all tiles; set it to 0")
         self._seed()
-        self.dataset = TileDataset(task.store, task.train, settings)
+        tiles = task.tiles or task.store
+        self.dataset = TileDataset(tiles, task.train, settings)
         self.loader = build_loader(self.dataset, settings, task.device.type == "cuda", task.world)
         self.draws: DrawSampler = self.loader.batch_sampler.sampler  # type: ignore[union-attr]
         self.hard = self.draws.hard
         fresh = not (task.folder / CHECKPOINT_FILE).is_file()
         steps = math.ceil(len(self.loader) / self.config.accumulate)
         self.learner = Learner(settings, steps, task.device, fresh, self.dataset.mixing.mask_scale, task.world)
-        self._slides = Slides(task.store) if self.learner.objective.needs_slides else None
+        self._slides = Slides(tiles) if self.learner.objective.needs_slides else None
         self.gpu = GpuFacts(task.device)
         self.last = KeepLast(task.folder / LAST_FOLDER, self.config.keep_last)
         self.state = _State()

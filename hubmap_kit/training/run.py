@@ -22,6 +22,7 @@ from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training import oof
 from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing, was_told
 from hubmap_kit.training.fold import FoldTask, FoldTrainer, OnEpoch
+from hubmap_kit.training.converted import converted_store
 from hubmap_kit.training.history import CHECKPOINT_FILE, unfinished
 from hubmap_kit.training.world import ALONE, World
 
@@ -53,6 +54,7 @@ class Plan:
     session: str
     degrade: bool = False
     world: World = ALONE
+    tiles: TileStore | None = None  # of a conversion to learn from, where the experiment names one
 
 
 def plan(
@@ -70,9 +72,10 @@ def plan(
     if not world.first:
         world.wait()  # the first process builds the store
     store = open_or_build(stores, slides, settings.scale, settings.tiles)
+    tiles = converted_store(settings, slides, stores)
     if world.first:
         world.wait()
-    return Plan(settings, slides, run, folds, numbers, store, session, degrade, world)
+    return Plan(settings, slides, run, folds, numbers, store, session, degrade, world, tiles)
 
 
 def remaining(planned: Plan) -> dict[int, str]:
@@ -127,7 +130,11 @@ def train_fold(planned: Plan, number: int, device: torch.device, on_epoch: OnEpo
         if planned.world.any(clock is not None and not folder.is_dir() and not clock.fits(SPARE * expected)):
             raise OutOfTime(f"fold {number} is not begun")
         log.info("fold %d: %d slides to learn from, %d held out", number, len(train), len(valid))
-        task = FoldTask(number, planned.store, train, valid, folder, device, clock, expected, planned.session, planned.degrade, planned.world)
+        tiles = planned.tiles or planned.store
+        task = FoldTask(
+            number, planned.store, _rows(tiles, planned.folds, number)[0], valid, folder, device, clock, expected, planned.session,
+            planned.degrade, planned.world, tiles,
+        )  # fmt: skip
         FoldTrainer(planned.settings, task).run(on_epoch)
     stopped = _predict_held_out(planned, number, len(valid), device, clock) if planned.world.first else None
     if where := planned.world.gathered(stopped)[0]:

@@ -31,7 +31,7 @@ def benchmark(
     what: Annotated[What, typer.Argument(help="what to measure")] = What.ALL,
     write: Annotated[Path | None, typer.Option(help="put the tables into this Markdown file too; only the sections measured change")] = None,
     quick: Annotated[bool, typer.Option(help="small pictures, few repeats: shows that it works, the figures mean little")] = False,
-    slides: Annotated[int, typer.Option(help="with predict: a dry run over this many slides that records memory, instead of timing", min=0)] = 0,
+    slides: Annotated[int, typer.Option(help="with predict or data: a dry run over this many slides that records memory, instead of timing", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="with --slides: folder for memory.csv and memory.png")] = Path("build/dry-run"),
 ) -> None:
     """Measure the kit against named rivals: one process, one thread, in turn; medians, spread and ratios."""
@@ -39,9 +39,10 @@ def benchmark(
     measure.one_thread()
     console = Console(width=150 if not Console().is_terminal else None)
     if slides:
-        if what is not What.PREDICT:
-            raise typer.BadParameter(f"--slides goes with predict, not with {what}")
-        typer.echo(importlib.import_module("benchmarks.dry_run").dry_run(slides, out))
+        if what not in (What.PREDICT, What.DATA):
+            raise typer.BadParameter(f"--slides goes with predict or data, not with {what}")
+        module = importlib.import_module("benchmarks.dry_run")
+        typer.echo((module.dry_run if what is What.PREDICT else module.dry_conversion)(slides, out))
         return
     console.print(machine(), versions(), sep="\n", highlight=False)
     for name in [each.value for each in What if each is not What.ALL] if what is What.ALL else [what.value]:
