@@ -27,7 +27,7 @@ from hubmap_kit.training import checkpoint, history
 from hubmap_kit.training.averaging import KeepLast, average_files
 from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing, was_told
 from hubmap_kit.training.dataset import DrawSampler, TileDataset, build_loader
-from hubmap_kit.training.gpu import GpuFacts
+from hubmap_kit.training.gpu import GpuFacts, line
 from hubmap_kit.training.history import CHECKPOINT_FILE, METRICS_FILE, Row, read_rows, write_rows
 from hubmap_kit.training.learner import Batch, Learner
 from hubmap_kit.training.objective import Slides
@@ -37,6 +37,7 @@ from hubmap_kit.training.world import ALONE, World
 
 log = logging.getLogger(__name__)
 TIMING_FILE = "timing.csv"
+GPU_EVERY_S = 2.0  # between two looks at the card while it works
 LAST_FOLDER = "last"  # inside a fold's folder: the weights of its last epochs
 OnEpoch = Callable[[int, Row], None]  # the fold, and the new row of its metrics.csv, which is on disk by then
 
@@ -196,10 +197,14 @@ class FoldTrainer:
         self.learner.begin(epoch)
         self.draws.epoch = epoch
         total = torch.zeros((), dtype=torch.float64, device=self.task.device)
+        looked = -math.inf
         note = functools.partial(self.hard.note, self.learner.objective.mask) if self.hard is not None else None
         with bar(len(self.loader), f"fold {self.task.fold} epoch {epoch + 1}/{self.config.epochs}", "batch") as progress:
             for group in self.groups():
                 total += self.learner.learn(group, epoch, note)
+                if time.monotonic() - looked >= GPU_EVERY_S:
+                    progress.set_postfix_str(line(self.gpu.read()), refresh=False)
+                    looked = time.monotonic()
                 progress.update(len(group))
         mean = float(total) / len(self.loader)
         if self.task.world.size > 1:
@@ -322,8 +327,9 @@ class FoldTrainer:
     def _report(self, row: Row) -> None:
         best, timing = history.best(self.state.history, self.config), self.state.timing[-1]
         scores = f", val loss {row['val_loss']:.4f}, Dice {row['dice']:.4f}" if "dice" in row else ""
+        card = ", " + line(row) if line(row) else ""
         standing = f" (best {best['dice']:.4f} in epoch {best['epoch']})" if best is not None and "dice" in row else ""
         log.info(
-            "fold %d epoch %d/%d: train loss %.4f%s%s, %.1f s, %.1f tiles/s", self.task.fold, row["epoch"], self.config.epochs,
-            row["train_loss"], scores, standing, timing["seconds"], timing["tiles_per_second"],
+            "fold %d epoch %d/%d: train loss %.4f%s%s, %.1f s, %.1f tiles/s%s", self.task.fold, row["epoch"], self.config.epochs,
+            row["train_loss"], scores, standing, timing["seconds"], timing["tiles_per_second"], card,
         )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,12 @@ class GpuFacts:
             except Exception as error:  # a part of a shared card has no use of its own, for instance
                 log.debug("no %s: %s: %s", name, type(error).__name__, error)
         return found
+
+
+def line(facts: Mapping[str, float]) -> str:
+    """Readings as words for a progress bar or a log; empty without any."""
+    forms = {"gpu_percent": "GPU {:.0f} %", "gpu_memory_gib": "{:.1f} GiB", "gpu_celsius": "{:.0f} °C"}
+    return ", ".join(form.format(facts[name]) for name, form in forms.items() if name in facts)
 
 
 def _find(nvml: Any, device: torch.device) -> Any:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hubmap_kit.training.gpu import GpuFacts, visible
+from hubmap_kit.training.gpu import GpuFacts, line, visible
 
 MARKS = ["GPU-aaaa1111-0000", "GPU-bbbb2222-0000", "GPU-bbcc3333-0000"]
 ONE, TWO = torch.device("cuda:0"), torch.device("cuda:1")
@@ -123,3 +123,9 @@ def test_visible_cards(number: int, names: str | None, card: int | str) -> None:
 def test_invisible_cards(number: int, names: str) -> None:
     with pytest.raises(LookupError, match="visible"):
         visible(number, names)
+
+
+def test_readings_become_words() -> None:
+    assert line({"gpu_percent": 97.4, "gpu_memory_gib": 13.06, "gpu_celsius": 64.0, "loss": 1.0}) == "GPU 97 %, 13.1 GiB, 64 °C"
+    assert line({"gpu_celsius": 40}) == "40 °C"
+    assert line({}) == ""
