@@ -36,15 +36,27 @@ class DataConfig(Section):
     folds_csv: str = Field("", description="a written split (id,organ,data_source,fold) to use instead of a new one")
 
 
-class ScaleConfig(Section):
+class ScaleChoices(Section):
     """How a slide's pixels become the network's pixels."""
 
-    policy: Literal["reduce", "physical"] = Field(
-        "reduce", description="reduce: divide the pixel count by `reduce`; physical: resample every slide to `um_per_px`"
+    policy: Literal["reduce", "physical", "fit"] = Field(
+        "reduce",
+        description="reduce: divide the pixel count by `reduce`; physical: resample every slide to `um_per_px`; fit: the longer side becomes `fit` pixels",
     )
     reduce: Literal[1, 2, 4] = Field(1, description="integer downscale of the original pixels (policy reduce)")
     um_per_px: float = Field(0.8, gt=0, description="target physical scale in micrometres per pixel (policy physical)")
     max_zoom: float = Field(4.0, ge=1, description="never enlarge a slide by more than this factor (policy physical)")
+    fit: int = Field(1024, ge=64, description="longer side of every slide in network pixels, whatever its own scale (policy fit)")
+
+
+class ScaleConfig(ScaleChoices):
+    """The scale of all organs, with exceptions by organ."""
+
+    organs: dict[OrganName, ScaleChoices] = Field(default_factory=dict, description="the choices of one organ, instead of those for all")
+
+    def of(self, organ: str) -> ScaleChoices:
+        """What holds for one organ; an empty name means those that have no choices of their own."""
+        return self.organs.get(organ, self)  # type: ignore[call-overload]
 
 
 class TilesConfig(Section):
@@ -67,6 +79,8 @@ class AugmentConfig(Section):
         description="classic: tile by tile, while they are loaded; batched: a batch at once where the network is, much faster on a GPU, "
         "but of the pipeline the geometry and colours only: no blur, noise, gamma, compression or dropout",
     )
+    hubmap_scale: Share = Field(0.0, description="share of tiles with no more detail than the organ's HuBMAP slides have")
+    coarse_prostate: Share = Field(0.0, description="share of prostate tiles with the detail of slides 0.06 to 0.4 times as large")
     mixing: dict[Literal["mosaic", "cutmix", "copy_paste", "mixup"], Share] = Field(
         default_factory=dict, description="probability of each way to mix a tile with others; together at most 1"
     )

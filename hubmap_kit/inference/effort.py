@@ -71,7 +71,7 @@ def network_passes(slide: Slide, settings: Experiment, effort: Effort) -> float:
     The table's size is believed; a file that differs is measured all the same.
     """
     config = settings.inference
-    height, width = reduced_shape(scaled_shape(slide.height, slide.width, slide.um_per_px, settings.scale), effort.reduce)
+    height, width = reduced_shape(scaled_shape(slide.height, slide.width, slide.um_per_px, settings.scale, slide.organ), effort.reduce)
     if max(height, width) <= config.whole_slide:
         windows = height * width / config.window**2
     else:

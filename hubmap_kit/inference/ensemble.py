@@ -73,12 +73,12 @@ class Ensemble:
         """
         effort = effort or self.full_effort
         shape = reduced_shape(image.shape[:2], effort.reduce)
-        return resize_plane(self._predict(image, shape, finest_um(self.experiment.scale) * effort.reduce, effort, organ), image.shape[:2])
+        return resize_plane(self._predict(image, shape, finest_um(self.experiment.scale, organ) * effort.reduce, effort, organ), image.shape[:2])
 
     def probability(self, slide: np.ndarray, um_per_px: float, effort: Effort | None = None, organ: str = "") -> np.ndarray:
         """Probability plane (H, W) float32 of an original slide (H, W, 3) uint8 whose pixels are `um_per_px` micrometres wide."""
         effort = effort or self.full_effort
-        scaled = scaled_shape(*slide.shape[:2], um_per_px, self.experiment.scale)
+        scaled = scaled_shape(*slide.shape[:2], um_per_px, self.experiment.scale, organ)
         shape = reduced_shape(scaled, effort.reduce)
         return resize_plane(self._predict(slide, shape, um_per_px * slide.shape[0] / shape[0], effort, organ), slide.shape[:2])
 

@@ -7,12 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from hubmap_kit import experiment
 from hubmap_kit.competition.csv_rows import read_rows
+from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import PublishError, TableError
+from hubmap_kit.tiles.scaling import scaled_shape
 
 SLIDES = 351  # of the competition's train.csv
 SLIDE_SIDE, SLIDE_UM = 3000, 0.4  # pixels and micrometres per pixel of nearly all of them
@@ -78,11 +80,10 @@ def estimate(settings: Experiment, accelerator: str, runs: Sequence[Path] = (), 
 
 
 def _tiles(settings: Experiment, slides: int) -> float:
-    """Grid tiles of all slides at the experiment's scale."""
-    scale = settings.scale
-    zoom = 1 / scale.reduce if scale.policy == "reduce" else min(SLIDE_UM / scale.um_per_px, scale.max_zoom)
+    """Grid tiles of all slides at the experiment's scale; organs are about equally frequent."""
     step = settings.tiles.size * (1 - settings.tiles.overlap)
-    return slides * (max(0, math.ceil((SLIDE_SIDE * zoom - settings.tiles.size) / step)) + 1) ** 2
+    sides = [scaled_shape(SLIDE_SIDE, SLIDE_SIDE, SLIDE_UM, settings.scale, organ)[0] for organ in ORGANS]
+    return slides * fmean((max(0, math.ceil((side - settings.tiles.size) / step)) + 1) ** 2 for side in sides)
 
 
 def _drawn(settings: Experiment, slides: int) -> float:

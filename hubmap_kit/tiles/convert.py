@@ -16,7 +16,7 @@ import pandas as pd
 
 from hubmap_kit.competition import rle, slides as slide_files
 from hubmap_kit.competition.tables import Slide
-from hubmap_kit.config import ScaleConfig, TilesConfig
+from hubmap_kit.config import ScaleChoices, ScaleConfig, TilesConfig
 from hubmap_kit.files import sweep, write_json
 from hubmap_kit.progress import track
 from hubmap_kit.tiles import store as files
@@ -28,13 +28,18 @@ log = logging.getLogger(__name__)
 
 def fingerprint(slides: Sequence[Slide], scale: ScaleConfig) -> str:
     """A hash (hex, 16 digits) of everything that a store's bytes depend on; slide files count by name and size."""
-    used = {"reduce": ("reduce",), "physical": ("um_per_px", "max_zoom")}[scale.policy]
-    parts: list[object] = [files.FORMAT, scale.policy, *(getattr(scale, key) for key in used)]
+    parts: list[object] = [files.FORMAT, *_what_counts(scale)]
+    parts += [[organ, *_what_counts(choices)] for organ, choices in sorted(scale.organs.items())]
     for slide in slides:
         size = slide.path.stat().st_size if slide.path.is_file() else -1
         labels = hashlib.sha256((slide.rle or "").encode()).hexdigest()
         parts.append([slide.id, slide.organ, slide.source, slide.um_per_px, slide.height, slide.width, slide.path.name, size, labels])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _what_counts(choices: ScaleChoices) -> list[object]:
+    used = {"reduce": ("reduce",), "physical": ("um_per_px", "max_zoom"), "fit": ("fit",)}[choices.policy]
+    return [choices.policy, *(getattr(choices, key) for key in used)]
 
 
 def open_or_build(parent: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig) -> TileStore:
@@ -72,7 +77,7 @@ def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, mark: str) 
 def _append(slide: Slide, scale: ScaleConfig, images: BinaryIO, masks: BinaryIO) -> dict[str, object]:
     pixels = slide_files.read(slide.path)
     height, width = pixels.shape[:2]
-    shape = scaled_shape(height, width, slide.um_per_px, scale)
+    shape = scaled_shape(height, width, slide.um_per_px, scale, slide.organ)
     mask = resize_mask(decode_for(slide, height, width), shape)
     offsets = {"image_offset": images.tell(), "mask_offset": masks.tell()}
     images.write(np.ascontiguousarray(resize_image(pixels, shape)).data)

@@ -13,16 +13,20 @@ from hubmap_kit.config import ScaleConfig
 FINEST_SLIDE_UM = 0.229  # HuBMAP's large intestine
 
 
-def scaled_shape(height: int, width: int, um_per_px: float, scale: ScaleConfig) -> tuple[int, int]:
-    """(height, width) of a slide in network pixels, at least 1 x 1.
+def scaled_shape(height: int, width: int, um_per_px: float, scale: ScaleConfig, organ: str = "") -> tuple[int, int]:
+    """(height, width) of a slide of an organ in network pixels, at least 1 x 1.
 
     `um_per_px` is the slide's own pixel size in micrometres. Policy `reduce` divides the pixel count; policy `physical` brings
-    every slide to `scale.um_per_px`, enlarging by `scale.max_zoom` at most (prostate of HuBMAP is 16 times coarser than HPA).
+    every slide to `um_per_px`, enlarging by `max_zoom` at most (prostate of HuBMAP is 16 times coarser than HPA); policy `fit`
+    brings the longer side to `fit` pixels, as most winners did.
     """
-    if scale.policy == "reduce":
-        zoom = 1.0 / scale.reduce
+    choices = scale.of(organ)
+    if choices.policy == "reduce":
+        zoom = 1.0 / choices.reduce
+    elif choices.policy == "fit":
+        zoom = choices.fit / max(height, width)
     else:
-        zoom = min(um_per_px / scale.um_per_px, scale.max_zoom)
+        zoom = min(um_per_px / choices.um_per_px, choices.max_zoom)
     return max(1, round(height * zoom)), max(1, round(width * zoom))
 
 
@@ -31,9 +35,12 @@ def reduced_shape(shape: tuple[int, int], reduce: int) -> tuple[int, int]:
     return max(1, round(shape[0] / reduce)), max(1, round(shape[1] / reduce))
 
 
-def finest_um(scale: ScaleConfig) -> float:
-    """The smallest width in micrometres that a network pixel can have: with policy `reduce` that of the finest slides there are."""
-    return scale.um_per_px if scale.policy == "physical" else FINEST_SLIDE_UM * scale.reduce
+def finest_um(scale: ScaleConfig, organ: str = "") -> float:
+    """The smallest width in micrometres that a network pixel can have; with policies that count pixels, on the finest slides there are."""
+    choices = scale.of(organ)
+    if choices.policy == "physical":
+        return choices.um_per_px
+    return FINEST_SLIDE_UM * (choices.reduce if choices.policy == "reduce" else 1)
 
 
 def resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -30,7 +30,7 @@ def check_conversion(settings: Experiment) -> ConvertConfig | None:
             f"data.conversion is {name}, with tiles of {config.size} px and overlap {config.overlap:g}, but tiles.size is {tiles.size} and "
             f"tiles.overlap {tiles.overlap:g}; set both alike"
         )
-    if config.kind in ("grid", "pad") and (scale.policy, scale.reduce) != ("reduce", config.reduce):
+    if config.kind in ("grid", "pad") and (scale.policy, scale.reduce, scale.organs) != ("reduce", config.reduce, {}):
         raise ConfigError(
             f"data.conversion is {name}, at reduce {config.reduce}, but held-out slides would be predicted at another scale; "
             f"set scale.policy=reduce and scale.reduce={config.reduce}"

@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from hubmap_kit.augment.classic import apply, pipeline
 from hubmap_kit.augment.mixing import Mixing
+from hubmap_kit.augment.resolution import Resolution
 from hubmap_kit.augment.stain import StainChange
 from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.config import Experiment, TrainingConfig
@@ -48,6 +49,9 @@ class TileDataset(Dataset[Tile]):
         self.pipeline = "none" if settings.augment.engine == "batched" else settings.augment.pipeline
         self.augment = pipeline(self.pipeline)
         self.stain = StainChange(settings.augment.stain, settings.augment.stain_probability, settings.augment.stain_references)
+        self.resolution = Resolution(settings.augment)
+        self._organs = store.slides["organ"].to_numpy()
+        self._um = (store.slides["um_per_px"] * store.slides["height"] / store.slides["rows"]).to_numpy(np.float64)
         self.mixing, self.same_organ = Mixing(settings.augment.mixing), settings.augment.mixing_same_organ
         table = store.tiles[store.tiles["slide"].isin(self.slides)]
         # Plain arrays, not a list of rows: worker processes then share the memory instead of copying it page by page.
@@ -84,8 +88,8 @@ class TileDataset(Dataset[Tile]):
     def _fill(self, index: Index, image: np.ndarray, mask: np.ndarray) -> None:
         """Write a draw into its place in a batch."""
         place, random = self._start(index)
-        if self.mixing.names or self.stain.probability:
-            tile = self.mixing(self._stained(*place, random), lambda: self._partner(place[0], random), random)
+        if self.mixing.names or self.stain.probability or self.resolution:
+            tile = self.mixing(self._changed(*place, random), lambda: self._partner(place[0], random), random)
         else:
             tile = self._labelled(place[0], *window(self.store, *place, self.size))
         if self.pipeline == "flips":
@@ -110,9 +114,12 @@ class TileDataset(Dataset[Tile]):
             return self._grid_tile(epoch, position), random
         return self._random_crop(epoch, position, random), random
 
-    def _stained(self, slide: int, row: int, col: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _changed(self, slide: int, row: int, col: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         image, mask = self._labelled(slide, *self.store.crop(slide, row, col, self.size))
-        return self.stain(image, random), mask
+        image = self.stain(image, random)
+        if self.resolution:
+            image = self.resolution(image, self._organs[slide], float(self._um[slide]), random)
+        return image, mask
 
     def _labelled(self, slide: int, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         label = self._label[slide]
@@ -121,7 +128,7 @@ class TileDataset(Dataset[Tile]):
     def _partner(self, slide: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A tile to mix with: a random crop of any of these slides, or of one of the same organ."""
         other = int(random.choice(self._own_organ[slide] if self.same_organ else self.slides))
-        return self._stained(*self._crop_of(other, random), random)
+        return self._changed(*self._crop_of(other, random), random)
 
     def _grid_tile(self, epoch: int, position: int) -> tuple[int, int, int]:
         slide, row, col = self.tiles[self._order((self.training.seed, epoch), len(self.tiles))[position]]

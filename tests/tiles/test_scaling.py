@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.config import ScaleConfig
-from hubmap_kit.tiles.scaling import resize_image, resize_mask, resize_plane, scaled_shape
+from hubmap_kit.tiles.scaling import finest_um, resize_image, resize_mask, resize_plane, scaled_shape
 
 
 def physical(um_per_px: float, max_zoom: float = 4.0) -> ScaleConfig:
@@ -104,3 +104,19 @@ def test_there_and_back_stays_in_place(shape: tuple[int, int]) -> None:
 def test_nothing_is_resampled_without_need() -> None:
     image = np.random.default_rng(2).integers(0, 256, (30, 20, 3), np.uint8)
     assert resize_image(image, (30, 20)) is image
+
+
+@given(height=st.integers(1, 6000), width=st.integers(1, 6000), um_per_px=st.floats(0.1, 10), side=st.integers(64, 2000))
+def test_fit_brings_the_longer_side_to_the_same_length_whatever_the_slide(height: int, width: int, um_per_px: float, side: int) -> None:
+    rows, cols = scaled_shape(height, width, um_per_px, ScaleConfig(policy="fit", fit=side))
+    assert max(rows, cols) == side
+    assert abs(rows * width - cols * height) <= max(height, width) or min(rows, cols) == 1
+
+
+def test_an_organ_with_choices_of_its_own_has_them() -> None:
+    scale = ScaleConfig(policy="physical", um_per_px=0.8, organs={"prostate": {"policy": "fit", "fit": 768}, "lung": {"reduce": 4}})
+    assert scaled_shape(160, 160, 6.263, scale, "prostate") == (768, 768)
+    assert scaled_shape(3000, 3000, 0.4, scale, "lung") == (750, 750)
+    assert scaled_shape(3000, 3000, 0.4, scale, "kidney") == (1500, 1500)
+    assert finest_um(scale, "kidney") == 0.8
+    assert finest_um(scale, "lung") == pytest.approx(4 * 0.229)
