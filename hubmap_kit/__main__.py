@@ -70,7 +70,7 @@ def config(name: Annotated[str, typer.Argument(help="A shipped experiment or a Y
     from hubmap_kit import experiment
 
     if not name:
-        typer.echo("\n".join(f"{key:<10} {path}" for key, path in experiment.shipped().items()))
+        typer.echo("\n".join(f"{key:<27} {path}" for key, path in experiment.shipped().items()))
         return
     typer.echo("\n".join(experiment.described(experiment.load(name, set_))))
 
@@ -94,7 +94,7 @@ def train(
         logging.getLogger("hubmap_kit").setLevel(logging.ERROR)
     kept = out / "config.yaml"
     if not config and not (resume and kept.is_file()):
-        raise HubmapError(f"--config is missing; name one of {', '.join(experiment.shipped())} or a YAML file")
+        raise HubmapError(f"--config is missing; name one of {experiment.offered()}, or a YAML file")
     settings = experiment.load(config or str(kept), set_, data)
     numbers = fold_numbers(folds)
     from hubmap_kit.report.tables import oof_summary

@@ -20,12 +20,19 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+NETWORK = "net-"  # how experiments begin that are about one network each
 
 
 def shipped() -> dict[str, Path]:
     """The experiment files inside the package, by name."""
     folder = Path(str(resources.files("hubmap_kit") / "configs"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def offered() -> str:
+    """The shipped experiments in words for a sentence; the many that only name a network are one of them."""
+    own = [name for name in shipped() if not name.startswith(NETWORK)]
+    return f"{', '.join(own)}, or {NETWORK}NAME for any network of 'hubmap models'"
 
 
 def load(name_or_path: str, overrides: Sequence[str] = (), data: str = "") -> Experiment:
@@ -93,7 +100,7 @@ def _find(name_or_path: str) -> Path:
     if path.is_file():
         return path
     raise ConfigError(
-        f"no experiment '{name_or_path}': it is neither a file nor one of the shipped {', '.join(known)}{did_you_mean(name_or_path, known)}"
+        f"no experiment '{name_or_path}': it is neither a file nor one of the shipped {offered()}{did_you_mean(name_or_path, known)}"
     )
 
 

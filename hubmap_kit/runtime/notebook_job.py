@@ -47,7 +47,7 @@ def notebook(
     kept = out / "config.yaml"
     config = config or (str(kept) if resume and kept.is_file() else "")
     if not config:
-        raise HubmapError(f"--config is missing; name one of {', '.join(experiment.shipped())} or a YAML file")
+        raise HubmapError(f"--config is missing; name one of {experiment.offered()}, or a YAML file")
     experiment.load(config, overrides, data)
     choose_devices(device)
     if not resume and (any(out.glob(f"fold*/{CHECKPOINT_FILE}")) or any(out.glob(f"fold*/{MODEL_FILE}"))):

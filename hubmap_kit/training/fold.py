@@ -177,18 +177,19 @@ class FoldTrainer:
         seconds = time.perf_counter() - started
         row: Row = {"fold": self.task.fold, "epoch": epoch + 1, "lr": lr, "train_loss": train_loss}
         if (epoch + 1) % self.config.validate_every == 0 or epoch + 1 == self.config.epochs:
-            row |= self._validated(self.evaluated)
+            row |= self._validated(self.evaluated, self.task.world)
         row |= self.gpu.read()
         self.state.epoch += 1
         self.state.history.append(row)
         self.state.timing.append(self._timing(epoch + 1, seconds, time.perf_counter() - started))
         self._report(row)
 
-    def _validated(self, network: nn.Module) -> Row:
+    def _validated(self, network: nn.Module, world: World = ALONE) -> Row:
+        """Scores of the held-out slides, which the processes of `world` share; all of them must call this."""
         task = self.task
         # A process that stopped in here alone would leave the others waiting for its slides.
         check = self._check_told if task.world.size == 1 else None
-        found = validate(network, self.learner.objective.plain, task.store, task.valid, self.settings, task.device, check, task.world)
+        found = validate(network, self.learner.objective.plain, task.store, task.valid, self.settings, task.device, check, world)
         scores: Row = {"val_loss": found.loss, "dice": found.dice, "dice@0.5": found.dice_at_half}
         return scores | {f"dice_{organ}": value for organ, value in found.organs.items()}
 
@@ -296,7 +297,10 @@ class FoldTrainer:
         self.learner.start_from(weights, len(rows))
 
     def _average_last(self) -> None:
-        """Take the mean of the last epochs' weights where it is better than the best epoch's, once the last epoch is done."""
+        """Take the mean of the last epochs' weights where it is better than the best epoch's, once the last epoch is done.
+
+        The first process does this alone; the others wait for its prediction of the held-out slides in any case.
+        """
         paths, best = self.last.paths(), history.best(self.state.history, self.config)
         if len(paths) < 2 or best is None or (self.task.folder / COUNTS_FILE).is_file():
             return

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from hubmap_kit.errors import ConfigError
@@ -72,7 +73,8 @@ class World:
         """The network with batch norms over all processes, which torch has for cards alone; state dict names stay."""
         if self.size == 1 or device.type != "cuda":
             return network
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # no GPU has run this line
+        # timm's own: torch's drops the activations that timm keeps inside its norms.
+        return convert_sync_batchnorm(network)  # no GPU has run this line
 
 
 ALONE = World()
