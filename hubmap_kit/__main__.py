@@ -178,11 +178,12 @@ def augment(
     references: Annotated[str, typer.Option(help="Folder of stain references; default: embedded slides in eosin and PAS.")] = "",
     size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 480,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other changes.")] = 0,
+    engine: Annotated[str, typer.Option(help="classic, or batched: pipelines and jitter as one pass over a batch.")] = "classic",
 ) -> None:
     """Show one slide under each transform of a pipeline, mixing or stain method, masks outlined."""
     from hubmap_kit.runtime.augment_job import preview as job
 
-    typer.echo(f"{out}: {job(preview, out, data, slide, references, size, seed)} pictures")
+    typer.echo(f"{out}: {job(preview, out, data, slide, references, size, seed, engine)} pictures")
 
 
 @app.command()

@@ -54,7 +54,8 @@ def _first_team() -> list[A.BasicTransform]:
     return [
         A.D4(p=1.0),
         A.Affine(
-            scale=(0.7, 1.4), translate_percent=(-0.06, 0.06), rotate=(-45, 45), border_mode=EDGE, interpolation=cv2.INTER_LINEAR,
+            # Shift-scale-rotate keeps proportions; without keep_ratio height and width would be scaled each on its own.
+            scale=(0.7, 1.4), keep_ratio=True, translate_percent=(-0.06, 0.06), rotate=(-45, 45), border_mode=EDGE, interpolation=cv2.INTER_LINEAR,
             mask_interpolation=cv2.INTER_NEAREST, p=0.5,
         ),
         A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.25, p=0.5),

@@ -17,6 +17,7 @@ from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import SubmissionError
 from hubmap_kit.inference import pipeline
+from hubmap_kit.inference.blend import Blended
 from hubmap_kit.inference.governor import Governor
 from hubmap_kit.inference.postprocess import threshold_for, to_mask
 from hubmap_kit.inference.worker import Efforts, NoTime, Predicted, Team, Worker, first_line, govern, mean_plane
@@ -79,8 +80,10 @@ def segment(slide: Slide, pixels: np.ndarray, team: Team, efforts: Efforts | Non
 
 
 def mask_of(slide: Slide, plane: np.ndarray, team: Team) -> np.ndarray:
-    """The mask (H, W) of a mean plane: the mean of the ensembles' thresholds, and the first ensemble's post-processing."""
-    return to_mask(plane, _threshold(slide, team), slide.organ, team[0].experiment.inference)
+    """The mask (H, W) of a mean plane: the mean of the ensembles' thresholds, and the first ensemble's post-processing; those of a blend
+    where the team is one."""
+    config = team.inference if isinstance(team, Blended) else team[0].experiment.inference
+    return to_mask(plane, _threshold(slide, team), slide.organ, config)
 
 
 def duration(seconds: float) -> str:
@@ -92,6 +95,8 @@ def duration(seconds: float) -> str:
 
 
 def _threshold(slide: Slide, team: Team) -> float:
+    if isinstance(team, Blended) and slide.organ in team.blend.thresholds:
+        return threshold_for(slide.organ, slide.source, team.blend.thresholds, team.inference)
     return sum(threshold_for(slide.organ, slide.source, each.thresholds, each.experiment.inference) for each in team) / len(team)
 
 

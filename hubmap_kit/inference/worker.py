@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from hubmap_kit.competition.tables import Slide
+from hubmap_kit.inference.blend import shares
 from hubmap_kit.inference.effort import Effort, ladder, network_passes, team_ladder
 from hubmap_kit.inference.ensemble import Ensemble
 from hubmap_kit.inference.governor import Governor
 
 log = logging.getLogger(__name__)
-Team = Sequence[Ensemble]  # all runs on one device; their planes are averaged
+Team = Sequence[Ensemble]  # all runs on one device; their planes are averaged, by the weights of a blend where the team is one
 Efforts = tuple[Effort, ...]  # one for each ensemble of a team
 DEVICE_FAULTS = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "device-side assert")  # short memory is none of them
 
@@ -34,8 +35,10 @@ class Predicted:
 
 
 def mean_plane(slide: Slide, pixels: np.ndarray, team: Team, efforts: Efforts | None = None) -> np.ndarray:
-    """The mean probability (H, W) float32 of all ensembles for a slide's pixels (H, W, 3) uint8."""
+    """The mean probability (H, W) float32 of all ensembles for a slide's pixels (H, W, 3) uint8; weighted where the team is a blend."""
     each = efforts or (None,) * len(team)
+    if (weights := shares(team, slide.organ)) is not None:
+        return _weighted_plane(slide, pixels, team, each, weights)
     plane = team[0].probability(pixels, slide.um_per_px, each[0], slide.organ)
     for ensemble, effort in zip(team[1:], each[1:], strict=True):
         plane += ensemble.probability(pixels, slide.um_per_px, effort, slide.organ)
@@ -44,11 +47,24 @@ def mean_plane(slide: Slide, pixels: np.ndarray, team: Team, efforts: Efforts | 
     return plane
 
 
+def _weighted_plane(slide: Slide, pixels: np.ndarray, team: Team, efforts: Sequence[Effort | None], weights: Sequence[float]) -> np.ndarray:
+    """The weighted mean; a run that counts nothing for this organ is not asked."""
+    total: np.ndarray | None = None
+    for ensemble, effort, weight in zip(team, efforts, weights, strict=True):
+        if weight:
+            plane = ensemble.probability(pixels, slide.um_per_px, effort, slide.organ)
+            plane *= np.float32(weight)
+            total = plane if total is None else np.add(total, plane, out=total)
+    assert total is not None  # weights sum to 1
+    return total
+
+
 def govern(slides: Sequence[Slide], team: Team, left: Callable[[], float], devices: int) -> Governor[Efforts]:
     """A governor for the ensembles of a team, which step down the ladder together."""
 
     def passes(slide: Slide, efforts: Efforts) -> float:
-        return sum(network_passes(slide, ensemble.experiment, effort) for ensemble, effort in zip(team, efforts, strict=True))
+        weights = shares(team, slide.organ) or (1.0,) * len(team)
+        return sum(network_passes(slide, each.experiment, effort) for each, effort, weight in zip(team, efforts, weights, strict=True) if weight)
 
     def describe(efforts: Efforts) -> str:
         return " + ".join(dict.fromkeys(map(str, efforts)))

@@ -72,16 +72,27 @@ def stage_tiles(stores: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def stage_pretrained(files: Sequence[Path], out: Path | None = None) -> Path:
-    """Stage encoder weights as safetensors; torch files are read without running their code and written anew.
+    """Stage encoder weights as safetensors, with their cards; a folder stands for all of its safetensors files.
 
-    Raises PublishError, and WeightsError for a file that is damaged or no table of tensors.
+    Torch files are read without running their code and written anew. Raises PublishError, and WeightsError for a file that is damaged or no table of tensors.
     """
     with _staged("pretrained", files, out) as growing:
-        for source in files:
+        for source in _weights_files(files):
             if source.suffix not in (".safetensors", *PICKLED):
                 raise PublishError(f"{source} is no weights file by its name; expected .safetensors or {', '.join(PICKLED)}")
             _add_weights(growing, source)
+            card = source.with_suffix(".json")
+            if source.suffix == ".safetensors" and card.is_file():
+                growing.add(card, card.name)
     return _folder("pretrained", out)
+
+
+def _weights_files(given: Sequence[Path]) -> Iterator[Path]:
+    for source in given:
+        found = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+        if not found:
+            raise PublishError(f"{source} holds no .safetensors file; name a folder that 'hubmap pretrained pack' has filled, or files")
+        yield from found
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def _sizes(tables: Tables) -> list[Block]:
     shown = [[f"{height} x {width}", f"{count}", f"{count / len(slides):.1%}"] for (height, width), count in sizes.head(10).items()]
     rest = int(sizes.iloc[10:].sum())
     if rest:
-        shown.append([f"{len(sizes) - 10} other sizes", f"{rest}", f"{rest / len(slides):.1%}"])
+        shown.append([f"{len(sizes) - 10} other size{'s' if len(sizes) > 11 else ''}", f"{rest}", f"{rest / len(slides):.1%}"])
     scales = slides.groupby(["data_source", "organ", "um_per_px", "thickness_um"], sort=True).size()
     usual = [[source, organ, f"{count}", f"{um:g}", f"{FACTS[organ].um_per_px[source]:g}", f"{thick:g}", f"{FACTS[organ].thickness_um[source]:g}"]
              for (source, organ, um, thick), count in scales.items()]  # fmt: skip
@@ -161,7 +161,7 @@ _SHAPE_COLUMNS = (("area_um2", 0), ("diameter_um", 0), ("length_um", 0), ("bread
 
 def _spread(values: pd.Series, digits: int) -> str:
     low, middle, high = values.quantile([0.1, 0.5, 0.9])
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+    return f"{middle:,.{digits}f} ({low:,.{digits}f}\u2013{high:,.{digits}f})"
 
 
 def _extremes(found: Findings) -> list[Block]:

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.report.curves import COLOURS
@@ -21,6 +22,8 @@ from hubmap_kit.report.html import Picture, data_uri
 # Drawn in the light page's colours, which no data colour has, and changed into the dark page's in the finished text.
 INK, LINE = "#1b1f24", "#d5dae1"
 DARK_INK, DARK_LINE = "#e3e8ee", "#3b4450"
+# The palette is made for white paper; on a dark page the same hues have to be lighter, or small dots drown.
+DARK_COLOURS = dict(zip(COLOURS, ("#45a3ee", "#ff8b45", "#2fd0a0", "#ee9fca", "#ffc247", "#b3e1ff", "#ffffff"), strict=True))
 STYLE = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.facecolor": "none", "legend.edgecolor": "none",
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": LINE,
@@ -41,6 +44,8 @@ def drawing(draw: Callable[[Figure], None], size: tuple[float, float], alt: str,
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     light = _HEAD.sub("", buffer.getvalue()).strip()
     dark = light.replace(INK, DARK_INK).replace(LINE, DARK_LINE)
+    for paper, night in DARK_COLOURS.items():
+        dark = dark.replace(paper.lower(), night)  # matplotlib writes colours in small letters
     return Picture(_svg(light), alt, caption, _svg(dark))
 
 
@@ -56,6 +61,7 @@ def organs_drawing(tables: Tables) -> Picture:
         counts = [int((tables.slides["organ"] == organ).sum()) for organ in tables.organs]
         bars = axes.barh(tables.organs, counts, color=[ORGAN_COLOURS[organ] for organ in tables.organs])
         axes.bar_label(bars, [f"{count} ({count / sum(counts):.1%})" for count in counts], padding=4, color=INK)
+        axes.grid(visible=False, axis="y")  # lines through the labels
         axes.invert_yaxis()
         axes.set_xlim(0, max(counts) * 1.2)
         axes.set_xlabel("slides")
@@ -74,6 +80,7 @@ def people_drawing(tables: Tables) -> Picture:
             sex.barh(table.index, table[name], left=start, color=SEX_COLOURS[name], label=name)
             start += table[name].to_numpy()
         sex.invert_yaxis()
+        sex.grid(visible=False, axis="y")
         sex.set_xlabel("slides")
         sex.set_title("sex", loc="left")
         sex.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(SEX_COLOURS), borderaxespad=0.2)
@@ -86,6 +93,7 @@ def people_drawing(tables: Tables) -> Picture:
         age.set_title(f"age of {len(known)} slides' donors")
         age.set_xlabel("years")
         age.set_ylabel("slides")
+        age.yaxis.get_major_locator().set_params(integer=True)
 
     return drawing(draw, (11, 3.4), "Left: slides by sex and organ. Right: histogram of ages by sex.")
 
@@ -119,6 +127,7 @@ def coverage_drawing(tables: Tables) -> Picture:
         units.set(xlabel="units in a slide", title="units, 8 neighbours (bar: mean)")
         units.set_xscale("symlog", linthresh=1)  # a slide may have none
         units.set_xlim(left=-0.3)
+        units.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
     return drawing(draw, (11, 0.9 + 0.6 * len(tables.organs)), "Dots: coverage and number of units of every slide, by organ.")
 
@@ -127,7 +136,7 @@ def _strips(axes: Axes, names: Sequence[str], values: Sequence[pd.Series]) -> No
     """A row of dots for each name, spread upwards and downwards so that equal values stay apart."""
     for row, (name, series) in enumerate(zip(names, values, strict=True)):
         spread = row + 0.5 * ((np.arange(len(series)) * 0.618034) % 1 - 0.5)  # the golden ratio never lines up
-        axes.scatter(series, spread, s=12, color=ORGAN_COLOURS[name], alpha=0.55, linewidth=0)
+        axes.scatter(series, spread, s=20, color=ORGAN_COLOURS[name], alpha=0.75, linewidth=0)
         axes.vlines(series.mean(), row - 0.38, row + 0.38, color=INK, linewidth=2)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -147,6 +156,10 @@ def shapes_drawing(tables: Tables) -> Picture:
                     style = {"histtype": "step", "linewidth": 1.6, "color": ORGAN_COLOURS[organ], "label": organ}
                     axes.hist(values, bins=_edges(whole[column], log), weights=shares, **style)
             axes.set(xlabel=label, ylabel="share of the organ's units", xscale="log" if log else "linear")
+            if log:
+                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))  # powers of ten alone may be one label, or none
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
         panels[0].legend()
 
     return drawing(draw, (11, 6.4), "Histograms of the units' area, length, eccentricity and solidity, one line for each organ.")

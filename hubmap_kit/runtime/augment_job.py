@@ -26,23 +26,27 @@ COLUMNS = 4
 SAMPLE_UM_PER_PX = 1.0  # the embedded slides show a few units each at this scale
 
 
-def preview(name: str, out: Path, data: str = "", slide: str = "", references: str = "", size: int = 480, seed: int = 0) -> int:
+def preview(
+    name: str, out: Path, data: str = "", slide: str = "", references: str = "", size: int = 480, seed: int = 0, engine: str = "classic"
+) -> int:
     """Draw one slide under each transform that `name` stands for, masks outlined, into the PNG `out`; returns the number of pictures.
 
     `name`: a pipeline, a mixing or stain method, or "mixing" or "stain" for all of them. The slide is `slide` of the train.csv in
     the folder `data` (its first one when empty), or an embedded one without data; it is seen whole, as a square of `size` pixels
-    cut from its middle. `references`: folder of reference pictures; without one, embedded slides in eosin and PAS stand in.
+    cut from its middle. `engine`: that of `augment.engine`. `references`: folder of reference pictures; without one, embedded slides in eosin and PAS stand in.
     Raises HubmapError.
     """
-    previews.check(name)
+    previews.check(name, engine)
     if slide and not data:
         raise HubmapError(f"--slide {slide} needs the folder of its train.csv; name it with --data")
     if size < 64:
         raise HubmapError(f"--size is {size}, but a picture needs 64 pixels or more; pass a larger number")
     tiles = _tiles_of(Path(data), slide, size) if data else _embedded_tiles(size, seed)
-    targets = References(references).items if references else embedded_references(size, seed)
+    targets: list[Reference] = []
+    if previews.needs_references(name):
+        targets = References(references).items if references else embedded_references(size, seed)
     short = [replace(target, name=Path(target.name).stem) for target in targets]
-    items = previews.preview(name, tiles[0], tiles[1:], short, seed)
+    items = previews.preview(name, tiles[0], tiles[1:], short, seed, engine)
     contact_sheet(out, [(image, mask, None, title) for image, mask, title in items], COLUMNS)
     return len(items)
 

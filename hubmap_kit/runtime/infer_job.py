@@ -15,8 +15,10 @@ from hubmap_kit.competition.lenient import read_test_leniently
 from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide, read_test
 from hubmap_kit.errors import SubmissionError, TableError
-from hubmap_kit.inference.ensemble import Ensemble, load_ensemble
+from hubmap_kit.inference.blend import Blended, read_blend
+from hubmap_kit.inference.ensemble import load_ensemble
 from hubmap_kit.inference.predict import Failure, OnError, predict_slides
+from hubmap_kit.inference.worker import Team
 from hubmap_kit.models.device import choose_device, choose_devices
 from hubmap_kit.report.overlays import save_overlay
 from hubmap_kit.runtime.clock import SessionClock
@@ -36,7 +38,7 @@ class Submission:
 def predict(
     runs: Sequence[Path], test_csv: Path, out: Path, folds: Sequence[int] | None = None, overrides: Sequence[str] = (),
     device: str = "auto", on_error: OnError = "raise", overlays: Path | None = None, left: Callable[[], float] | None = None,
-    deadline: float | None = None,
+    deadline: float | None = None, blend: Path | None = None,
 ) -> Submission:  # fmt: skip
     """Predict every slide of `test_csv` with all runs' folds and write `out`.
 
@@ -46,14 +48,20 @@ def predict(
 
     `left` gives the seconds left, see `predict_slides`; `deadline` does the same in seconds since the start of this process, less a
     twentieth of it (five minutes at most) for what comes after the last slide.
+
+    `blend` is a blend.json, or the folder of one, that weighs the `runs`, which are given in its order (`blend.runs_at`,
+    `blend.runs_among`); its thresholds go before those of the runs.
     """
     if deadline is not None:
         left = _earlier(left, SessionClock(deadline).left)
     devices = choose_devices(device)
     slides = read_test(test_csv) if on_error == "raise" else read_test_leniently(test_csv)
 
-    def team(chosen: torch.device) -> list[Ensemble]:
-        return [load_ensemble(run, chosen, folds, overrides) for run in runs]
+    weighed = None if blend is None else read_blend(blend)
+
+    def team(chosen: torch.device) -> Team:
+        ensembles = [load_ensemble(run, chosen, folds, overrides) for run in runs]
+        return ensembles if weighed is None else Blended(ensembles, weighed, overrides)
 
     teams = [team(chosen) for chosen in devices]
 

@@ -76,7 +76,8 @@ def _with_weights(settings: Experiment, attached: mounts.Inputs, resume: bool) -
     if not name or Path(name).is_file():
         return settings
     try:
-        path = attached.weights_file(Path(name).name)
+        # A name without an ending is a folder of packed weights, which travel one by one.
+        path = attached.weights_file(Path(name).name if Path(name).suffix else f"{settings.model.encoder}.safetensors")
     except KernelError as error:
         if not resume:
             raise

@@ -18,7 +18,9 @@ from hubmap_kit.models.device import choose_device
 from hubmap_kit.progress import bar
 from hubmap_kit.report.lr_curve import save_lr_curve
 from hubmap_kit.runtime.preflight import check_experiment
+from hubmap_kit.runtime.train_job import train_csv
 from hubmap_kit.tiles.convert import open_or_build
+from hubmap_kit.training.converted import converted_store
 from hubmap_kit.training.fold import FoldTask, FoldTrainer
 from hubmap_kit.training.lr_finder import Sweep, preserved, sweep
 from hubmap_kit.training.run import check_folds, split
@@ -64,18 +66,20 @@ def lr_find(
     if not settings.data.folder:
         raise ConfigError("a range test trains on slides; name the folder of their train.csv with --data")
     chosen = choose_device(device)
-    slides = read_train(Path(settings.data.folder) / "train.csv")
+    slides = read_train(train_csv(settings))
     settings = _plain(settings)
     check_experiment(settings, chosen)
     folds = split(slides, settings.data, out)
     check_folds([fold], folds)
     store = open_or_build(stores or out.parent / "stores", slides, settings.scale, settings.tiles)
     rows = [folds[slide_id] for slide_id in store.slides["id"]]
-    train, valid = ([row for row, number in enumerate(rows) if (number == fold) is held] for held in (False, True))
-    if not train:
+    valid = [row for row, number in enumerate(rows) if number == fold]
+    if len(valid) == len(rows):
         raise TableError(f"the split puts every slide into fold {fold}, so nothing is left to learn from; use another split")
+    tiles = converted_store(settings, slides, stores or out.parent / "stores") or store
+    train = [row for row, slide_id in enumerate(tiles.slides["id"]) if folds[slide_id] != fold]
     # The folder of this task is never made: there is no checkpoint to take over, and none is written.
-    trainer = FoldTrainer(settings, FoldTask(fold, store, train, valid, out / ".lr-find", chosen))
+    trainer = FoldTrainer(settings, FoldTask(fold, store, train, valid, out / ".lr-find", chosen, tiles=tiles))
     with preserved(trainer.network, trainer.learner.optimizer, chosen), bar(steps, "range test", "step") as progress:
         test = sweep(_stepper(trainer, progress.update), trainer.learner.optimizer, low, high, steps)
     return _written(test, settings, out, fold, words)

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 STUDY_FILE, TRIALS_FILE, BEST_FILE, PAGE_FILE, LOCK_FILE = "study.sqlite", "trials.csv", "best.yaml", "index.html", ".lock"
 DRAW_EVERY_S = 60.0
 SHOWN = 10  # trials in the summary
+HOPELESS = 5  # trials that all failed for one reason, and none that did not
+SHORT = "the device ran out of memory"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def _run(job: _Job, study: Search) -> str:
             except OutOfTime as stop:
                 return f"{stop.cause} in trial {trial.number}"
             _write(job, study)
+            if _is_hopeless(study.outcomes(), job.space):
+                break
     return ""
 
 
@@ -148,10 +152,17 @@ def _train(job: _Job, trial: Trial) -> float:
     return value
 
 
+def _is_hopeless(outcomes: Sequence[Outcome], space: Sequence[Dimension]) -> bool:
+    """Whether nothing but one failure has come of the first trials, whatever was chosen: every further one would end alike."""
+    reasons, failed = {each.reason for each in outcomes}, all(each.state == "failed" for each in outcomes)
+    varied = all(len({each.words.get(dimension.key) for each in outcomes}) > 1 for dimension in space)
+    return len(outcomes) >= HOPELESS and failed and varied and len(reasons) == 1 and SHORT not in reasons
+
+
 def _reason(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, MemoryError) or "out of memory" in str(error):
-        return "the device ran out of memory"
+        return SHORT
     return first if isinstance(error, HubmapError) else f"{type(error).__name__}: {first}"
 
 

@@ -80,7 +80,9 @@ def auto_batched(settings: Experiment, out: Path, device: str) -> Experiment:
         log.info("%s has begun with training.batch_size %d and keeps it", out, kept.batch_size)
         update = {"batch_size": kept.batch_size, "accumulate": kept.accumulate}
         return settings.model_copy(update={"training": settings.training.model_copy(update=update)})
-    return with_largest_batch(settings, choose_devices(own_device(device) if is_one_of_many() else device)[0])
+    if is_one_of_many():
+        raise ConfigError("--auto-batch measures one card, but torchrun shares training.batch_size among all of them; set it by hand, or leave --auto-batch out")
+    return with_largest_batch(settings, choose_devices(device)[0])
 
 
 def _train_to_the_end(planned: Plan, devices: Sequence[torch.device], clock: Clock | None, on_epoch: OnEpoch | None) -> None:

@@ -53,7 +53,7 @@ def pack(
     from hubmap_kit.runtime import pretrained_job as job
 
     typer.echo(job.packed_lines(job.pack(names, out, file, mean, std, licence, source)))
-    typer.echo(f"next: hubmap push pretrained --pretrained {out}")
+    typer.echo(f"next: hubmap push pretrained --weights {out}")
 
 
 def lr_find(

@@ -19,7 +19,7 @@ from hubmap_kit.files import atomic_path, sweep
 FORMAT = 1
 # What may differ between a run and its continuation, because no number of its training depends on it.
 FREE = {
-    ("training", "workers"), ("data", "folder"), ("inference", "batch_size"), ("inference", "views"), ("inference", "threshold"),
+    ("training", "workers"), ("training", "sinks"), ("data", "folder"), ("inference", "batch_size"), ("inference", "views"), ("inference", "threshold"),
     ("inference", "thresholds"),
 }  # fmt: skip
 # Files that may lie in another folder now, as mounts do: their names say whether they are the same.

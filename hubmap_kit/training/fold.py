@@ -93,6 +93,10 @@ class FoldTrainer:
         self.loader = build_loader(self.dataset, settings, task.device.type == "cuda", task.world)
         self.draws: DrawSampler = self.loader.batch_sampler.sampler  # type: ignore[union-attr]
         self.hard = self.draws.hard
+        if not len(self.loader):
+            raise ConfigError(
+                f"an epoch has {len(self.dataset)} tiles, which {task.world.size} processes cannot share; set training.samples_per_epoch higher"
+            )
         fresh = not (task.folder / CHECKPOINT_FILE).is_file()
         steps = math.ceil(len(self.loader) / self.config.accumulate)
         self.learner = Learner(settings, steps, task.device, fresh, self.dataset.mixing.mask_scale, task.world)
@@ -238,7 +242,7 @@ class FoldTrainer:
     def _save(self) -> None:
         """Weights first, the checkpoint last: a kill in between repeats the epoch, which writes its weights again."""
         folder = self.task.folder
-        tensors = {name: value.contiguous() for name, value in self.evaluated.state_dict().items()}
+        tensors = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in self.evaluated.state_dict().items()}
         if history.best(self.state.history, self.config) is self.state.history[-1]:
             (folder / COUNTS_FILE).unlink(missing_ok=True)  # out-of-fold results of older weights
             with atomic_path(folder / MODEL_FILE) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +94,8 @@ class Learner:
         if self.batched is None:
             made = normalise(tiles, self.settings.model)
         else:
-            made, masks = self.batched(tiles, masks, epoch, batch.number)
+            # Every process has tiles of its own, which change in their own way.
+            made, masks = self.batched(tiles, masks, epoch, batch.number * self.world.size + self.world.rank)
         return made, masks[:, None].float() / self.mask_scale
 
     def _gradients(self, group: Sequence[Batch], epoch: int, note: Callable[..., None] | None) -> torch.Tensor | None:
@@ -128,10 +130,15 @@ class Learner:
         return self.objective(outputs, masks, about), logits_of(outputs)
 
     def _parts(self, count: int) -> Iterator[tuple[slice, bool]]:
-        """The passes of a batch of `count` tiles, and whether each is the last one."""
-        size = math.ceil(count / self.parts)
-        for start in range(0, count, size):
-            yield slice(start, start + size), start + size >= count
+        """The passes of a batch of `count` tiles, about equally long, and whether each is the last one."""
+        passes = math.ceil(count / self._pass_size(count))
+        ends = [count * number // passes for number in range(passes + 1)]
+        for start, end in itertools.pairwise(ends):
+            yield slice(start, end), end == count
+
+    def _pass_size(self, count: int) -> int:
+        """How many tiles go through at once. A last, smaller batch takes fewer passes, not smaller ones: norms want more than one tile."""
+        return math.ceil(max(count, self.config.batch_size) / self.parts) if self.parts > 1 else count
 
     def _apart(self) -> AbstractContextManager[Any]:
         return self._model.no_sync() if isinstance(self._model, nn.parallel.DistributedDataParallel) else nullcontext()
@@ -141,11 +148,12 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # no GPU has run this line
-        now = math.ceil(size / (2 * self.parts))
+        before = self._pass_size(size)
+        now = math.ceil(before / 2)
         if now < 2:
             # Batch norms that see one value a channel, as in pooling branches, cannot train.
             raise HubmapError(
-                f"memory is short on {self.device} even for {math.ceil(size / self.parts)} tiles at once; set tiles.size smaller, "
+                f"memory is short on {self.device} even for {before} tiles at once; set tiles.size smaller, "
                 "choose a smaller encoder, or set training.batch_size=1 with training.accumulate where the network takes single tiles"
             )
         self.parts *= 2

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from hubmap_kit.config import Experiment
-from hubmap_kit.errors import HubmapError
+from hubmap_kit.errors import ConfigError, HubmapError
 from hubmap_kit.inference.on_device import is_out_of_memory
 
 __all__ = ["is_out_of_memory", "largest_batch"]
@@ -65,8 +65,10 @@ def _trains(settings: Experiment, device: torch.device, size: int) -> bool:
             learner.learn([batch], 0)
             if learner.parts > 1:
                 return False
+    except ConfigError:
+        raise  # says what is wrong with the network or the loss, which no smaller batch mends
     except (HubmapError, RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, HubmapError) and not is_out_of_memory(error):
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         return False
     finally:

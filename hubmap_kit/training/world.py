@@ -19,11 +19,12 @@ import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from hubmap_kit.errors import ConfigError
+from hubmap_kit.errors import ConfigError, HubmapError
 
 T = TypeVar("T")
 # The others wait while the first one predicts held-out slides with all views.
 PATIENCE = timedelta(hours=3)
+LOST = ("onnection closed", "onnection reset", "roken pipe", "onnection refused")  # what gloo says when another process is gone
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def own_device(names: str, environment: Mapping[str, str] = os.environ) -> str:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Join the processes that torchrun started, if it did, until the block's end."""
+    """Join the processes that torchrun started, if it did, until the block's end. Raises HubmapError where another one is gone."""
     if not is_one_of_many():
         yield ALONE
         return
@@ -104,5 +105,11 @@ def joined(device: torch.device) -> Iterator[World]:
     try:
         group = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield World(dist.get_rank(), dist.get_world_size(), group)
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or any(words in str(error) for words in LOST)):
+            raise
+        raise HubmapError(
+            "another process of this training has ended, and says above why; its finished epochs are kept, go on with --resume"
+        ) from error
     finally:
         dist.destroy_process_group()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hubmap_kit import experiment
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import ConfigError
+from hubmap_kit.runtime.lr_find_job import lr_find
 from hubmap_kit.training.converted import check_conversion, converted_store
 from hubmap_kit.training.dataset import TileDataset
 from hubmap_kit.training.run import plan, train_fold
@@ -52,6 +55,20 @@ def test_a_fold_learns_from_the_canvas_and_is_judged_on_whole_slides(sample_data
     train_fold(planned, 0, torch.device("cpu"))
     assert (tmp_path / "run" / "fold0" / "oof_counts.parquet").is_file()
     assert len({planned.store.image(row).shape for row in range(len(slides))} - {(128, 128, 3)}) > 0
+
+
+def test_the_range_test_learns_from_the_conversion_too(sample_data: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    shutil.copytree(sample_data, packed)
+    with gzip.open(packed / "train.csv.gz", "wb") as file:
+        file.write((packed / "train.csv").read_bytes())
+    (packed / "train.csv").unlink()
+    name = conversion_file(tmp_path, "kind: crop+grid, size: 64, reduce: 4, canvas: 512")
+    tables = []
+    for number, (data, conversion) in enumerate([(sample_data, "''"), (sample_data, name), (packed, name)]):
+        settings = settings_of(data, conversion, "training.sampler=random")
+        tables.append(lr_find(settings, tmp_path / str(number), steps=20, device="cpu", stores=tmp_path / "stores").table.read_bytes())
+    assert tables[0] != tables[1] == tables[2]
 
 
 @pytest.mark.parametrize(

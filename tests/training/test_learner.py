@@ -25,6 +25,7 @@ from hubmap_kit.inference.on_device import unit_logits
 from hubmap_kit.models.build import build
 from hubmap_kit.models.heads import Outputs
 from hubmap_kit.runtime.preflight import check_experiment
+from hubmap_kit.runtime.train_job import auto_batched
 from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training import learner as learner_module
@@ -34,6 +35,7 @@ from hubmap_kit.training.learner import Batch, Learner
 from hubmap_kit.training.losses import build_loss
 from hubmap_kit.training.memory import largest_batch, with_largest_batch
 from hubmap_kit.training.objective import About, Objective, Slides
+from hubmap_kit.training.world import World
 
 CPU = torch.device("cpu")
 
@@ -101,6 +103,19 @@ def test_a_batch_that_is_too_large_is_halved_and_gives_the_same_step(
     assert again.parts == 4
 
 
+def test_a_smaller_last_batch_takes_fewer_passes_not_single_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Greedy(2)
+    monkeypatch.setattr(learner_module, "build", lambda *_: network)
+    learner = Learner(settings_of("training.batch_size=8"), 10, CPU, pretrained=False)
+    for size in (8, 4, 6, 3, 2):
+        del network.passes[:]
+        learner.learn([batch_of(size)], 0)
+        passes = network.passes[-(-(-size // 2)) :]  # those after the halving
+        assert sum(passes) == size
+        assert max(passes) == 2
+        assert passes.count(1) == size % 2
+
+
 def test_where_not_even_two_tiles_fit_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner_module, "build", lambda *_: Greedy(1))
     learner = Learner(settings_of(), 10, CPU, pretrained=False)
@@ -124,6 +139,11 @@ def test_auto_batch_looks_with_real_steps(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(learner_module, "build", lambda *_: Greedy(1))
     with pytest.raises(HubmapError, match="not even 2 tiles of 64 px fit into the memory of cpu"):
         largest_batch(settings_of(), CPU)
+
+
+def test_auto_batch_does_not_take_a_wrong_network_for_a_short_memory() -> None:
+    with pytest.raises(ConfigError, match="model.arch is 'unett'.*did you mean 'unet'"):
+        largest_batch(settings_of("model.arch=unett"), CPU)
 
 
 def test_a_whole_fold_survives_a_card_that_is_too_small(store: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,9 +326,63 @@ def test_two_processes_learn_as_one(sample_data: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(numbers["train_loss"], tables["two"][0]["train_loss"], rtol=1e-4)
 
 
+LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hubmap_kit", "train")
+
+
+def test_two_processes_average_the_last_epochs_and_end_in_a_sentence(sample_data: Path, tmp_path: Path) -> None:
+    out, words = tmp_path / "run", ["--config", "baseline", "--data", str(sample_data), "--folds", "0", "--device", "cpu"]
+    changes = overrides(*TINY, "training.keep_last=2", "training.average_last=true", "training.sinks=[tensorboard]")
+    command = [*LAUNCH, "--out", str(out), *words, *changes]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.count("the mean of the last 2 epochs has Dice") == 1
+    assert first.stdout.count("run folder:") == 1
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode != 0
+    said = [line for line in again.stderr.splitlines() if line.startswith("error:")]
+    assert sum("already holds a run; add --resume" in line for line in said) == 1
+    assert "[rank1]: Traceback" not in again.stderr
+
+
+def test_joint_norms_keep_what_timm_puts_into_norms() -> None:
+    """On cards norms are joined over all processes; the function in eval mode, which any device can compute, must stay."""
+    torch.manual_seed(0)
+    network = build(settings_of("model.encoder=tu-efficientnet_b0", "model.options={}").model, pretrained=False).eval()
+    image, names = torch.randn(1, 3, 64, 64), list(network.state_dict())
+    with torch.no_grad():
+        before = network(image)
+        joint = World(0, 2).synchronised(network, torch.device("cuda")).eval()
+        assert any(isinstance(part, nn.SyncBatchNorm) for part in joint.modules())
+        torch.testing.assert_close(joint(image), before)
+    assert list(joint.state_dict()) == names
+
+
+def test_an_epoch_without_a_tile_for_every_process_is_refused(store: TileStore, tmp_path: Path) -> None:
+    task = FoldTask(0, store, range(7), range(7, 10), tmp_path, CPU, world=World(0, 4))
+    with pytest.raises(ConfigError, match="an epoch has 3 tiles, which 4 processes cannot share"):
+        FoldTrainer(settings_of("training.samples_per_epoch=3"), task)
+
+
+def test_every_process_augments_in_its_own_way() -> None:
+    batch = batch_of(4, 64)
+    settings = settings_of("augment.engine=batched", "augment.pipeline=light")
+    made = [Learner(settings, 10, CPU, False, world=world) for world in (World(0, 1), World(0, 2), World(1, 2))]
+    for learner in made:
+        learner.begin(0)
+    alone, first, second = (learner.inputs(Batch(3, batch.tiles, batch.masks), 0)[0] for learner in made)
+    assert not torch.equal(first, second)
+    assert torch.equal(alone, made[0].inputs(Batch(3, batch.tiles, batch.masks), 0)[0])
+
+
+def test_auto_batch_goes_with_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="torchrun shares training.batch_size among all of them; set it by hand"):
+        auto_batched(settings_of(), tmp_path, "auto")
+
+
 def test_a_batch_must_be_shared_evenly(store: TileStore, tmp_path: Path) -> None:
     from hubmap_kit.training.dataset import build_loader
-    from hubmap_kit.training.world import World
 
     settings = settings_of("training.batch_size=4", "training.samples_per_epoch=14")
     dataset = TileDataset(store, range(7), settings)

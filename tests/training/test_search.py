@@ -309,6 +309,14 @@ def test_the_time_ends_a_search_in_a_trial_and_failures_do_not(sample_data: Path
     assert "only one setting was searched" in (out / "index.html").read_text(encoding="utf-8")
 
 
+def test_a_failure_that_all_trials_share_ends_the_search(sample_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(HubmapError, match=r"^all 5 trials of .* failed, the last one with: training.loss is 'foo'"):
+        search(
+            "baseline", tmp_path / "out", ["training.lr=log:1e-4:1e-2"], overrides=[*SETTINGS, "training.loss=foo"], data=str(sample_data), trials=30,
+            device="cpu",
+        )  # fmt: skip
+
+
 def test_all_failed_is_an_error(sample_data: Path, tmp_path: Path) -> None:
     with pytest.raises(HubmapError, match=r"^all 3 trials of .* failed, the last one with: .*tu-no") as raised:
         run(tmp_path / "out", sample_data, 3, ["model.encoder=tu-nonsense,tu-nothing", "training.lr=log:1e-4:1e-2"])

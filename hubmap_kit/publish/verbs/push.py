@@ -24,7 +24,7 @@ def push(
     what: Annotated[str, typer.Argument(metavar="|".join(KINDS), help="The kit's wheels, trained runs, tile stores or encoder weights.")],
     run: Annotated[Paths, typer.Option(help="weights: a run folder; may be repeated, inference averages them.")] = None,
     store: Annotated[Paths, typer.Option(help="tiles: a tile store; may be repeated.")] = None,
-    weights: Annotated[Paths, typer.Option(help="pretrained: a file of encoder weights; may be repeated.")] = None,
+    weights: Annotated[Paths, typer.Option(help="pretrained: a file of encoder weights, or a packed folder; may be repeated.")] = None,
     staged: Annotated[Path | None, typer.Option(help="Push this staged folder as it is, such as build/datasets/code.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Stage in this folder; default: build/datasets/WHAT in the checkout.", show_default=False)] = None,
     allow_dirty: Annotated[bool, typer.Option("--allow-dirty", help="code: also with changes that are not committed; the build id says so.")] = False,

@@ -1,0 +1,96 @@
+"""Which slides show the same tissue, and what follows for folds: descendants of a slide stay where the slide is.
+
+A family is everything that hangs together by `parent` columns and by the known duplicate tissue of the competition. A model that has
+seen one member knows the others, so a family lies in one fold, and only a fold that held it out may speak about any of its members.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from hubmap_kit.competition.folds import DUPLICATE_TISSUE
+from hubmap_kit.errors import TableError
+
+
+class Families:
+    """The families of slides, by `parents` (slide id -> id of the slide that it descends from; "" or its own id for an original)."""
+
+    def __init__(self, parents: Mapping[str, str]) -> None:
+        self._above: dict[str, str] = {}
+        for group in DUPLICATE_TISSUE:
+            for slide_id in group[1:]:
+                self._join(slide_id, group[0])
+        for slide_id, parent in parents.items():
+            if parent:
+                self._join(slide_id, parent)
+
+    def of(self, slide_id: str) -> str:
+        """The name of a slide's family: the id of one of its members."""
+        while (above := self._above.get(slide_id, slide_id)) != slide_id:
+            slide_id = above
+        return slide_id
+
+    def folds_of(self, slide_id: str, folds: Mapping[str, int]) -> set[int]:
+        """The folds (of a table slide id -> fold) in which members of a slide's family lie; empty when the table has none of them."""
+        family = self.of(slide_id)
+        return {fold for other, fold in folds.items() if self.of(other) == family}
+
+    def _join(self, one: str, other: str) -> None:
+        one, other = self.of(one), self.of(other)
+        if one != other:
+            self._above[one] = other
+
+
+def held_out_by(slide_id: str, folds: Mapping[str, int], families: Families) -> int | None:
+    """The only fold of a run that may label a slide, or None where all may, because the run has learnt from none of its family.
+
+    `folds` is the run's table slide id -> fold. Raises TableError where the family lies in several folds: then each of them has
+    learnt from it.
+    """
+    found = families.folds_of(slide_id, folds)
+    if len(found) > 1:
+        raise TableError(
+            f"the slides of the family of {slide_id} lie in the folds {', '.join(map(str, sorted(found)))}, so every fold has learnt from some of them; "
+            "train with a split that keeps parents and their descendants together"
+        )
+    return next(iter(found), None)
+
+
+def spread(organs: Mapping[str, str], parents: Mapping[str, str], known: Mapping[str, int], n_folds: int) -> dict[str, int]:
+    """Slide id -> fold for all slides of `organs` (slide id -> organ): families together, those with a known fold in it.
+
+    Other families go, one after the other in an order that depends on their names only, where their organ has fewest slides.
+    Raises TableError where known folds tear a family apart or reach beyond `n_folds`.
+    """
+    families = Families(parents)
+    members: dict[str, list[str]] = {}
+    for slide_id in organs:
+        members.setdefault(families.of(slide_id), []).append(slide_id)
+    fold_of = {}
+    for family in {families.of(slide_id) for slide_id in known} & set(members):
+        fold = held_out_by(family, known, families)
+        assert fold is not None
+        if fold >= n_folds:
+            raise TableError(f"slide {members[family][0]} belongs to fold {fold}, but there are {n_folds} folds, 0 to {n_folds - 1}; ask for more folds")
+        fold_of[family] = fold
+    load: Counter[tuple[str, int]] = Counter()
+    for family, fold in fold_of.items():
+        _count(load, members[family], organs, fold)
+    for family in _in_order(set(members) - set(fold_of), members):
+        organ = organs[members[family][0]]
+        fold_of[family] = min(range(n_folds), key=lambda fold: (load[organ, fold], load["", fold], fold))
+        _count(load, members[family], organs, fold_of[family])
+    return {slide_id: fold_of[families.of(slide_id)] for slide_id in organs}
+
+
+def _in_order(families: Iterable[str], members: Mapping[str, Sequence[str]]) -> list[str]:
+    """Large families first, because small ones can still even out; then by hash, so that names that follow each other are spread."""
+    return sorted(families, key=lambda family: (-len(members[family]), hashlib.sha256(family.encode()).digest()))
+
+
+def _count(load: Counter[tuple[str, int]], members: Iterable[str], organs: Mapping[str, str], fold: int) -> None:
+    for slide_id in members:
+        load[organs[slide_id], fold] += 1
+        load["", fold] += 1

@@ -1,0 +1,169 @@
+"""The blend job: several runs that share folds -> weights by organ for their mean, with what that is worth."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hubmap_kit.competition.csv_rows import read_rows
+from hubmap_kit.competition.folds import read_folds
+from hubmap_kit.competition.organs import ORGANS
+from hubmap_kit.competition.tables import Slide, read_train
+from hubmap_kit.errors import CheckpointError, ConfigError
+from hubmap_kit.files import atomic_path, write_json, write_text
+from hubmap_kit.inference.blend import BLEND_FILE, FORMAT, weights_id
+from hubmap_kit.inference.ensemble import fold_folders, run_settings
+from hubmap_kit.models.device import choose_device
+from hubmap_kit.progress import bar, track
+from hubmap_kit.report.blend_page import Fitted, blend_page, blend_summary
+from hubmap_kit.runtime.blend_planes import Member, Planes, gather
+from hubmap_kit.runtime.train_job import train_csv
+from hubmap_kit.tiles.convert import open_or_build
+from hubmap_kit.training.blend_fit import ROWS, STRENGTH, Pixels, greedy, group, joined, parts_of
+from hubmap_kit.training.blend_score import OrganBlend, blend_organ, likeness
+from hubmap_kit.training.history import unfinished
+
+log = logging.getLogger(__name__)
+SIDE = 750
+TABLE, PAGE, PLANES = "blend.csv", "index.html", "planes"
+
+
+def blend(
+    runs: Sequence[Path], out: Path, data: str = "", overrides: Sequence[str] = (), device: str = "auto", stores: Path | None = None,
+    side: int = SIDE, strength: float = STRENGTH,
+) -> str:  # fmt: skip
+    """Fit the weights of `runs` on their held-out slides and write blend.json, blend.csv and index.html into `out`; returns a table of it.
+
+    Every slide is predicted by the fold of each run that never saw it, at most `side` pixels on its longer side; those planes stay in
+    `out`/planes, so a blend that was killed goes on, and another choice of runs costs only what is new. Slides of folds that not all
+    runs have trained are left out. `data` is the folder of train.csv, where it has moved; `overrides` are inference.key=value.
+    Raises ConfigError for fewer than two runs, CheckpointError for runs that do not hold out the same slides together.
+    """
+    _check_runs(runs, out)
+    folds_of = [_fold_table(run) for run in runs]
+    for run, folds in zip(runs[1:], folds_of[1:], strict=True):
+        _check_same(runs[0], folds_of[0], run, folds)
+    settings = [run_settings(run, overrides, data) for run in runs]
+    everyone = read_train(train_csv(settings[0]))
+    folds = read_folds(runs[0] / "folds.csv", everyone)
+    slides = _held_out(runs, everyone, folds)
+    members = [
+        Member(name, run, each, open_or_build(stores or run.parent / "stores", everyone, each.scale, each.tiles))
+        for name, run, each in zip(distinct_names(runs), runs, settings, strict=True)
+    ]
+    for member in members:
+        for phrase in unfinished(member.run, member.settings.training).values():
+            log.warning("%s: %s; the blend is fitted to its best epoch so far, or without it", member.run, phrase)
+    with bar(len(slides) * len(members), "blend", "plane") as progress:
+        planes = gather(out / PLANES, members, slides, folds, side, choose_device(device), progress)
+    fitted = _fit([member.name for member in members], slides, folds, planes, strength)
+    _write(out, runs, fitted, slides, folds, side, strength)
+    return blend_summary(fitted)
+
+
+def distinct_names(runs: Sequence[Path]) -> list[str]:
+    """The runs' folder names, made different and fit for a dataset."""
+    names: list[str] = []
+    for run in runs:
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", run.resolve().name).strip("._-") or "run"
+        number = next(number for number in range(1, len(runs) + 1) if _numbered(plain, number) not in names)
+        names.append(_numbered(plain, number))
+    return names
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _check_runs(runs: Sequence[Path], out: Path) -> None:
+    if len(runs) < 2:
+        raise ConfigError(f"{len(runs)} run is no blend; give two or more run folders that were trained on the same folds")
+    for place, run in enumerate(runs):
+        if run.resolve() in [other.resolve() for other in runs[:place]]:
+            raise ConfigError(f"{run} is given twice; name every run once")
+    if (out / "config.yaml").is_file():
+        raise ConfigError(f"--out {out} is a run folder; choose another folder for the blend")
+
+
+def _fold_table(run: Path) -> dict[str, str]:
+    if not (run / "config.yaml").is_file():
+        raise CheckpointError(f"{run} is not a run folder: config.yaml is missing; give the folder that 'hubmap train --out' wrote")
+    if not (run / "folds.csv").is_file():
+        raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
+    return {row["id"]: row["fold"] for _, row in read_rows(run / "folds.csv", ("id", "fold"))}
+
+
+def _check_same(first: Path, wanted: Mapping[str, str], run: Path, found: Mapping[str, str]) -> None:
+    for slide_id in [*wanted, *found]:
+        one, other = wanted.get(slide_id), found.get(slide_id)
+        if one != other:
+            where = [f"in fold {fold} of {path}" if fold is not None else f"not in {path}" for path, fold in ((first, one), (run, other))]
+            raise CheckpointError(
+                f"slide {slide_id} is {where[0]} and {where[1]}; a blend needs runs that hold out the same slides together, so train them with the "
+                "same data.folds_csv, or the same data.n_folds and data.fold_seed"
+            )
+
+
+def _held_out(runs: Sequence[Path], slides: Sequence[Slide], folds: Mapping[str, int]) -> list[Slide]:
+    """The slides of the folds that all runs have trained."""
+    trained = [set(fold_folders(run)) for run in runs]
+    shared = set.intersection(*trained)
+    found = [slide for slide in slides if folds[slide.id] in shared]
+    if not found:
+        said = "; ".join(f"{run} has {sorted(each)}" for run, each in zip(runs, trained, strict=True))
+        raise CheckpointError(f"the runs share no trained fold with slides ({said}); train the same fold of all of them")
+    if len(found) < len(slides):
+        log.warning("only folds %s are trained in all runs; the blend is fitted on %d of %d slides", sorted(shared), len(found), len(slides))
+    return found
+
+
+def _fit(names: list[str], slides: Sequence[Slide], folds: Mapping[str, int], planes: Planes, strength: float) -> Fitted:
+    by_organ: dict[str, list[tuple[str, Pixels]]] = {organ: [] for organ in ORGANS if any(slide.organ == organ for slide in slides)}
+    for slide in track(slides, "grouping", "slide"):
+        values, truth, _ = planes.read(slide.id)
+        by_organ[slide.organ].append((slide.id, group(values, truth, ROWS // len(slides))))
+    numbers = {organ: np.array([folds[slide_id] for slide_id, _ in found]) for organ, found in by_organ.items()}
+    organs: list[OrganBlend] = []
+    for organ, found in track(by_organ.items(), "fitting", "organ", len(by_organ)):
+        organs.append(blend_organ(organ, [slide_id for slide_id, _ in found], numbers[organ], [pixels for _, pixels in found], planes.read, strength))
+    steps = greedy([joined([pixels for _, pixels in found]) for found in by_organ.values()], [parts_of(numbers[organ]) for organ in by_organ])
+    return Fitted(names, organs, steps, *likeness(organs, planes.read))
+
+
+def _write(
+    out: Path, runs: Sequence[Path], fitted: Fitted, slides: Sequence[Slide], folds: Mapping[str, int], side: int, strength: float
+) -> None:
+    by_id = {slide.id: slide for slide in slides}
+    rows = [
+        {"id": slide_id, "organ": each.organ, "data_source": by_id[slide_id].source, "fold": folds[slide_id],
+         **{f"dice {name}": each.singles[run, place] for run, name in enumerate(fitted.names)},
+         "dice equal": each.even[place], "dice blend": each.blend[place]}
+        for each in fitted.organs for place, slide_id in enumerate(each.ids)
+    ]  # fmt: skip
+    with atomic_path(out / TABLE) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6f")
+    write_text(out / PAGE, blend_page(fitted))
+    values = {
+        "format": FORMAT, "side": side, "strength": strength, "rescue": all(slide.rle for slide in slides),
+        "runs": [
+            {"name": name, "path": Path(os.path.relpath(run.resolve(), out.resolve())).as_posix(), "weights_id": weights_id(run)}
+            for name, run in zip(fitted.names, runs, strict=True)
+        ],
+        "organs": {each.organ: _facts(each, fitted.names) for each in fitted.organs},
+        "greedy": [{"run": fitted.names[step.run], "dice": round(step.dice, 6), "gain": round(step.gain, 6)} for step in fitted.steps],
+        "correlation": np.round(fitted.correlation, 4).tolist(), "mask_dice": np.round(fitted.overlap, 4).tolist(),
+    }  # fmt: skip
+    write_json(out / BLEND_FILE, values)
+
+
+def _facts(each: OrganBlend, names: Sequence[str]) -> dict[str, object]:
+    return {
+        "weights": each.weights.tolist(), "threshold": each.threshold, "used": each.used, "slides": len(each.ids), "fitted": each.fitted.tolist(),
+        "dice": {name: round(float(dice.mean()), 6) for name, dice in zip([*names, "equal", "blend"], [*each.singles, each.even, each.blend], strict=True)},
+    }  # fmt: skip
