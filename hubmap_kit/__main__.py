@@ -195,7 +195,7 @@ def mosaic(
     same_organ: Annotated[bool, typer.Option(help="All four tiles of one organ.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Another seed makes other mosaics.")] = 0,
     config: Annotated[str, typer.Option(help="A shipped experiment or a YAML file: its scale is used.")] = "baseline",
-    set_: Set = [], stores: Stores = None,
+    set_: Set = [], stores: Annotated[Path | None, typer.Option(help="Folder of tile stores; default: 'stores' inside --out.")] = None,
 ) -> None:  # fmt: skip
     """Make mosaics of four tiles as PNG pairs with a table of their sources."""
     from hubmap_kit import experiment

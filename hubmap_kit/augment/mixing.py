@@ -1,7 +1,7 @@
 """Mixing tiles: CutMix, copy-paste of whole units, MixUp. Pure functions of their arrays and a random generator.
 
-A tile is an image (S, S, 3) uint8 and a mask (S, S) uint8 of 0 and 1, or of 0 and an organ's index; both tiles of a pair have one size, and neither is changed.
-Whether the partner comes from the same organ is the caller's choice, who draws it (`Mixing`).
+A tile is an image (S, S, 3) uint8 and a mask (S, S) uint8 of 0 and 1, or of 0 and an organ's index; both tiles of a pair have one
+size, and neither is changed. Whether the partner comes from the same organ is the caller's choice, who draws it (`Mixing`).
 """
 
 from __future__ import annotations

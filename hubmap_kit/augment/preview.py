@@ -85,7 +85,8 @@ def _of_batched(name: str, tile: Tile, seed: int) -> Iterator[Item]:
     ranges = RANGES[name]
     still = replace(ranges, mirror=False, quarters=False, geometry=0.0, elastic=0.0, colour=0.0, grey=0.0)
     turns = "mirrors and quarters" if ranges.quarters else "mirrors"
-    for title, part in ((turns, "mirror"), ("rotate, scale, shift, shear", "geometry"), ("elastic", "elastic"), ("colours", "colour"), ("grey", "grey")):
+    titles = {"mirror": turns, "geometry": "rotate, scale, shift, shear", "elastic": "elastic", "colour": "colours", "grey": "grey"}
+    for part, title in titles.items():
         if getattr(ranges, part):
             alone = replace(still, mirror=True, quarters=ranges.quarters) if part == "mirror" else replace(still, **{part: 1.0})
             yield from _distinct(_as_batch(alone, tile, seed, ALONE, title))

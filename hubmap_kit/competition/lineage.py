@@ -32,10 +32,12 @@ class Families:
             slide_id = above
         return slide_id
 
-    def folds_of(self, slide_id: str, folds: Mapping[str, int]) -> set[int]:
-        """The folds (of a table slide id -> fold) in which members of a slide's family lie; empty when the table has none of them."""
-        family = self.of(slide_id)
-        return {fold for other, fold in folds.items() if self.of(other) == family}
+    def folds(self, folds: Mapping[str, int]) -> dict[str, set[int]]:
+        """Name of a family -> the folds in which its members lie, of a table slide id -> fold."""
+        found: dict[str, set[int]] = {}
+        for slide_id, fold in folds.items():
+            found.setdefault(self.of(slide_id), set()).add(fold)
+        return found
 
     def _join(self, one: str, other: str) -> None:
         one, other = self.of(one), self.of(other)
@@ -43,13 +45,13 @@ class Families:
             self._above[one] = other
 
 
-def held_out_by(slide_id: str, folds: Mapping[str, int], families: Families) -> int | None:
+def held_out_by(slide_id: str, families: Families, folds: Mapping[str, set[int]]) -> int | None:
     """The only fold of a run that may label a slide, or None where all may, because the run has learnt from none of its family.
 
-    `folds` is the run's table slide id -> fold. Raises TableError where the family lies in several folds: then each of them has
+    `folds` is `families.folds` of the run's table. Raises TableError where the family lies in several folds: then each of them has
     learnt from it.
     """
-    found = families.folds_of(slide_id, folds)
+    found = folds.get(families.of(slide_id), set())
     if len(found) > 1:
         raise TableError(
             f"the slides of the family of {slide_id} lie in the folds {', '.join(map(str, sorted(found)))}, so every fold has learnt from some of them; "
@@ -62,15 +64,16 @@ def spread(organs: Mapping[str, str], parents: Mapping[str, str], known: Mapping
     """Slide id -> fold for all slides of `organs` (slide id -> organ): families together, those with a known fold in it.
 
     Other families go, one after the other in an order that depends on their names only, where their organ has fewest slides.
-    Raises TableError where known folds tear a family apart or reach beyond `n_folds`.
+    Raises TableError where known folds tear a family apart or reach beyond `n_folds`, or a fold stays empty.
     """
     families = Families(parents)
     members: dict[str, list[str]] = {}
     for slide_id in organs:
         members.setdefault(families.of(slide_id), []).append(slide_id)
     fold_of = {}
-    for family in {families.of(slide_id) for slide_id in known} & set(members):
-        fold = held_out_by(family, known, families)
+    known_folds = families.folds(known)
+    for family in sorted(set(known_folds) & set(members)):
+        fold = held_out_by(family, families, known_folds)
         assert fold is not None
         if fold >= n_folds:
             raise TableError(f"slide {members[family][0]} belongs to fold {fold}, but there are {n_folds} folds, 0 to {n_folds - 1}; ask for more folds")
@@ -82,7 +85,10 @@ def spread(organs: Mapping[str, str], parents: Mapping[str, str], known: Mapping
         organ = organs[members[family][0]]
         fold_of[family] = min(range(n_folds), key=lambda fold: (load[organ, fold], load["", fold], fold))
         _count(load, members[family], organs, fold_of[family])
-    return {slide_id: fold_of[families.of(slide_id)] for slide_id in organs}
+    folds = {slide_id: fold_of[families.of(slide_id)] for slide_id in organs}
+    if empty := sorted(set(range(n_folds)) - set(folds.values())):
+        raise TableError(f"fold {empty[0]} of {n_folds} stays empty with {len(organs)} slides of {len(members)} separate tissues; ask for fewer folds")
+    return folds
 
 
 def _in_order(families: Iterable[str], members: Mapping[str, Sequence[str]]) -> list[str]:

@@ -102,12 +102,15 @@ def runs_at(path: str | Path) -> list[Path]:
     Raises CheckpointError for a run that is not there, or whose weights are no longer those that the blend was fitted on.
     """
     file = _file(path)
-    folders = [Path(os.path.normpath(file.parent / run.path)) for run in read_blend(file).runs]
-    for folder, run in zip(folders, read_blend(file).runs, strict=True):
+    blend = read_blend(file)
+    folders = [Path(os.path.normpath(file.parent / run.path)) for run in blend.runs]
+    for folder, run in zip(folders, blend.runs, strict=True):
         if not (folder / "config.yaml").is_file() or not fold_folders(folder):
-            raise CheckpointError(f"{file} needs the run {run.name} in {folder}, where there is none; bring it back, or fit the blend again with 'hubmap blend'")
+            raise CheckpointError(f"{file} needs the run {run.name} in {folder}, where there is none; bring it back, or fit again with 'hubmap blend'")
         if (found := weights_id(folder)) != run.weights_id:
-            raise CheckpointError(f"{folder} holds other weights ({found}) than {file} was fitted on ({run.weights_id}); fit it again with 'hubmap blend'")
+            raise CheckpointError(
+                f"{folder} holds other weights ({found}) than {file} was fitted on ({run.weights_id}); fit it again with 'hubmap blend'"
+            )
     return folders
 
 

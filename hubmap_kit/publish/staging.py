@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hubmap_kit.errors import PublishError, StoreError
-from hubmap_kit.files import write_yaml
+from hubmap_kit.files import write_json, write_yaml
 from hubmap_kit.publish.folders import Growing, check_flat, fresh_folder
 from hubmap_kit.publish.root import build_folder
 from hubmap_kit.runtime.build_id import describe, unfold, write
@@ -38,22 +38,29 @@ def stage_code(repository: Path, out: Path | None = None, allow_dirty: bool = Fa
     return folder
 
 
-def stage_weights(runs: Sequence[Path], out: Path | None = None, names: Sequence[str] | None = None, allow_unfinished: bool = False) -> Path:
+def stage_weights(
+    runs: Sequence[Path], out: Path | None = None, names: Sequence[str] | None = None, allow_unfinished: bool = False, blend: Path | None = None
+) -> Path:
     """Stage what inference and a look at a run need: config, thresholds, tables and the weights of each fold; no checkpoints.
 
     `names` are the runs' names in the dataset, by default those of their folders. `allow_unfinished` takes the best epoch so
-    far of folds that are not done. Raises PublishError, and CheckpointError for a folder that is no run.
+    far of folds that are not done. `blend` is a blend.json, or its folder, whose runs, in its order, are `runs`; it travels along, with
+    the runs' names in the dataset in place of their paths. Raises PublishError, and CheckpointError for a folder that is no run.
     """
     if names is not None and len(names) != len(runs):
         raise PublishError(f"{len(names)} names were given for {len(runs)} runs; give one for each run, or none")
     called = list(names) if names is not None else [run.resolve().name for run in runs]
     _check_distinct(called, runs, "give them other names")
+    from hubmap_kit.inference.blend import BLEND_FILE, published
+
     with _staged("weights", runs, out) as growing:
         for run, name in zip(runs, called, strict=True):
             config = _public_config(run)
             for source in _run_files(run, allow_unfinished):
                 growing.add(source, f"{name}/{source.relative_to(run).as_posix()}")
             write_yaml(growing.place(f"{name}/config.yaml"), config)
+        if blend is not None:
+            write_json(growing.place(BLEND_FILE), published(blend, called))
     return _folder("weights", out)
 
 

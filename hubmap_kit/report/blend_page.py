@@ -45,7 +45,7 @@ def blend_page(fitted: Fitted) -> str:
     """The HTML of a fitted blend."""
     header, rows = _dice_rows(fitted)
     sections = [
-        Section("Dice", [Note(gain_sentence(fitted)), Note(CROSSED), Table(header, rows, "Mean cross-fitted Dice; gain: fitted weights less equal ones")]),
+        Section("Dice", [Note(gain_sentence(fitted)), Note(CROSSED), Table(header, rows, "gain: fitted weights less equal ones")]),
         Section("Weights", _weights(fitted)),
         Section("How alike the runs are", _alike(fitted)),
         Section("One run after the other", _greedy(fitted)),
@@ -61,8 +61,8 @@ def gain_sentence(fitted: Fitted) -> str:
     kept = [each.organ for each in fitted.organs if each.used == "equal"]
     left = f" Equal weights are kept for {', '.join(kept)}." if kept else ""
     return (
-        f"Fitted weights: {blend.mean():.4f}, {_difference(blend - even)} than equal weights ({even.mean():.4f}), {_difference(blend - singles[best])} than "
-        f"{fitted.names[best]} alone ({singles[best].mean():.4f}), over {len(even)} slides.{left}"
+        f"Fitted weights: {blend.mean():.4f}, {_difference(blend - even)} than equal weights ({even.mean():.4f}), "
+        f"{_difference(blend - singles[best])} than {fitted.names[best]} alone ({singles[best].mean():.4f}), over {len(even)} slides.{left}"
     )
 
 
@@ -101,7 +101,7 @@ def _weights(fitted: Fitted) -> list[Block]:
 
     picture = drawing(draw, (9, 1 + 0.45 * len(fitted.organs)), "Bars: the weight of each run, by organ.")
     note = "used says 'equal' where fitted weights gained nothing in cross-fitting, or were the equal ones; inference takes the weights shown here."
-    return [picture, Table(["organ", *fitted.names, "used", "threshold"], _weight_rows(fitted), note)]
+    return [picture, Note(note), Table(["organ", *fitted.names, "used", "threshold"], _weight_rows(fitted))]
 
 
 def _alike(fitted: Fitted) -> list[Block]:
@@ -134,7 +134,8 @@ def _greedy(fitted: Fitted) -> list[Block]:
         axes = figure.subplots()
         names = [fitted.names[step.run] if place == 0 else f"+ {fitted.names[step.run]}" for place, step in enumerate(fitted.steps)]
         axes.plot(range(len(names)), [step.dice for step in fitted.steps], "o-", color=colour(0), label="plain mean of the runs so far")
-        axes.axhline(float(np.concatenate([each.blend for each in fitted.organs]).mean()), color=INK, linestyle="--", linewidth=1, label="fitted weights of all")
+        fitted_dice = float(np.concatenate([each.blend for each in fitted.organs]).mean())
+        axes.axhline(fitted_dice, color=INK, linestyle="--", linewidth=1, label="fitted weights of all")
         axes.set_xticks(range(len(names)), names)
         axes.set_ylabel("Dice")
         axes.legend(loc="best")
@@ -142,5 +143,9 @@ def _greedy(fitted: Fitted) -> list[Block]:
     rows = [[fitted.names[step.run], f"{step.dice:.4f}", f"{step.gain:+.4f}" if place else ""] for place, step in enumerate(fitted.steps)]
     return [
         drawing(draw, (max(6.0, 1.5 * len(fitted.steps) + 2), 3.4), "Dice as one run after the other is added to a plain mean."),
-        Table(["added", "Dice", "gain"], rows, "Each time the run that leaves the highest Dice; thresholds are cross-fitted, the order is not"),
+        Note(
+            "Each time the run that leaves the highest Dice is added. Thresholds are cross-fitted, the order is not. Counted on grouped pixels, so the "
+            "last digits differ from those above."
+        ),
+        Table(["added", "Dice", "gain"], rows),
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hubmap_kit.report.overlays import CELL, Item, contact_sheet
+from hubmap_kit.report.overlays import CELL, PREDICTION, TINT, Item, contact_sheet
 
 COLUMNS = 4
 
@@ -49,4 +49,10 @@ def _item(pixels: np.ndarray, mask: np.ndarray, title: str) -> Item:
         size = max(1, round(mask.shape[1] * factor)), max(1, round(mask.shape[0] * factor))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         mask = (cv2.resize(mask * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 127).astype(np.uint8)
-    return pixels, None, mask, title
+    return _tinted(pixels, mask), None, mask, title
+
+
+def _tinted(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The slide with what is inside the mask in blue: an outline alone does not tell which side is meant."""
+    blue = cv2.addWeighted(pixels, 1 - TINT, np.full_like(pixels, PREDICTION), TINT, 0)
+    return np.where(mask[..., None] > 0, blue, pixels)

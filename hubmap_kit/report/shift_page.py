@@ -30,8 +30,12 @@ JPEG_QUALITY = 90
 COLOUR = dict(zip(SHIFTS, (COLOURS[0], COLOURS[4], COLOURS[3], COLOURS[2], COLOURS[5], "#8a929b", "#b59a6a", COLOURS[1]), strict=True))
 MARKER = dict(zip(SHIFTS, "osPDv^<X", strict=True))  # shapes tell the shifts apart where colours do not
 IN_SAMPLE = (
-    "The run's thresholds were fitted on these slides as they are, and its epoch was chosen on them: plain Dice is a little optimistic, and the drop "
-    "a little too large. Between two runs that are measured alike, that cancels out."
+    "The run's thresholds were fitted on these very slides and its epoch was chosen on them, so Dice is a little optimistic, of plain slides the "
+    "most; a comparison of two runs suffers less from it."
+)
+LOST = (
+    "Cross-fitted, thresholds fitted to both are worse than those fitted to plain slides: these slides are too few to fit to. "
+    "thresholds.plain.json, copied over thresholds.json, brings the former ones back."
 )
 
 
@@ -197,7 +201,13 @@ def _fits(fits: Sequence[MixtureFit]) -> list[Block]:
         "and the new one. Crossed: every slide at a threshold that was fitted without its fold, to plain slides alone and to both; what differs "
         "there is the gain. The other figures of this page are at the former thresholds."
     )
-    return [Note(said), Table(FIT_HEADER, _fit_rows(fits))]
+    blocks: list[Block] = [Note(said), Table(FIT_HEADER, _fit_rows(fits))]
+    return [*blocks, Note(LOST, warn=True)] if gain_of(fits) < 0 else blocks
+
+
+def gain_of(fits: Sequence[MixtureFit]) -> float:
+    """What fitting to both kinds of slides is worth against fitting to plain ones, cross-fitted: mean Dice over slides."""
+    return float(np.average([fit.crossed - fit.crossed_plain for fit in fits], weights=[fit.slides for fit in fits]))
 
 
 def _explained(results: Results) -> Table:

@@ -39,6 +39,8 @@ def preview(
     previews.check(name, engine)
     if slide and not data:
         raise HubmapError(f"--slide {slide} needs the folder of its train.csv; name it with --data")
+    if out.is_dir():
+        raise HubmapError(f"{out} is a folder, but one picture is written; name a PNG file with --out")
     if size < 64:
         raise HubmapError(f"--size is {size}, but a picture needs 64 pixels or more; pass a larger number")
     tiles = _tiles_of(Path(data), slide, size) if data else _embedded_tiles(size, seed)
@@ -58,6 +60,8 @@ def mosaics(settings: Experiment, out: Path, count: int, size: int, seed: int = 
     """
     if not settings.data.folder:
         raise HubmapError("mosaics are made of slides; name the folder of their train.csv with --data")
+    if out.is_file():
+        raise HubmapError(f"{out} is a file, but a folder for the mosaics was expected; choose another with --out")
     slides = read_train(Path(settings.data.folder) / "train.csv")
     store = open_or_build(stores or out / "stores", slides, settings.scale, settings.tiles)
     return mosaic_tiles(store, count, size, seed, same_organ, out)

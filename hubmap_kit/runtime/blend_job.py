@@ -111,13 +111,17 @@ def _check_same(first: Path, wanted: Mapping[str, str], run: Path, found: Mappin
 
 
 def _held_out(runs: Sequence[Path], slides: Sequence[Slide], folds: Mapping[str, int]) -> list[Slide]:
-    """The slides of the folds that all runs have trained."""
+    """The slides of the folds that all runs have trained, each run with weights of its own."""
     trained = [set(fold_folders(run)) for run in runs]
     shared = set.intersection(*trained)
     found = [slide for slide in slides if folds[slide.id] in shared]
     if not found:
         said = "; ".join(f"{run} has {sorted(each)}" for run, each in zip(runs, trained, strict=True))
         raise CheckpointError(f"the runs share no trained fold with slides ({said}); train the same fold of all of them")
+    ids = [weights_id(run) for run in runs]
+    for place, (run, mark) in enumerate(zip(runs, ids, strict=True)):
+        if mark in ids[:place]:
+            raise ConfigError(f"{run} holds the same weights as {runs[ids.index(mark)]}; name one of them")
     if len(found) < len(slides):
         log.warning("only folds %s are trained in all runs; the blend is fitted on %d of %d slides", sorted(shared), len(found), len(slides))
     return found
@@ -163,7 +167,8 @@ def _write(
 
 
 def _facts(each: OrganBlend, names: Sequence[str]) -> dict[str, object]:
+    dice = dict(zip([*names, "equal", "blend"], [*each.singles, each.even, each.blend], strict=True))
     return {
         "weights": each.weights.tolist(), "threshold": each.threshold, "used": each.used, "slides": len(each.ids), "fitted": each.fitted.tolist(),
-        "dice": {name: round(float(dice.mean()), 6) for name, dice in zip([*names, "equal", "blend"], [*each.singles, each.even, each.blend], strict=True)},
+        "dice": {name: round(float(value.mean()), 6) for name, value in dice.items()},
     }  # fmt: skip

@@ -19,9 +19,10 @@ FOLDS, DEFAULT_FOLDS = "folds.csv", 5
 
 @dataclass(frozen=True)
 class Merged:
-    """The slides of a joined table, and how many of them each of its tables gave."""
+    """The slides and folds of a joined table, and how many slides each of its tables gave."""
 
     slides: int
+    n_folds: int
     by_table: dict[str, int]
 
 
@@ -45,7 +46,7 @@ def merge(tables: Sequence[Path], out: Path, replace: bool = False, folds_csv: P
     folds = _folds(kept, folds_csv, n_folds)
     external.write_table(out / TRAIN, kept, TRAIN_COLUMNS)
     write_folds(out / FOLDS, folds, read_train(out / TRAIN))
-    return Merged(len(kept), {str(path): sum(origin == path for origin, _ in rows.values()) for path in paths})
+    return Merged(len(kept), max(folds.values()) + 1, {str(path): sum(origin == path for origin, _ in rows.values()) for path in paths})
 
 
 def lungs(table: Path, out: Path, style: str = "third-place", weight: float | None = None) -> int:

@@ -67,6 +67,8 @@ def infer(
     """Segment test.csv as it is mounted with every attached run, and write `working`/submission.csv.
 
     `weights` is the build of published weights that must be mounted, "" takes whichever is; kernel.json names those that were used.
+    Weights that were published as a blend are weighed as it says, and other runs left out; where one of its runs is missing, all runs
+    count alike, because a mean scores more than empty masks.
     The file is always complete: a slide that fails, or for which no time is left, gets an empty mask; where nothing worked at all,
     every slide does, and the outcome is failed.
     """
@@ -83,13 +85,14 @@ def infer(
         runs = attached.runs()
         if not runs:
             raise KernelError(f"no trained run is attached; attach the weights dataset or the output of a training; mounted are {attached.tree()}")
+        runs, blend = _weighed(runs, attached.blend())
         log.info("runs: %s", ", ".join(str(run) for run in runs))
         table = attached.competition(("test.csv",)) / "test.csv"  # a rerun need not mount what training uses
-        done = predict(runs, table, working / SUBMISSION, None, overrides, devices, "degrade", left=clock.left)
+        done = predict(runs, table, working / SUBMISSION, None, overrides, devices, "degrade", left=clock.left, blend=blend)
         report = done.report
         return Outcome(
             "complete", f"{done.path}: {report.rows} rows, {report.empty} empty masks, {len(done.failures)} of them after a failure, "
-            f"mean coverage {report.mean_coverage:.2%}", {"weights": attached.weights_ids()},
+            f"mean coverage {report.mean_coverage:.2%}", {"weights": attached.weights_ids()} | ({"blend": [run.name for run in runs]} if blend else {}),
         )  # fmt: skip
 
     outcome = _guarded(job, working, scratch)
@@ -146,6 +149,23 @@ def _guarded(job: Callable[[Path], Outcome], working: Path, scratch: Path | None
         if "out of memory" in str(error):
             return Outcome("failed", "the card ran out of memory; lower training.batch_size, inference.batch_size or tiles.size with --set")
         return Outcome("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _weighed(runs: list[Path], blend: Path | None) -> tuple[list[Path], Path | None]:
+    """The runs of the blend in its order, and the blend; all runs and no blend where it cannot be used."""
+    if blend is None:
+        return runs, None
+    from hubmap_kit.inference.blend import runs_among
+
+    try:
+        chosen = runs_among(blend, runs)
+    except HubmapError as error:
+        log.warning("the blend is not used, all runs count alike: %s", error)
+        return runs, None
+    for run in runs:
+        if run not in chosen:
+            log.info("%s is no run of the blend and is left out", run)
+    return chosen, blend
 
 
 def _leave_empty(root: Path, working: Path) -> None:

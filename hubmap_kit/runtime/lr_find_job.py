@@ -46,7 +46,8 @@ class Found:
         places = {"valley": self.test.valley, "steep": self.test.steep}
         suggested = ", ".join(f"{name} {rate:.2g}" for name, rate in places.items() if rate is not None)
         if not suggested:
-            suggested = "none: the loss never fell; try more --steps, or a larger training.batch_size"
+            advice = "a lower --low" if self.test.exploded else "more --steps, or a larger training.batch_size"
+            suggested = f"none: the loss never fell; try {advice}"
         ended = f"the loss exploded at {self.test.rates[-1]:.2g}" if self.test.exploded and len(self.test.rates) else "the loss never exploded"
         if self.test.exploded and not len(self.test.rates):
             ended = "the first loss was no number"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hubmap_kit.errors import KernelError
+from hubmap_kit.inference.blend import BLEND_FILE
 from hubmap_kit.inference.ensemble import MODEL_FILE, fold_folders
 from hubmap_kit.runtime import build_id
 from hubmap_kit.tiles import store as tile_store
@@ -70,6 +71,17 @@ class Inputs:
             unfolded = build_id.unfold(dataset, self.scratch / build.build_id)
             found += [path.parent for path in sorted(unfolded.glob("*/config.yaml")) if fold_folders(path.parent)]
         return _distinct(found)
+
+    def blend(self) -> Path | None:
+        """The blend.json of the published weights; None without one. Raises KernelError where several are attached."""
+        found = []
+        for dataset in self.datasets.get("weights", []):
+            build = build_id.read(dataset)
+            if any(facts["path"] == BLEND_FILE for facts in build.files.values()):
+                found.append(build_id.unfold(dataset, self.scratch / build.build_id) / BLEND_FILE)
+        if len(found) > 1:
+            raise KernelError(f"{len(found)} attached datasets of weights hold a {BLEND_FILE}; attach the one that is to be used")
+        return found[0] if found else None
 
     def weights_ids(self) -> list[str]:
         """The builds of the published weights."""

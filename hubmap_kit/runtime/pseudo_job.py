@@ -67,7 +67,7 @@ def pseudo(
     return Pseudo(version, [one.slide.id for one in judged if not one.reasons], {one.slide.id: "; ".join(one.reasons) for one in judged if one.reasons})
 
 
-def rules_from(confidence: float, agreement: float, coverage: Sequence[str]) -> Rules:
+def rules_from(confidence: float, inside: float, agreement: float, coverage: Sequence[str]) -> Rules:
     """Rules from the words of a command line; `coverage` as ORGAN=LEAST:MOST in shares of the slide. Raises TableError."""
     default = Rules()
     bounds = dict(default.coverage)
@@ -80,10 +80,10 @@ def rules_from(confidence: float, agreement: float, coverage: Sequence[str]) -> 
         if organ not in ORGANS or not 0 <= least < most <= 1:
             raise TableError(f"--coverage {text} has no ORGAN=LEAST:MOST form with 0 <= LEAST < MOST <= 1; write for instance --coverage lung=0.001:0.1")
         bounds[organ] = (least, most)
-    for option, value, top in (("--confidence", confidence, 0.5), ("--agreement", agreement, 1.0)):
+    for option, value, top in (("--confidence", confidence, 0.5), ("--inside", inside, 1.0), ("--agreement", agreement, 1.0)):
         if not 0 <= value <= top:
             raise TableError(f"{option} is {value:g}, but it lies between 0 and {top:g}; pass such a number")
-    return Rules(confidence, agreement, bounds)
+    return Rules(confidence, inside, agreement, bounds)
 
 
 def _slides(data: Path, only: Sequence[str]) -> tuple[list[Slide], dict[str, Row]]:
@@ -128,6 +128,6 @@ def _draw(out: Path, judged: Sequence[Judged]) -> None:
 def _shown(one: Judged) -> Shown:
     assert one.label is not None
     scores = one.label.scores
-    agreed = "one fold" if math.isnan(scores.agreement) else f"agreement {scores.agreement:.2f}"
-    told = "; ".join(one.reasons) or f"confidence {scores.confidence:.2f}, {agreed}, coverage {scores.coverage:.1%}"
-    return Shown(one.slide.id, f"{one.slide.organ} {one.slide.id}: {told}", 0.0 if math.isnan(scores.confidence) else scores.confidence)
+    told = {"sure": scores.confidence, "inside": scores.inside, "agree": scores.agreement, "cover": scores.coverage}
+    line = "  ".join(f"{name} {value:.3f}" for name, value in told.items() if not math.isnan(value))
+    return Shown(one.slide.id, f"{one.slide.organ} {one.slide.id}  {line}", 0.0 if math.isnan(scores.confidence) else scores.confidence)

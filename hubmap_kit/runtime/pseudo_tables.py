@@ -22,7 +22,7 @@ from hubmap_kit.runtime.pseudo_voices import Choir, Labelled, Voice, label
 
 log = logging.getLogger(__name__)
 ALL, NOTE, VERSIONS = "pseudo.csv", "pseudo.json", "versions"
-ALL_COLUMNS = ("id", "organ", "data_source", "kept", "reasons", "confidence", "agreement", "coverage", "folds", "fold", "parent", "version")
+ALL_COLUMNS = ("id", "organ", "data_source", "kept", "reasons", "confidence", "inside", "agreement", "coverage", "folds", "fold", "parent", "version")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hubmap_kit.competition.external import TRAIN
 from hubmap_kit.competition.lineage import Families, held_out_by
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import CheckpointError, TableError
-from hubmap_kit.inference.confidence import Scores, agreement, confidence
+from hubmap_kit.inference.confidence import Scores, agreement, confidence, inside
 from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_ensemble, run_settings
 from hubmap_kit.inference.predict import mask_of
 from hubmap_kit.models.device import choose_device
@@ -24,6 +24,7 @@ from hubmap_kit.models.weights_card import sha256
 from hubmap_kit.runtime.joining_job import fold_numbers_of, parents_of
 
 log = logging.getLogger(__name__)
+FORMAT = 1  # of the scores: predictions that are kept under another one are made again
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Choir:
 
     def __init__(self, runs: Sequence[Path], parents: Mapping[str, str], folds: Sequence[int] | None, overrides: Sequence[str], device: str) -> None:
         chosen = choose_device(device)
-        self._held_out: list[dict[str, int]] = []
+        tables = []
         self._names = [str(run) for run in runs]
         self.voices: list[Voice] = []
         known = dict(parents)
@@ -70,7 +71,7 @@ class Choir:
             settings = run_settings(run, overrides)
             if not (run / "folds.csv").is_file():
                 raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
-            self._held_out.append(fold_numbers_of(run / "folds.csv"))
+            tables.append(fold_numbers_of(run / "folds.csv"))
             known = {**_parents(run, Path(settings.data.folder)), **known}
             numbers = list(fold_folders(run)) if folds is None else sorted(set(folds))
             for fold in numbers or [0]:  # a run without folds is refused where one is loaded
@@ -78,6 +79,7 @@ class Choir:
                 digest = sha256(fold_folders(run)[fold] / MODEL_FILE)
                 self.voices.append(Voice(place, fold, f"{run.resolve().name}/fold{fold}", digest, ensemble))
         self._families = Families(known)
+        self._folds = [self._families.folds(table) for table in tables]  # of every run: family -> folds
 
     @property
     def weights_id(self) -> str:
@@ -87,7 +89,7 @@ class Choir:
     @property
     def key(self) -> str:
         """12 hex digits that stand for everything that a prediction depends on beside the slide."""
-        parts = []
+        parts: list[object] = [FORMAT]
         for voice in self.voices:
             settings = voice.ensemble.experiment.model_dump(mode="json", include={"model", "scale", "inference"})
             parts.append([voice.name, voice.digest, settings, voice.ensemble.thresholds])
@@ -95,8 +97,8 @@ class Choir:
 
     def fold_of(self, slide_id: str) -> int | None:
         """The fold that a slide's tissue lies in; None where no run knows it. Raises TableError where runs do not agree on it."""
-        found = {place: held_out_by(slide_id, folds, self._families) for place, folds in enumerate(self._held_out)}
-        numbers = {fold: self._names[place] for place, fold in found.items() if fold is not None}
+        found = self._held_out(slide_id)
+        numbers = {fold: self._names[place] for place, fold in enumerate(found) if fold is not None}
         if len(numbers) > 1:
             told = ", ".join(f"{fold} in {name}" for fold, name in sorted(numbers.items()))
             raise TableError(f"slide {slide_id} or its tissue lies in fold {told}; labels that are trained on together need runs of one split")
@@ -105,8 +107,12 @@ class Choir:
     def may_label(self, slide_id: str) -> list[Voice]:
         """The voices that may label a slide, see the class. Raises TableError as `fold_of`."""
         self.fold_of(slide_id)
-        held_out = [held_out_by(slide_id, folds, self._families) for folds in self._held_out]
+        held_out = self._held_out(slide_id)
         return [voice for voice in self.voices if held_out[voice.run] in (None, voice.fold)]
+
+    def _held_out(self, slide_id: str) -> list[int | None]:
+        """For every run the fold that held the slide's tissue out, None where the run does not know it."""
+        return [held_out_by(slide_id, self._families, folds) for folds in self._folds]
 
 
 def label(slide: Slide, pixels: np.ndarray, voices: Sequence[Voice]) -> Labelled:
@@ -120,7 +126,7 @@ def label(slide: Slide, pixels: np.ndarray, voices: Sequence[Voice]) -> Labelled
             masks.append(rle.runs_of(mask_of(slide, plane, [voice.ensemble])))
             total += plane / np.float32(len(members) * len(of_run))
     mask = mask_of(slide, total, team)
-    scores = Scores(confidence(total, pixels), agreement(masks), float(mask.mean()))
+    scores = Scores(confidence(total, pixels), inside(total, mask), agreement(masks), float(mask.mean()))
     return Labelled(rle.encode(mask), *mask.shape, scores)
 
 

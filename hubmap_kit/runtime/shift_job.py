@@ -22,7 +22,7 @@ from hubmap_kit.inference.ensemble import MODEL_FILE, fold_folders, read_thresho
 from hubmap_kit.inference.postprocess import FITTED_FILE, read_fitted, threshold_for
 from hubmap_kit.models.device import choose_device
 from hubmap_kit.report.overlays import contact_sheet
-from hubmap_kit.report.shift_page import Results, WorstSlide, save_shift_page, save_shift_picture, shift_summary, worst_of
+from hubmap_kit.report.shift_page import LOST, Results, WorstSlide, gain_of, save_shift_page, save_shift_picture, shift_summary, worst_of
 from hubmap_kit.runtime.augment_job import embedded_references
 from hubmap_kit.runtime.shift_counts import Battery, Counted, count_all, read_slide
 from hubmap_kit.runtime.train_job import train_csv
@@ -82,6 +82,8 @@ def evaluate_shifted(
     save_shift_page(run / PAGE_FILE, results, _worst(work, slides, table, run / FOLDER) if pictures else [])
     if fits is not None:
         _write_thresholds(run, fits, fitted)
+        if gain_of(fits) < 0:
+            log.warning("%s: %s", run, LOST)
     return ShiftReport(table, fits, shift_summary(results))
 
 

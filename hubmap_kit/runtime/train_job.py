@@ -94,7 +94,8 @@ def _train_to_the_end(planned: Plan, devices: Sequence[torch.device], clock: Clo
         except OutOfTime as stop:
             _write_tables(planned, pictures=not told())  # who sends a SIGTERM waits some ten seconds before he kills
             others = [phrase for number, phrase in remaining(planned).items() if f"fold {number} " not in stop.where]
-            advice = f"everything so far is in {out}, go on with 'hubmap train --out {out} --resume'"
+            same = f"'hubmap train --out {out} --resume'" if planned.world.size == 1 else "the same torchrun command and --resume"
+            advice = f"everything so far is in {out}, go on with {same}"
             raise OutOfTime("; ".join([stop.where, *others]), advice, "SIGTERM came" if told() else stop.cause) from stop
         except HubmapError:
             _write_tables(planned)

@@ -35,8 +35,11 @@ class ConvertConfig(Section):
     keep_scale: bool = Field(
         False, description="crop: keep the slide's scale, and cut what is larger than the canvas around its middle; else fit the tissue to it"
     )
-    min_tissue: Share = Field(0.0, description="drop tiles with less tissue; 0: keep all, 0.7: at most 30 % background, 1: no background at all; what lies "
-        "beyond the slide counts as background")
+    min_tissue: Share = Field(
+        0.0,
+        description="drop tiles with less tissue; 0: keep all, 0.7: at most 30 % background, 1: no background at all; what lies beyond the slide "
+        "counts as background",
+    )
     pad: Literal["reflect", "white", "mean"] = Field("reflect", description="what fills a picture beyond the slide; the mask is mirrored or empty there")
     labels: Literal["binary", "organ"] = Field("binary", description="mask values: 0/1, or the organ's index 1..5")
     format: Literal["store", "png", "jpeg", "mmseg", "dataset"] = Field(

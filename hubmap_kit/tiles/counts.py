@@ -74,5 +74,6 @@ def count_text(slides: Sequence[Slide], config: ConvertConfig | None = None) -> 
     else:
         lines.append(f"Published counts are of the {PUBLISHED_SLIDES} training slides; this table has {len(slides)}.")
     if config is not None:
-        lines.append(f"\nthese settings ({config.kind}, size {config.size}, reduce {config.reduce}, edge {config.edge}): {count(slides, config)}")
+        filtered = f", before min_tissue {config.min_tissue:g} drops some" if config.min_tissue else ""
+        lines.append(f"\nthese settings ({config.kind}, size {config.size}, reduce {config.reduce}, edge {config.edge}): {count(slides, config)}{filtered}")
     return "\n".join(lines)

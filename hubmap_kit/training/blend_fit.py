@@ -133,7 +133,8 @@ def _descend(pixels: Pixels, start: np.ndarray, strength: float) -> np.ndarray:
         common, predicted = (np.bincount(pixels.slide, inside * count, pixels.slides) for count in (pixels.true, pixels.true + pixels.false))
         below = predicted + total + 1e-6
         by_common, by_predicted = 2 / below, -2 * common / below**2
-        slope = inside * (1 - inside) / SOFTNESS * (by_common[pixels.slide] * pixels.true + by_predicted[pixels.slide] * (pixels.true + pixels.false))
+        slope = inside * (1 - inside) / SOFTNESS
+        slope *= by_common[pixels.slide] * pixels.true + by_predicted[pixels.slide] * (pixels.true + pixels.false)
         gradient = np.append(slope @ pixels.probabilities, -slope.sum()) / pixels.slides
         gradient[:-1] -= 2 * scale * (weights - 1 / runs)
         return -float((2 * common / below).mean()) + scale * float(((weights - 1 / runs) ** 2).sum()), -gradient
@@ -141,7 +142,8 @@ def _descend(pixels: Pixels, start: np.ndarray, strength: float) -> np.ndarray:
     bounds = [(0.0, 1.0)] * runs + [(float(THRESHOLDS[0]), float(THRESHOLDS[-1]))]
     sums = {"type": "eq", "fun": lambda point: point[:-1].sum() - 1, "jac": lambda point: np.append(np.ones(runs), 0.0)}
     threshold = best_threshold(curves(pixels, start).mean(0))
-    return minimize(loss, np.append(start, threshold), jac=True, bounds=bounds, constraints=[sums], method="SLSQP", options={"maxiter": 60, "ftol": 1e-6}).x[:-1]
+    options = {"maxiter": 60, "ftol": 1e-6}
+    return minimize(loss, np.append(start, threshold), jac=True, bounds=bounds, constraints=[sums], method="SLSQP", options=options).x[:-1]
 
 
 def _tidy(weights: np.ndarray) -> np.ndarray:

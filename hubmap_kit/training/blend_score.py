@@ -50,7 +50,8 @@ def blend_organ(organ: str, ids: Sequence[str], folds: np.ndarray, grouped: Sequ
     runs = grouped[0].runs
     even = equal(runs)
     alone = len(numbers) < 2
-    without = [even if alone else fit_weights(joined([each for each, part in zip(grouped, parts, strict=True) if part != number]), strength) for number in numbers]
+    others = ([each for each, part in zip(grouped, parts, strict=True) if part != number] for number in numbers)
+    without = [even if alone else fit_weights(joined(each), strength) for each in others]
     fitted = even if alone else fit_weights(joined(grouped), strength)
     sets = np.stack([*np.eye(runs), even, fitted, *without])
     found = np.stack([_curves(read(slide_id), sets) for slide_id in ids], axis=1)  # (sets, slides, thresholds)
@@ -63,7 +64,8 @@ def blend_organ(organ: str, ids: Sequence[str], folds: np.ndarray, grouped: Sequ
     used = runs + 1 if blend.mean() > evenly.mean() else runs
     return OrganBlend(
         organ, tuple(ids), sets[used], float(THRESHOLDS[HALF]) if alone else best_threshold(found[used].mean(0)), fitted,
-        np.stack([crossed(found[run], parts) for run in range(runs)]), evenly, blend, np.array([best_threshold(found[run].mean(0)) for run in range(runs)]),
+        np.stack([crossed(found[run], parts) for run in range(runs)]), evenly, blend,
+        np.array([best_threshold(found[run].mean(0)) for run in range(runs)]),
     )  # fmt: skip
 
 

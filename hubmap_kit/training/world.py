@@ -109,7 +109,7 @@ def joined(device: torch.device) -> Iterator[World]:
         if not (isinstance(error, dist.DistError) or any(words in str(error) for words in LOST)):
             raise
         raise HubmapError(
-            "another process of this training has ended, and says above why; its finished epochs are kept, go on with --resume"
+            "another process of this training is gone: it says above why, or was killed, mostly for want of memory; go on with --resume"
         ) from error
     finally:
         dist.destroy_process_group()

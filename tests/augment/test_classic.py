@@ -165,6 +165,22 @@ def test_flips_draw_the_four_pictures_that_mirrors_make_and_no_other() -> None:
     assert {apply(pipeline("flips"), image, mask, seed)[1].tobytes() for seed in range(40)} == wanted
 
 
+@pytest.mark.parametrize("name", ["first-team", "classic"])
+def test_shift_scale_rotate_keeps_proportions(name: str) -> None:
+    """A disc stays a disc: both axes of its second moments are one length, whatever was drawn."""
+    affine = next(step for step in pipeline(name).transforms if isinstance(step, A.Affine))
+    affine.p = 1.0
+    image, mask = np.zeros((192, 192, 3), np.uint8), cv2.circle(np.zeros((192, 192), np.uint8), (96, 96), 40, 1, -1)
+    compose, areas = A.Compose([affine], strict=True), []
+    for seed in range(40):
+        _, parts = cv2.connectedComponents(apply(compose, image, mask, seed)[1])
+        moved = parts == parts[96, 96]  # without its mirror images in the corners
+        long, short = np.linalg.eigvalsh(np.cov(np.argwhere(moved), rowvar=False))[::-1] ** 0.5
+        assert long / short < 1.03
+        areas.append(moved.sum() / mask.sum())
+    assert min(areas) < 0.7 and max(areas) > 1.4
+
+
 def test_strong_shrinks_as_often_as_it_enlarges() -> None:
     affine = next(step for step in pipeline("strong").transforms if isinstance(step, A.Affine))
     affine.p, affine.rotate, affine.shear = 1.0, (0.0, 0.0), {"x": (0.0, 0.0), "y": (0.0, 0.0)}

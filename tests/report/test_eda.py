@@ -23,6 +23,7 @@ from hubmap_kit.competition import rle
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.errors import HubmapError, RleError, SlideError, TableError
 from hubmap_kit.report import html
+from hubmap_kit.report.eda_plots import DARK_LINE
 from hubmap_kit.report.eda_units import PUBLISHED_OUTLINES, PUBLISHED_SLIDES
 from hubmap_kit.runtime.eda_job import Eda, eda
 
@@ -348,3 +349,28 @@ def test_an_output_that_is_a_file(world: World) -> None:
     with pytest.raises(TableError, match="is a file"):
         world.run()
     assert (world.tmp / "out").read_text() == "mine"
+
+
+def test_what_a_dark_page_draws_stands_out_from_it(sample_data: Path, tmp_path: Path) -> None:
+    """Every colour of data and text, thinned by its opacity, has a contrast of 3 or more to the page, as WCAG 2 asks of graphics."""
+    page = page_of(eda(sample_data, tmp_path / "eda"))
+    paper = re.search(r"prefers-color-scheme: dark.*?--paper: (#\w{6})", page.style, re.DOTALL)[1]
+    styles = []
+    for _, attributes in page.tags:
+        if attributes.get("media") == "(prefers-color-scheme: dark)" and "svg" in attributes["srcset"][:30]:
+            styles += re.findall(r'style="([^"]*)"', base64.b64decode(attributes["srcset"].split(",")[1]).decode())
+    assert len(styles) > 100
+    for style in styles:
+        share = float(re.search(r"opacity: ([\d.]+)|$", style)[1] or 1)
+        for colour in re.findall(r"(?:fill|stroke): (#\w{6})", style):
+            seen = [share * over + (1 - share) * under for over, under in zip(rgb(colour), rgb(paper), strict=True)]
+            assert colour == DARK_LINE or (luminance(seen) + 0.05) / (luminance(rgb(paper)) + 0.05) >= 3, style
+
+
+def rgb(text: str) -> list[float]:
+    return [int(text[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+
+
+def luminance(colour: list[float]) -> float:
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -23,6 +23,7 @@ def add(app: typer.Typer) -> None:
 def push(
     what: Annotated[str, typer.Argument(metavar="|".join(KINDS), help="The kit's wheels, trained runs, tile stores or encoder weights.")],
     run: Annotated[Paths, typer.Option(help="weights: a run folder; may be repeated, inference averages them.")] = None,
+    blend: Annotated[Path | None, typer.Option(help="weights: the runs of this blend, weighted as it says.", show_default=False)] = None,
     store: Annotated[Paths, typer.Option(help="tiles: a tile store; may be repeated.")] = None,
     weights: Annotated[Paths, typer.Option(help="pretrained: a file of encoder weights, or a packed folder; may be repeated.")] = None,
     staged: Annotated[Path | None, typer.Option(help="Push this staged folder as it is, such as build/datasets/code.", show_default=False)] = None,
@@ -37,8 +38,13 @@ def push(
     """Put a dataset on Kaggle, private: code, weights, tiles or pretrained. Uploads nothing that is there already; waits until it is there."""
     if what not in KINDS:
         raise PublishError(f"'{what}' is no dataset of the kit; expected {', '.join(KINDS)}{did_you_mean(what, KINDS)}")
-    _check_inputs(what, {"weights": ("--run", run), "tiles": ("--store", store), "pretrained": ("--weights", weights)}, staged)
+    if blend and run:
+        raise PublishError("--blend names its runs itself; leave --run out")
+    of_weights = ("--blend", [blend]) if blend else ("--run", run)
+    _check_inputs(what, {"weights": of_weights, "tiles": ("--store", store), "pretrained": ("--weights", weights)}, staged)
     try:
+        if staged is None and blend is not None:
+            staged = _stage_blend(blend, out, allow_unfinished)
         folder = staged or _stage(what, run or store or weights or [], out, allow_dirty, allow_unfinished)
         _push(what, folder, force, dry_run, timeout * 60, poll)
     except KeyboardInterrupt:
@@ -63,6 +69,13 @@ def _stage(what: str, inputs: list[Path], out: Path | None, allow_dirty: bool, a
     if what == "weights":
         return staging.stage_weights(inputs, out, allow_unfinished=allow_unfinished)
     return staging.stage_tiles(inputs, out) if what == "tiles" else staging.stage_pretrained(inputs, out)
+
+
+def _stage_blend(blend: Path, out: Path | None, allow_unfinished: bool) -> Path:
+    from hubmap_kit.inference.blend import read_blend, runs_at
+    from hubmap_kit.publish import staging
+
+    return staging.stage_weights(runs_at(blend), out, [run.name for run in read_blend(blend).runs], allow_unfinished, blend)
 
 
 def _push(what: str, folder: Path, force: bool, dry_run: bool, timeout_s: float, poll_s: float) -> None:
