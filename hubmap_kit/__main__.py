@@ -134,8 +134,9 @@ def evaluate(
 
 @app.command()
 def predict(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; their probabilities are averaged.")],
     test: Annotated[Path, typer.Option(help="test.csv, with test_images/ beside it.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders; their probabilities are averaged.", show_default=False)] = None,
+    blend: Annotated[Path | None, typer.Option(help="A folder of 'hubmap blend': its runs, weighted by organ.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="The submission to write.")] = Path("submission.csv"),
     folds: Folds = "", set_: Set = [],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:0,cuda:1, which share the slides.")] = "auto",
@@ -146,11 +147,15 @@ def predict(
     """Segment the slides of a test table and write a checked submission.csv."""
     if on_error not in ("raise", "degrade"):
         raise HubmapError(f"--on-error is '{on_error}'; expected raise or degrade")
+    if bool(runs) == (blend is not None):
+        raise HubmapError("predict needs run folders or --blend, and not both; name the runs, or the folder that 'hubmap blend' wrote")
     numbers = fold_numbers(folds)
+    from hubmap_kit.inference.blend import runs_at
     from hubmap_kit.inference.governor import parse_deadline
     from hubmap_kit.runtime.infer_job import predict as job
 
-    done = job(runs, test, out, numbers, set_, device, on_error, overlays, deadline=parse_deadline(deadline) if deadline else None)
+    limit = parse_deadline(deadline) if deadline else None
+    done = job(runs_at(blend) if blend else runs or [], test, out, numbers, set_, device, on_error, overlays, deadline=limit, blend=blend)
     typer.echo(f"{done.path}: {done.report.rows} rows, {done.report.empty} empty masks, mean coverage {done.report.mean_coverage:.2%}; checked")
     for failure in done.failures:
         typer.echo(f"slide {failure.id} has an empty mask: {failure.reason}")
@@ -274,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     if result == INTERRUPTED:
         same = "; the same command goes on"
-        on = {"train": "; it goes on with --resume", "notebook": "; it goes on with --resume", "tiles": same, "tune": same}
+        on = {"train": "; it goes on with --resume", "notebook": "; it goes on with --resume", "tiles": same, "tune": same, "blend": same}
         _fail("stopped" + next((on[word] for word in words[:1] if word in on), ""), None, INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
 

@@ -22,7 +22,6 @@ from hubmap_kit.augment.density import density, keep_glass, light
 from hubmap_kit.augment.stain import TRANSFERS, Reference
 from hubmap_kit.competition.organs import FACTS, HPA_THICKNESS_UM
 from hubmap_kit.errors import ConfigError, did_you_mean
-from hubmap_kit.tiles.scaling import resize_image, resize_mask
 
 PLAIN, HUBMAP = "plain", "hubmap"
 FORMAT = 1  # of what the shifts do: results of another number are not comparable
@@ -117,11 +116,19 @@ def at_hubmap_size(slide: Shifted, organ: str) -> Shifted:
     target = FACTS[organ].um_per_px["Hubmap"]
     height, width = (max(1, round(length * slide.um_per_px / target)) for length in slide.mask.shape)
     shape = height, width
-    mask = resize_mask(slide.mask, shape)
+    mask = _resized(slide.mask * np.uint8(255), shape) >= 128
     if slide.mask.any() and not mask.any():
-        share = cv2.resize(slide.mask.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
-        mask = (share == share.max()).astype(np.uint8)
-    return Shifted(resize_image(slide.image, shape), mask, target)
+        share = _resized(slide.mask.astype(np.float32), shape)
+        mask = share == share.max()
+    return Shifted(_resized(slide.image, shape), mask.view(np.uint8), target)
+
+
+def _resized(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Area averages where it shrinks and bilinear where it grows, as everywhere in the kit (tiles.scaling)."""
+    old = array.shape[:2]
+    if old == shape:
+        return array
+    return cv2.resize(array, shape[::-1], interpolation=cv2.INTER_AREA if shape[0] * shape[1] < old[0] * old[1] else cv2.INTER_LINEAR)
 
 
 def contrasted(slide: Shifted, organ: str, random: np.random.Generator) -> Shifted:

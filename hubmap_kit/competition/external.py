@@ -56,8 +56,8 @@ def mask_text(path: Path, height: int, width: int) -> str:
         raise SlideError(f"{path} cannot be read as a mask ({reason}); save it as PNG, one value a unit and 0 around them") from error
     if values.shape[:2] != (height, width):
         raise SlideError(
-            f"{path} is a mask of {' x '.join(map(str, values.shape[:2]))} pixels, but its slide has {height} x {width} (height x width); give the mask "
-            "that was drawn on it"
+            f"{path} is a mask of {' x '.join(map(str, values.shape[:2]))} pixels, but its slide has {height} x {width} (height x width); give the "
+            "mask that was drawn on it"
         )
     inside = values >= LOSSY_INSIDE if lossy else values != 0
     return rle.encode(inside.any(axis=2) if inside.ndim == 3 else inside)

@@ -15,16 +15,20 @@ from hubmap_kit.errors import TableError
 
 
 class Families:
-    """The families of slides, by `parents` (slide id -> id of the slide that it descends from; "" or its own id for an original)."""
+    """The families of slides, by `parents` (slide id -> id of the slide that it descends from; "" or its own id for an original).
 
-    def __init__(self, parents: Mapping[str, str]) -> None:
+    Of several tables all links count, also where they name different parents for one slide.
+    """
+
+    def __init__(self, *parents: Mapping[str, str]) -> None:
         self._above: dict[str, str] = {}
         for group in DUPLICATE_TISSUE:
             for slide_id in group[1:]:
                 self._join(slide_id, group[0])
-        for slide_id, parent in parents.items():
-            if parent:
-                self._join(slide_id, parent)
+        for table in parents:
+            for slide_id, parent in table.items():
+                if parent:
+                    self._join(slide_id, parent)
 
     def of(self, slide_id: str) -> str:
         """The name of a slide's family: the id of one of its members."""
@@ -54,8 +58,8 @@ def held_out_by(slide_id: str, families: Families, folds: Mapping[str, set[int]]
     found = folds.get(families.of(slide_id), set())
     if len(found) > 1:
         raise TableError(
-            f"the slides of the family of {slide_id} lie in the folds {', '.join(map(str, sorted(found)))}, so every fold has learnt from some of them; "
-            "train with a split that keeps parents and their descendants together"
+            f"the slides of the family of {slide_id} lie in the folds {', '.join(map(str, sorted(found)))}, so every fold has learnt from some of "
+            "them; train with a split that keeps parents and their descendants together"
         )
     return next(iter(found), None)
 
@@ -68,7 +72,7 @@ def spread(organs: Mapping[str, str], parents: Mapping[str, str], known: Mapping
     """
     families = Families(parents)
     members: dict[str, list[str]] = {}
-    for slide_id in organs:
+    for slide_id in sorted(organs):  # whatever the order of the rows is
         members.setdefault(families.of(slide_id), []).append(slide_id)
     fold_of = {}
     known_folds = families.folds(known)
@@ -76,7 +80,7 @@ def spread(organs: Mapping[str, str], parents: Mapping[str, str], known: Mapping
         fold = held_out_by(family, families, known_folds)
         assert fold is not None
         if fold >= n_folds:
-            raise TableError(f"slide {members[family][0]} belongs to fold {fold}, but there are {n_folds} folds, 0 to {n_folds - 1}; ask for more folds")
+            raise TableError(f"slide {members[family][0]} belongs to fold {fold}, but there are {n_folds} folds from 0; ask for more folds")
         fold_of[family] = fold
     load: Counter[tuple[str, int]] = Counter()
     for family, fold in fold_of.items():
@@ -87,13 +91,13 @@ def spread(organs: Mapping[str, str], parents: Mapping[str, str], known: Mapping
         _count(load, members[family], organs, fold_of[family])
     folds = {slide_id: fold_of[families.of(slide_id)] for slide_id in organs}
     if empty := sorted(set(range(n_folds)) - set(folds.values())):
-        raise TableError(f"fold {empty[0]} of {n_folds} stays empty with {len(organs)} slides of {len(members)} separate tissues; ask for fewer folds")
+        raise TableError(f"fold {empty[0]} of {n_folds} stays empty with {len(organs)} slides of {len(members)} tissues; ask for fewer folds")
     return folds
 
 
 def _in_order(families: Iterable[str], members: Mapping[str, Sequence[str]]) -> list[str]:
     """Large families first, because small ones can still even out; then by hash, so that names that follow each other are spread."""
-    return sorted(families, key=lambda family: (-len(members[family]), hashlib.sha256(family.encode()).digest()))
+    return sorted(families, key=lambda family: (-len(members[family]), hashlib.sha256(members[family][0].encode()).digest()))
 
 
 def _count(load: Counter[tuple[str, int]], members: Iterable[str], organs: Mapping[str, str], fold: int) -> None:

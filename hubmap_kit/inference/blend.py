@@ -106,7 +106,7 @@ def runs_at(path: str | Path) -> list[Path]:
     folders = [Path(os.path.normpath(file.parent / run.path)) for run in blend.runs]
     for folder, run in zip(folders, blend.runs, strict=True):
         if not (folder / "config.yaml").is_file() or not fold_folders(folder):
-            raise CheckpointError(f"{file} needs the run {run.name} in {folder}, where there is none; bring it back, or fit again with 'hubmap blend'")
+            raise CheckpointError(f"{file} needs the run {run.name} in {folder}, where there is none; bring it back, or run 'hubmap blend' again")
         if (found := weights_id(folder)) != run.weights_id:
             raise CheckpointError(
                 f"{folder} holds other weights ({found}) than {file} was fitted on ({run.weights_id}); fit it again with 'hubmap blend'"

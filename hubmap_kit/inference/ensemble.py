@@ -91,7 +91,7 @@ class Ensemble:
         image = scale_on_device(slide, shape, self.device)
         if self.tuner is not None:
             self.tuner.settle(self.networks, sample(image, config.window), self.experiment.model, dtype)
-        index = FACTS[organ].index if organ else 0
+        index = FACTS[organ].index if organ in FACTS else 0  # a faulty row of a table may name no organ at all
         plane = self._attempt(image, effort, dtype, keep, index)
         # NaN of any window is NaN in the sum, which costs one pass over the plane and no memory.
         if dtype is not None and not math.isfinite(plane.sum()):

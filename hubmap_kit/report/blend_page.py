@@ -144,8 +144,8 @@ def _greedy(fitted: Fitted) -> list[Block]:
     return [
         drawing(draw, (max(6.0, 1.5 * len(fitted.steps) + 2), 3.4), "Dice as one run after the other is added to a plain mean."),
         Note(
-            "Each time the run that leaves the highest Dice is added. Thresholds are cross-fitted, the order is not. Counted on grouped pixels, so the "
-            "last digits differ from those above."
+            "Each time the run that leaves the highest Dice is added. Thresholds are cross-fitted, the order is not. Counted on grouped pixels, "
+            "so the last digits differ from those above."
         ),
         Table(["added", "Dice", "gain"], rows),
     ]

@@ -42,7 +42,8 @@ def blend(
 
     Every slide is predicted by the fold of each run that never saw it, at most `side` pixels on its longer side; those planes stay in
     `out`/planes, so a blend that was killed goes on, and another choice of runs costs only what is new. Slides of folds that not all
-    runs have trained are left out. `data` is the folder of train.csv, where it has moved; `overrides` are inference.key=value.
+    runs have trained are left out. `data` is the folder of train.csv, where it has moved; `overrides` are inference.key=value for these
+    planes only, so give `predict` the same.
     Raises ConfigError for fewer than two runs, CheckpointError for runs that do not hold out the same slides together.
     """
     _check_runs(runs, out)

@@ -19,7 +19,8 @@ from hubmap_kit.progress import track
 from hubmap_kit.sample.writing import write_tiff
 
 log = logging.getLogger(__name__)
-SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".jp2", ".svs", ".ndpi")  # pictures; those that no reader takes are told
+# Pictures: those that the reader does not take are refused by name, not passed over.
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".jp2", ".svs", ".ndpi")
 MASK_ENDS = ("", "_anno", "_mask")  # after a slide's name, in the name of its mask
 REFUSED = "refused.csv"
 FULL = 0.98  # share of a slide from which a mask is likelier to mark the background than the units
@@ -156,7 +157,7 @@ def _mask_of(name: str, path: Path, masks: Path | None, pixels: np.ndarray) -> s
                 mask = place / f"{path.stem}{end}{suffix}"
                 if mask.is_file():
                     return _checked(mask, external.mask_text(mask, *pixels.shape[:2]), pixels)
-    raise SlideError(f"{path} has no mask in {masks}; expected {path.stem}.png or another picture of that name, so add the slides without masks by themselves")
+    raise SlideError(f"{path} has no mask in {masks}, but {path.stem}.png or the like was expected; add slides without masks by themselves")
 
 
 def _checked(mask: Path, text: str, pixels: np.ndarray) -> str:

@@ -25,13 +25,13 @@ def add(
     um_per_px: Annotated[float, typer.Option(help="Width of a pixel in micrometres.")],
     source_name: Annotated[str, typer.Option(help="One word for the source, e.g. glas.")],
     out: Annotated[Path, typer.Option(help="The data folder to write or to add to.")],
-    masks: Annotated[Path | None, typer.Option(help="Folder of masks named like the slides; without it they go to test.csv.", show_default=False)] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of masks named like the slides; without: to test.csv.", show_default=False)] = None,
     like: Annotated[str, typer.Option(metavar="HPA|Hubmap", help="The source of the competition that they stand for.")] = "HPA",
-    thickness: Annotated[float | None, typer.Option(help="Thickness of the section in um; default: usual for organ and --like.", show_default=False)] = None,
+    thickness: Annotated[float | None, typer.Option(help="Thickness in um; default: usual for organ and --like.", show_default=False)] = None,
     licence: Annotated[str, typer.Option(help="Licence of the slides.")] = "",
     provenance: Annotated[str, typer.Option(help="Where they come from: a text or an address.")] = "",
     parents: Annotated[Path | None, typer.Option(help="CSV (file,parent): slides made from others, by the others' ids.", show_default=False)] = None,
-    against: Annotated[Path | None, typer.Option(help="Data folder whose slides are compared: a copy of one is noted as its descendant.", show_default=False)] = None,
+    against: Annotated[Path | None, typer.Option(help="Data folder; a copy of one of its slides becomes its descendant.", show_default=False)] = None,
 ) -> None:
     """Bring a folder of slides, with or without masks, into the competition's folder format."""
     from hubmap_kit.runtime.external_job import REFUSED, Source, add as job
@@ -64,7 +64,7 @@ def lung(
     table: Annotated[Path, typer.Argument(help="Data folder or train table.")],
     out: Annotated[Path, typer.Option(help="The data folder to write; slides become links.")],
     style: Annotated[str, typer.Option(metavar="third-place|type-two", help="The list of oddly labelled lungs.")] = "third-place",
-    weight: Annotated[float | None, typer.Option(min=0, max=1, help="Keep them with this weight; default: leave them out.", show_default=False)] = None,
+    weight: Annotated[float | None, typer.Option(min=0, max=1, help="Keep them, with this weight; default: leave out.", show_default=False)] = None,
 ) -> None:
     """Leave out, or weigh down, the lung slides that are labelled in another way."""
     from hubmap_kit.runtime.joining_job import lungs
@@ -92,4 +92,5 @@ def pseudo(
 
     rules, numbers = rules_from(confidence, inside, agreement, coverage), fold_numbers(folds)
     done = job(runs, data, out, rules, numbers, set_, device, [one for one in only.split(",") if one], weight)
-    typer.echo(f"{out}/train.csv: {len(done.kept)} slides kept, {len(done.refused)} refused (version {done.version}); pseudo.csv, kept.png, refused.png say why")
+    typer.echo(f"{out}/train.csv: {len(done.kept)} slides kept, {len(done.refused)} refused, version {done.version}")
+    typer.echo(f"why: {out}/pseudo.csv; look at kept.png and refused.png beside it")

@@ -55,7 +55,8 @@ def lungs(table: Path, out: Path, style: str = "third-place", weight: float | No
     `style` names a list of `lung_styles.LISTS`. Slides become links. Returns the number of odd slides. Raises TableError.
     """
     if style not in lung_styles.LISTS:
-        raise TableError(f"there is no list '{style}' of lung slides; known are {', '.join(lung_styles.LISTS)}{did_you_mean(style, lung_styles.LISTS)}")
+        known = lung_styles.LISTS
+        raise TableError(f"there is no list '{style}' of lung slides; known are {', '.join(known)}{did_you_mean(style, known)}")
     path = table / TRAIN if table.is_dir() else table
     if out.resolve() == path.parent.resolve():
         raise TableError(f"{out} is the folder of the table itself, which would be overwritten; choose a new one with --out")

@@ -64,7 +64,8 @@ def pseudo(
     version = short_hash([key, rules.plain(), weight, cells])
     write_tables(out, judged, choir, rules, version, weight, runs)
     _draw(out, judged)
-    return Pseudo(version, [one.slide.id for one in judged if not one.reasons], {one.slide.id: "; ".join(one.reasons) for one in judged if one.reasons})
+    refused = {one.slide.id: "; ".join(one.reasons) for one in judged if one.reasons}
+    return Pseudo(version, [one.slide.id for one in judged if not one.reasons], refused)
 
 
 def rules_from(confidence: float, inside: float, agreement: float, coverage: Sequence[str]) -> Rules:
@@ -78,7 +79,7 @@ def rules_from(confidence: float, inside: float, agreement: float, coverage: Seq
         except ValueError:
             least, most = math.nan, math.nan
         if organ not in ORGANS or not 0 <= least < most <= 1:
-            raise TableError(f"--coverage {text} has no ORGAN=LEAST:MOST form with 0 <= LEAST < MOST <= 1; write for instance --coverage lung=0.001:0.1")
+            raise TableError(f"--coverage {text} has no ORGAN=LEAST:MOST form with 0 <= LEAST < MOST <= 1; write for instance lung=0.001:0.1")
         bounds[organ] = (least, most)
     for option, value, top in (("--confidence", confidence, 0.5), ("--inside", inside, 1.0), ("--agreement", agreement, 1.0)):
         if not 0 <= value <= top:

@@ -84,7 +84,8 @@ def write_tables(out: Path, judged: Sequence[Judged], choir: Choir, rules: Rules
     train = [_train_row(one, choir.weights_id, version, weight) for one in good]
     everything = [_all_row(one, version) for one in judged]
     note = {
-        "version": version, "weights": choir.weights_id, "time_utc": datetime.now(UTC).isoformat(timespec="seconds"), "runs": [str(run) for run in runs],
+        "version": version, "weights": choir.weights_id, "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "runs": [str(run) for run in runs],
         "folds": [voice.name for voice in choir.voices], "rules": rules.plain(), "weight": weight, "slides": len(judged), "kept": len(good),
     }  # fmt: skip
     for folder in (out / VERSIONS / version, out):
@@ -107,7 +108,8 @@ def _all_row(one: Judged, version: str) -> Row:
     return {
         "id": one.slide.id, "organ": one.slide.organ, "data_source": one.slide.source, "kept": "0" if one.reasons else "1",
         "reasons": "; ".join(one.reasons), **{name: "" if math.isnan(value) else f"{value:.4f}" for name, value in scores.items()},
-        "folds": " ".join(voice.name for voice in one.voices), "fold": "" if one.fold is None else str(one.fold), "parent": _parent(one), "version": version,
+        "folds": " ".join(voice.name for voice in one.voices), "fold": "" if one.fold is None else str(one.fold),
+        "parent": _parent(one), "version": version,
     }  # fmt: skip
 
 

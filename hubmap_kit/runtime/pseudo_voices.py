@@ -58,27 +58,27 @@ class Choir:
 
     What remains: the folds that label a foreign slide have, together, learnt from all training slides, so a fold that is later
     trained on that label meets a faint echo of its own held-out slides. Labels made with one fold only (`folds`), used for training
-    that fold only, are free of that too.
+    that fold only, are free of that too. And a run's kept epochs and thresholds were chosen on its held-out slides: a few numbers a run.
     """
 
     def __init__(self, runs: Sequence[Path], parents: Mapping[str, str], folds: Sequence[int] | None, overrides: Sequence[str], device: str) -> None:
         chosen = choose_device(device)
-        tables = []
+        tables, links = [], [parents]
         self._names = [str(run) for run in runs]
         self.voices: list[Voice] = []
-        known = dict(parents)
         for place, run in enumerate(runs):
             settings = run_settings(run, overrides)
             if not (run / "folds.csv").is_file():
-                raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
+                unknown = "so nobody knows which slides its folds have seen; take it from the original run folder"
+                raise CheckpointError(f"{run} has no folds.csv, {unknown}")
             tables.append(fold_numbers_of(run / "folds.csv"))
-            known = {**_parents(run, Path(settings.data.folder)), **known}
+            links.append(_parents(run, Path(settings.data.folder)))
             numbers = list(fold_folders(run)) if folds is None else sorted(set(folds))
             for fold in numbers or [0]:  # a run without folds is refused where one is loaded
                 ensemble = load_ensemble(run, chosen, [fold], overrides)
                 digest = sha256(fold_folders(run)[fold] / MODEL_FILE)
                 self.voices.append(Voice(place, fold, f"{run.resolve().name}/fold{fold}", digest, ensemble))
-        self._families = Families(known)
+        self._families = Families(*links)
         self._folds = [self._families.folds(table) for table in tables]  # of every run: family -> folds
 
     @property

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from hubmap_kit.errors import HubmapError
+from hubmap_kit.runtime import external_verbs
 from hubmap_kit.words import fold_numbers
 
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set training.lr=3e-4; may be repeated.")]
@@ -23,9 +24,10 @@ pretrained = typer.Typer(no_args_is_help=True, help="Pack encoder weights for ma
 
 def add_all(app: typer.Typer) -> None:
     """Add every verb, in the order in which they are used."""
-    for verb in (models, lr_find, tune, notebook, ledger, compare):
+    for verb in (models, lr_find, tune, notebook, ledger, compare, blend):
         app.command()(verb)
     app.add_typer(pretrained, name="pretrained")
+    external_verbs.add_all(app)
 
 
 def models(
@@ -147,3 +149,18 @@ def compare(
     from hubmap_kit.runtime import tries_job as job
 
     typer.echo(job.compare(runs, out))
+
+
+def blend(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders that share their folds.")],
+    out: Annotated[Path, typer.Option(help="Folder for blend.json, blend.csv, index.html and planes/; the same command goes on.")],
+    data: Annotated[str, typer.Option(help="Folder with train.csv, where it has moved since the training.")] = "",
+    set_: Set = [], device: Device = "auto", stores: Stores = None,
+    side: Annotated[int, typer.Option(min=64, help="Longest side in pixels at which planes are kept and compared.")] = 750,
+    penalty: Annotated[float, typer.Option(min=0, help="Draws weights to equal ones: a run alone must be better by this / slides in Dice.")] = 0.5,
+) -> None:  # fmt: skip
+    """Fit weights of several runs for each organ on held-out slides: a page, a table, and blend.json for predict and push."""
+    from hubmap_kit.runtime.blend_job import blend as job
+
+    typer.echo(job(runs, out, data, set_, device, stores, side, penalty))
+    typer.echo(f"written: {out}/blend.json, blend.csv, index.html; next: hubmap predict --blend {out} --test test.csv, hubmap push weights --blend {out}")

@@ -17,6 +17,7 @@ from hubmap_kit.competition.organs import FACTS, ORGANS
 from hubmap_kit.errors import ConfigError
 from hubmap_kit.runtime.augment_job import embedded_references
 from hubmap_kit.sample.slide import SlideSpec, draw
+from hubmap_kit.tiles.scaling import resize_image, resize_mask
 
 Pixels = tuple[np.ndarray, np.ndarray]
 UM = 1.0
@@ -65,8 +66,9 @@ def test_what_changes_colours_or_sharpness_leaves_mask_and_size(tissue: Pixels, 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    organ=st.sampled_from(ORGANS), height=st.integers(40, 260), width=st.integers(40, 260), um=st.floats(0.2, 6.5), name=st.sampled_from(["scale", HUBMAP])
-)
+    organ=st.sampled_from(ORGANS), height=st.integers(40, 260), width=st.integers(40, 260), um=st.floats(0.2, 6.5),
+    name=st.sampled_from(["scale", HUBMAP]),
+)  # fmt: skip
 def test_slides_take_the_size_that_hubmap_would_have_given_them(organ: str, height: int, width: int, um: float, name: str) -> None:
     target = FACTS[organ].um_per_px["Hubmap"]
     if max(height, width) * um / target > 1500:
@@ -83,6 +85,17 @@ def test_slides_take_the_size_that_hubmap_would_have_given_them(organ: str, heig
 
 
 SOME = Looks.of(embedded_references(96, 1))
+
+
+@settings(deadline=None, max_examples=30)
+@given(organ=st.sampled_from(ORGANS), side=st.integers(20, 200), um=st.floats(0.2, 2.0), seed=st.integers(0, 99))
+def test_slides_are_resized_as_the_network_resizes_them(organ: str, side: int, um: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    image, mask = random.integers(0, 256, (side, side + 7, 3), np.uint8), (random.random((side, side + 7)) < 0.6).astype(np.uint8)
+    made = shifted("scale", image, mask, organ, um, "1", SOME)
+    assert np.array_equal(made.image, resize_image(image, made.mask.shape))
+    wanted = resize_mask(mask, made.mask.shape)
+    assert np.array_equal(made.mask, wanted) or not wanted.any()
 
 
 def test_a_prostate_of_the_contest_has_192_pixels() -> None:
@@ -118,7 +131,8 @@ def test_a_marker_stays_under_its_mask(organ: str, um: float, name: str, top: in
 
 def test_stains_come_from_the_reference_that_is_named_for_them(tissue: Pixels) -> None:
     """Blood red and grass green as references: whose colour the tissue takes is seen at once."""
-    red, green = (Reference.of(recoloured(tissue[0], gains), name) for gains, name in (((0.3, 1.5, 1.2), "red he.png"), ((1.5, 0.3, 1.2), "green pas.png")))
+    red = Reference.of(recoloured(tissue[0], (0.3, 1.5, 1.2)), "red he.png")
+    green = Reference.of(recoloured(tissue[0], (1.5, 0.3, 1.2)), "green pas.png")
     looks = Looks.of([green, red])
     assert (looks.he, looks.pas) == ((red,), (green,))
     for number in range(12):

@@ -24,7 +24,6 @@ from hubmap_kit.inference.ensemble import load_ensemble, run_settings
 from hubmap_kit.runtime import external_verbs
 from hubmap_kit.runtime.joining_job import fold_numbers_of, merge
 from hubmap_kit.runtime.pseudo_job import pseudo, rules_from
-from hubmap_kit.sample.writing import write_tiff
 
 FAST = ["inference.views=none", "inference.tune_speed=false"]
 ALL = Rules(0, 0, 0, dict.fromkeys(("kidney", "prostate", "largeintestine", "spleen", "lung"), (0.0, 1.0)))

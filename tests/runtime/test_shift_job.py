@@ -62,7 +62,8 @@ def test_every_row_is_the_dice_of_the_shifted_slide_by_the_fold_that_never_saw_i
     assert list(table.columns[:7]) == ["id", "organ", "source", "fold", "shift", "dice", "dice@0.5"]
     assert sorted(zip(table["id"], table["shift"], strict=True)) == sorted((i, shift) for i in slides for shift in (PLAIN, "he", HUBMAP))
     looks, thresholds = looks_of("", [HUBMAP]), read_thresholds(evaluated)
-    ensembles = {fold: load_ensemble(evaluated, torch.device("cpu"), [fold], ["inference.views=none", "inference.tune_speed=false"]) for fold in (0, 1)}
+    words = ["inference.views=none", "inference.tune_speed=false"]
+    ensembles = {fold: load_ensemble(evaluated, torch.device("cpu"), [fold], words) for fold in (0, 1)}
     by_the_other = []
     for row in table[table["shift"] != "he"].to_dict("records"):
         slide = slides[row["id"]]
@@ -121,7 +122,7 @@ def test_what_results_depend_on_makes_them_anew_and_nothing_else_does(run: Path,
 
     references = tmp_path / "references"
     references.mkdir()
-    drawn = slide_files.read(next(Path(json_folder(run)).glob("train_images/*")))
+    drawn = slide_files.read(next(Path(data_of(run)).glob("train_images/*")))
     cv2.imwrite(str(references / "one.png"), drawn)
     before = results(run)
     evaluate_shifted(run, **SETTINGS, references=str(references), pictures=False)
@@ -133,7 +134,7 @@ def test_what_results_depend_on_makes_them_anew_and_nothing_else_does(run: Path,
     assert {key.partition("/")[2] for key in redone(before, run)} == set(table.loc[table["fold"] == 1, "id"])
 
 
-def json_folder(run: Path) -> str:
+def data_of(run: Path) -> str:
     from hubmap_kit import experiment
 
     return experiment.read(run / "config.yaml").data.folder

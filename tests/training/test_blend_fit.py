@@ -27,7 +27,8 @@ def complementary(seed: int, side: int = 40) -> Slide:
 
 def mean_dice(slides: list[Slide], weights: np.ndarray) -> float:
     """Mean Dice at the best threshold, counted on all pixels."""
-    found = [dice_curve(threshold_counts(np.minimum(np.tensordot(weights, planes / 255, 1), 1).astype(np.float32), truth)) for planes, truth in slides]
+    means = [np.minimum(np.tensordot(weights, planes / 255, 1), 1).astype(np.float32) for planes, _ in slides]
+    found = [dice_curve(threshold_counts(mean, truth)) for mean, (_, truth) in zip(means, slides, strict=True)]
     return float(np.mean(found, axis=0).max())
 
 
