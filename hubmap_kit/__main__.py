@@ -122,9 +122,25 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[str, typer.Option(help="Folder with train.csv, where it has moved since the training.")] = "",
     set_: Set = [], device: Device = "auto", stores: Stores = None,
-    pictures: Annotated[bool, typer.Option(help="Draw one held-out slide per organ.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Draw one held-out slide per organ; with --shift, the worst slides.")] = True,
+    shift: Annotated[str, typer.Option(metavar="hubmap", help="Measure held-out slides under shifts that imitate another source.")] = "",
+    shifts: Annotated[str, typer.Option(metavar="A,B", help="With --shift, some of pas, he, scale, contrast, blur, jpeg, hubmap; default: all.")] = "",
+    references: Annotated[
+        Path | None, typer.Option(help="With --shift, stain references named ..pas.. or ..he..; default: embedded slides.", show_default=False)
+    ] = None,
+    views: Annotated[str, typer.Option(metavar="none|flips|d4", help="With --shift, fewer views than the run's.")] = "",
+    fit: Annotated[bool, typer.Option("--fit", help="With --shift, fit thresholds to plain and shifted slides alike.")] = False,
 ) -> None:  # fmt: skip
-    """Predict held-out slides again with a run's folds; fit thresholds; draw overlays."""
+    """Predict held-out slides again with a run's folds; fit thresholds; draw overlays. Or measure what a shift of source costs."""
+    if not shift and (shifts or references or views or fit):
+        raise HubmapError("--shifts, --references, --views and --fit go with --shift; add --shift hubmap")
+    if shift:
+        from hubmap_kit.runtime.shift_job import evaluate_shifted
+
+        found = evaluate_shifted(run, shift, data, set_, device, shifts, str(references or ""), views, fit, pictures)
+        typer.echo(found.summary)
+        typer.echo(f"written: {run}/shift.csv, shift.html, shift.png" + (", thresholds.json" if fit else ""))
+        return
     from hubmap_kit.report.tables import oof_summary
     from hubmap_kit.runtime.train_job import evaluate as job
 

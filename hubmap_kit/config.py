@@ -140,6 +140,9 @@ class TrainingConfig(Section):
     foreground_share: Share = Field(0.5, description="share of random crops that are aimed at a tile with foreground")
     hard_share: Share = Field(0.0, description="share of random crops that are aimed at the tiles with the highest loss in the last epoch; 0: off")
     balance_organs: bool = Field(False, description="draw organs equally often instead of slides equally often")
+    organ_shares: dict[OrganName, Weight] = Field(
+        default_factory=dict, description="how often slides of an organ are drawn, against 1 for all others; more weighs the organ's errors more"
+    )
     batch_size: int = Field(8, ge=1, description="tiles in one forward pass")
     accumulate: int = Field(1, ge=1, description="forward passes whose gradients are added before a step")
     loss: str = Field("bce+dice", description="bce, dice, lovasz, focal, tversky, jaccard; joined and weighted as in 0.5*bce+dice")
@@ -176,6 +179,8 @@ class TrainingConfig(Section):
     def _possible(self) -> TrainingConfig:
         if self.hard_share and self.sampler == "grid":
             raise ValueError("hard_share goes with sampler random; the grid sampler shows every tile once")
+        if self.organ_shares and self.sampler == "grid":
+            raise ValueError("organ_shares go with sampler random; the grid sampler shows every tile once")
         if self.iterations and self.sampler == "grid":
             raise ValueError("iterations go with sampler random; an epoch of the grid sampler is as long as the grid")
         if self.ema_decay and self.swa:

@@ -30,7 +30,8 @@ class Slide:
 
     `source` is "HPA" or "Hubmap"; `height` and `width` are pixels as the table states them (the file itself may differ by a few);
     `um_per_px` is the pixel size and `thickness_um` the section thickness, in um; `rle` is the run-length string of the truth,
-    column-major and 0-based ("" for an empty mask), or None for a test slide.
+    column-major and 0-based ("" for an empty mask), or None for a test slide. `weight` is how often a training slide is drawn,
+    as a share of the others' (the kit's own column `weight`, 1 where there is none).
     """
 
     id: str
@@ -42,10 +43,11 @@ class Slide:
     thickness_um: float
     path: Path
     rle: str | None
+    weight: float = 1.0
 
 
 def read_train(csv: str | Path, images_dir: str | Path | None = None, check_files: bool = True) -> list[Slide]:
-    """The slides of a train.csv (or train.csv.gz), in its order; extra columns are ignored.
+    """The slides of a train.csv (or train.csv.gz), in its order; of extra columns only `weight` is read.
 
     Slides are `<id>.tiff` (or `.tif`) in `images_dir`, by default `train_images/` beside the table. An empty pixel size or
     thickness is filled from the organ's facts, with one logged warning. Raises TableError for a bad table, RleError for a
@@ -108,7 +110,18 @@ class _Row:
             thickness_um=self._positive("tissue_thickness", facts.thickness_um[source], filled),
             path=_slide_path(folder, slide_id),
             rle=self._mask(height, width) if with_mask else None,
+            weight=self._weight() if with_mask else 1.0,
         )
+
+    def _weight(self) -> float:
+        text = self.cells.get("weight", "").strip()
+        try:
+            value = 1.0 if text.lower() in _MISSING else float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= 1:
+            raise TableError(f"{self.place} has weight {text!r}, but a number from 0 to 1 was expected; mend the cell or leave it empty")
+        return value
 
     def _id(self) -> str:
         text = self.cells["id"]

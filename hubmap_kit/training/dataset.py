@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from hubmap_kit.augment.resolution import Resolution
 from hubmap_kit.augment.stain import StainChange
 from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.config import Experiment, TrainingConfig
-from hubmap_kit.errors import ConfigError
+from hubmap_kit.errors import ConfigError, TableError
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.mining import NOT_AIMED, HardTiles
 from hubmap_kit.training.world import ALONE, World
@@ -40,9 +40,13 @@ class TileDataset(Dataset[Tile]):
     are filled in place: joining single tiles would copy all of them once more.
     """
 
-    def __init__(self, store: TileStore, slides: Sequence[int], settings: Experiment) -> None:
+    def __init__(self, store: TileStore, slides: Sequence[int], settings: Experiment, weights: Mapping[str, float] | None = None) -> None:
         self.store = store
-        self.slides = np.asarray(slides, np.int64)
+        shares = _shares(store, np.asarray(slides, np.int64), settings.training.organ_shares, weights or {})
+        self.slides = np.asarray(slides, np.int64)[shares > 0]
+        order = np.argsort(self.slides)
+        self._sorted = self.slides[order]
+        self._shares = None if (shares[shares > 0] == 1).all() else shares[shares > 0][order]
         self.size = settings.tiles.size
         self.training = settings.training
         # The batched engine augments where the network is.
@@ -135,7 +139,11 @@ class TileDataset(Dataset[Tile]):
         return int(slide), int(row), int(col)
 
     def _random_crop(self, epoch: int, position: int, random: np.random.Generator) -> tuple[int, int, int]:
-        return self._crop_of(self._slide(epoch, position), random)
+        slide = self._slide(epoch, position)
+        # Whoever is drawn too often gives some of its turns away, so that draws are in proportion to the shares.
+        if self._shares is not None and random.random() >= self._shares[np.searchsorted(self._sorted, slide)]:
+            slide = int(random.choice(self._sorted, p=self._shares / self._shares.sum()))
+        return self._crop_of(slide, random)
 
     def _crop_of(self, slide: int, random: np.random.Generator) -> tuple[int, int, int]:
         if random.random() < self.training.foreground_share:
@@ -202,6 +210,15 @@ def turn(pixels: np.ndarray, symmetry: int, out: np.ndarray) -> None:
         out[:] = pixels
     if symmetry & 2:
         cv2.flip(out, 0 if symmetry & 4 else 1, out)
+
+
+def _shares(store: TileStore, slides: np.ndarray, organs: Mapping[str, float], weights: Mapping[str, float]) -> np.ndarray:
+    """How often each slide is drawn, as a share of the most frequent one's draws; 0: never. Raises TableError when nothing is left."""
+    table = store.slides.iloc[slides]
+    shares = np.array([weights.get(name, 1.0) * organs.get(organ, 1.0) for name, organ in zip(table["id"], table["organ"], strict=True)])
+    if not shares.any():
+        raise TableError("every slide to learn from has weight 0 in train.csv; give some of them more")
+    return shares / shares.max()
 
 
 def _per_epoch(training: TrainingConfig, grid: int) -> int:

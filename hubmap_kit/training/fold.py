@@ -7,7 +7,7 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +63,7 @@ class FoldTask:
     degrade: bool = False
     world: World = ALONE  # the processes that train this fold together
     tiles: TileStore | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)  # of slides by id, where they are not 1
 
 
 @dataclass
@@ -89,7 +90,7 @@ class FoldTrainer:
             raise ConfigError("training.hard_share goes with one process, not with torchrun: no process sees the losses of all tiles; set it to 0")
         self._seed()
         tiles = task.tiles or task.store
-        self.dataset = TileDataset(tiles, task.train, settings)
+        self.dataset = TileDataset(tiles, task.train, settings, task.weights)
         self.loader = build_loader(self.dataset, settings, task.device.type == "cuda", task.world)
         self.draws: DrawSampler = self.loader.batch_sampler.sampler  # type: ignore[union-attr]
         self.hard = self.draws.hard

@@ -133,7 +133,7 @@ def train_fold(planned: Plan, number: int, device: torch.device, on_epoch: OnEpo
         tiles = planned.tiles or planned.store
         task = FoldTask(
             number, planned.store, _rows(tiles, planned.folds, number)[0], valid, folder, device, clock, expected, planned.session,
-            planned.degrade, planned.world, tiles,
+            planned.degrade, planned.world, tiles, {slide.id: slide.weight for slide in planned.slides},
         )  # fmt: skip
         FoldTrainer(planned.settings, task).run(on_epoch)
     stopped = _predict_held_out(planned, number, len(valid), device, clock) if planned.world.first else None

@@ -208,3 +208,18 @@ def test_the_whole_training_table(shared_data: Path) -> None:
     slides = tables.read_train(shared_data / "hubmap-2022" / "train.csv.gz", check_files=False)
     counts = Counter(slide.organ for slide in slides)  # as published with the data
     assert counts == {"kidney": 99, "prostate": 93, "largeintestine": 58, "spleen": 53, "lung": 48}
+
+
+@pytest.mark.parametrize(("text", "weight"), [("", 1.0), ("nan", 1.0), ("0", 0.0), ("0.25", 0.25), ("1", 1.0)])
+def test_a_weight_is_read_where_there_is_one(text: str, weight: float, tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(f"id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness,rle,age,sex,weight\n1,lung,HPA,9,9,0.4,4,0 3,50,Male,{text}\n")
+    assert tables.read_train(path, check_files=False)[0].weight == weight
+
+
+@pytest.mark.parametrize("text", ["-1", "2", "much"])
+def test_a_weight_is_a_share(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(f"id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness,rle,age,sex,weight\n1,lung,HPA,9,9,0.4,4,0 3,50,Male,{text}\n")
+    with pytest.raises(TableError, match=f"has weight '{text}', but a number from 0 to 1 was expected"):
+        tables.read_train(path, check_files=False)

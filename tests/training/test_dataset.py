@@ -11,6 +11,7 @@ import torch
 from hubmap_kit import experiment
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
+from hubmap_kit.errors import TableError
 from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.dataset import TileDataset, build_loader, turn, window
@@ -175,3 +176,20 @@ def test_the_batched_engine_gets_tiles_as_they_are(store: TileStore) -> None:
         for changes in (("augment.pipeline=light", "augment.engine=batched"), ("augment.pipeline=none",))
     )
     assert all(torch.equal(batched[draw][0], plain[draw][0]) for draw in range(8))
+
+
+def test_slides_are_drawn_in_proportion_to_their_weights(store: TileStore) -> None:
+    settings = _settings("training.samples_per_epoch=6000", "augment.pipeline=none", "training.organ_shares={lung: 0.5}")
+    names = store.slides["id"].tolist()
+    weights = {names[0]: 0.0, names[3]: 0.25}
+    dataset = TileDataset(store, range(10), settings, weights)
+    drawn = np.bincount(dataset.places(range(6000))[:, 0], minlength=10) / 6000
+    wanted = np.array([weights.get(name, 1.0) * (0.5 if organ == "lung" else 1) for name, organ in zip(names, store.slides["organ"], strict=True)])
+    np.testing.assert_allclose(drawn, wanted / wanted.sum(), atol=0.02)
+    assert drawn[0] == 0
+    assert 0 not in dataset.tiles[:, 0]
+
+
+def test_slides_of_no_weight_at_all_are_an_error(store: TileStore) -> None:
+    with pytest.raises(TableError, match="every slide to learn from has weight 0"):
+        TileDataset(store, [0, 1], _settings(), dict.fromkeys(store.slides["id"], 0.0))
