@@ -151,7 +151,7 @@ def evaluate(
 @app.command()
 def predict(
     test: Annotated[Path, typer.Option(help="test.csv, with test_images/ beside it.")],
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders; their probabilities are averaged.", show_default=False)] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUNS...", help="Run folders; their probabilities are averaged.", show_default=False)] = None,
     blend: Annotated[Path | None, typer.Option(help="A folder of 'hubmap blend': its runs, weighted by organ.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="The submission to write.")] = Path("submission.csv"),
     folds: Folds = "", set_: Set = [],

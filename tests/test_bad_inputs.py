@@ -185,7 +185,6 @@ CASES = [
     case("no data folder", None, lambda w: [a for a in w.train() if a not in ("--data", str(w.data))], "--data"),
     case("a rate that explodes", None, changed("training.lr=1e25", "training.clip_norm=0"), "the loss became", "training.lr"),
     case("a batch too small for batch norm", None, changed("model.arch=deeplabv3plus", "model.options={}", "training.batch_size=1"), "batch"),
-    case("a network that wants other tiles", None, changed("model.encoder=tu-swin_tiny_patch4_window7_224", "model.options={}"), "tiles.size"),
     case("options that shrink the output", None, changed("model.arch=fpn", "model.options={upsampling: 2}"), "logits", "model.options"),
     case("half precision on a CPU", None, changed("training.precision=fp16"), "training.precision", "fp16"),
     case("a split into one fold", one_fold_for_all, lambda w: w.train(*overrides(f"data.folds_csv={w.tmp}/folds.csv")), "fold"),

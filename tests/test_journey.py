@@ -52,7 +52,7 @@ def coco_mask(text: str, height: int, width: int) -> np.ndarray:
 def test_a_run_folder_describes_itself(tiny_run: Path, sample_data: Path) -> None:
     settings = yaml.safe_load((tiny_run / "config.yaml").read_text())
     assert settings["training"]["epochs"] == 2
-    assert settings["model"]["mean"] == [0.5, 0.5, 0.5]
+    assert settings["model"]["mean"] == [0.485, 0.456, 0.406]
     environment = json.loads((tiny_run / "environment.json").read_text())[0]
     assert environment["packages"]["torch"]
     assert environment["accelerator"]["type"] == "cpu"

@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 SETTINGS = [
     "model.encoder=tu-test_resnet", "model.options={encoder_depth: 3, decoder_channels: [16, 8, 8]}", "scale.policy=physical",
     "scale.um_per_px=0.9", "inference.window=192", "inference.overlap=0.3", "inference.batch_size=3",
+    "model.mean=[0.485, 0.456, 0.406]", "model.std=[0.229, 0.224, 0.225]",
 ]  # fmt: skip
 VIEWS = {"none": ttach.Compose([]), "flips": ttach.Compose([ttach.HorizontalFlip(), ttach.VerticalFlip()]), "d4": ttach.aliases.d4_transform()}
 

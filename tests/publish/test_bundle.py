@@ -117,7 +117,7 @@ def test_it_holds_the_commit_and_nothing_else(bundle: Path, tree: Path) -> None:
     with zipfile.ZipFile(bundle / f"{WHEELS[0]}-py3-none-any.whl") as wheel:
         packed = {name: wheel.read(name) for name in wheel.namelist() if ".dist-info/" not in name}
         assert {entry.date_time for entry in wheel.infolist()} == {(2024, 2, 3, 4, 5, 6)}
-    tracked = [name for name in git(tree, "ls-files", "hubmap_kit").splitlines() if name.endswith(".py") or "/configs/" in name]
+    tracked = [name for name in git(tree, "ls-files", "hubmap_kit").splitlines() if name.endswith((".py", ".csv", ".ipynb")) or "/configs/" in name]
     assert packed == {name: (tree / name).read_bytes() for name in tracked}
 
 

@@ -137,7 +137,9 @@ def test_wandb_keeps_the_history_offline_and_goes_on_under_one_id(tmp_path: Path
     assert [(values["step"], values["dice"]) for values in late] == [(3, 0.75)]
     assert "epoch" not in early[0] and "fold" not in early[0]
     everything = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file() and not path.is_symlink())
-    for secret in (b"deadbeef", b"someuser", os.uname().nodename.encode()):
+    name = os.uname().nodename.encode()
+    # A name of a few letters is found in any file of bytes.
+    for secret in (b"deadbeef", b"someuser", *([name] if len(name) > 5 else [])):
         assert secret not in everything
 
 
