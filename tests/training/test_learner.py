@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -305,43 +304,32 @@ def test_sinks_get_what_the_metrics_get(store: TileStore, tmp_path: Path) -> Non
 PROCESSES = (
     "tiles.size=64", "model.arch=unet", "model.encoder=tu-convnext_atto", "training.loss=bce", "training.epochs=2", "augment.pipeline=flips",
     "model.options={encoder_depth: 4, decoder_channels: [16, 16, 8, 8], decoder_use_norm: false}", "training.ema_decay=0", "data.n_folds=5",
+    "training.keep_last=2", "training.average_last=true",
 )  # fmt: skip
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def test_two_processes_learn_as_one(sample_data: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_as_one_and_end_in_one_sentence(sample_data: Path, tmp_path: Path) -> None:
     """torchrun with two CPU processes, whose batches are halves, against one process; a network whose norms see single tiles."""
     words = ["train", "--config", "baseline", "--data", str(sample_data), "--folds", "0", "--device", "cpu", *overrides(*TINY, *PROCESSES)]
-    launchers = {"one": [sys.executable], "two": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
+
+    def run(name: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+        command = [*launcher, "-m", "hubmap_kit", *words, "--out", str(tmp_path / name), "--stores", str(tmp_path / "stores")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
     tables = {}
-    for name, launcher in launchers.items():
-        out = tmp_path / name
-        done = subprocess.run(
-            [*launcher, "-m", "hubmap_kit", *words, "--out", str(out), "--stores", str(tmp_path / "stores")],
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+    for name, launcher in {"one": (sys.executable,), "two": TORCHRUN}.items():
+        done = run(name, *launcher)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("run folder:") == 1
-        tables[name] = pd.read_csv(out / "fold0" / "metrics.csv"), json.loads((out / "thresholds.json").read_text())
-    numbers = tables["one"][0].select_dtypes("number")
-    np.testing.assert_allclose(numbers, tables["two"][0][numbers.columns], rtol=2e-3, atol=2e-4)
-    np.testing.assert_allclose(numbers["train_loss"], tables["two"][0]["train_loss"], rtol=1e-4)
-
-
-LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hubmap_kit", "train")
-
-
-def test_two_processes_average_the_last_epochs_and_end_in_a_sentence(sample_data: Path, tmp_path: Path) -> None:
-    out, words = tmp_path / "run", ["--config", "baseline", "--data", str(sample_data), "--folds", "0", "--device", "cpu"]
-    changes = overrides(*TINY, "training.keep_last=2", "training.average_last=true", "training.sinks=[tensorboard]")
-    command = [*LAUNCH, "--out", str(out), *words, *changes]
-    first = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert first.returncode == 0, first.stderr
-    assert first.stderr.count("the mean of the last 2 epochs has Dice") == 1
-    assert first.stdout.count("run folder:") == 1
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.stderr.count("the mean of the last 2 epochs has Dice") == 1
+        tables[name] = pd.read_csv(tmp_path / name / "fold0" / "metrics.csv")
+    numbers = tables["one"].select_dtypes("number")
+    np.testing.assert_allclose(numbers, tables["two"][numbers.columns], rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(numbers["train_loss"], tables["two"]["train_loss"], rtol=1e-4)
+    again = run("two", *TORCHRUN)
     assert again.returncode != 0
-    said = [line for line in again.stderr.splitlines() if line.startswith("error:")]
-    assert sum("already holds a run; add --resume" in line for line in said) == 1
+    assert sum("already holds a run; add --resume" in line for line in again.stderr.splitlines() if line.startswith("error:")) == 1
     assert "[rank1]: Traceback" not in again.stderr
 
 
