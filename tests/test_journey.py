@@ -279,7 +279,7 @@ def test_a_slide_of_4500_px_stays_under_2_gib(tmp_path: Path) -> None:
             "predict([run], data / 'test.csv', data / 's.csv', device='cpu')\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
-        settings = [*TINY, "scale.policy=reduce", "scale.reduce=1", "inference.window=512", "inference.batch_size=1"]
+        settings = [*TINY, "scale.policy=reduce", "scale.reduce=1", "inference.window=512", "inference.batch_size=1", "inference.views=none"]
         done = subprocess.run([sys.executable, "-c", code, str(model), str(data), *settings], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         peaks[side] = int(done.stdout) * 1024
