@@ -93,11 +93,13 @@ def test_a_worker_that_is_killed_costs_its_own_fold(sample_data: Path, tmp_path:
             victims.append(multiprocessing.active_children()[0].pid)
             os.kill(victims[0], signal.SIGKILL)
 
-    with pytest.raises(HubmapError, match=r"^fold (\d) failed: the process that trained on cpu ended with code -9 ") as raised:
+    # The victim may not have come to a fold yet; then it costs none.
+    words = r"^(fold \d|the worker on cpu) failed: the process that trained on cpu ended with code -9 "
+    with pytest.raises(HubmapError, match=words) as raised:
         train_side_by_side(planned, [0, 1], choose_devices("cpu,cpu"), kill_one)
-    other = 1 - int(str(raised.value).split()[1])
-    assert len(pd.read_csv(tmp_path / "run" / f"fold{other}" / "metrics.csv")) == 8
-    assert (tmp_path / "run" / f"fold{other}" / "oof_counts.parquet").is_file()
+    for other in {0, 1} - {int(digit) for digit in re.findall(r"^fold (\d) failed", str(raised.value))}:
+        assert len(pd.read_csv(tmp_path / "run" / f"fold{other}" / "metrics.csv")) == 8
+        assert (tmp_path / "run" / f"fold{other}" / "oof_counts.parquet").is_file()
 
 
 def test_folds_that_nobody_is_left_to_begin_are_said(sample_data: Path, tmp_path: Path) -> None:
