@@ -12,6 +12,7 @@ import click
 import typer
 
 from hubmap_kit.errors import HubmapError
+from hubmap_kit.options import Device, Folds, Set, Stores
 from hubmap_kit.publish import verbs as publishing
 from hubmap_kit.runtime import verbs as experimenting
 from hubmap_kit.words import INTERRUPTED, fold_numbers
@@ -21,10 +22,6 @@ app = typer.Typer(
     help="Segment tissue slides: train folds, predict with views and ensembles, write a valid submission.csv.",
 )  # fmt: skip
 
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set training.lr=3e-4; may be repeated.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
-Folds = Annotated[str, typer.Option(help="Fold numbers, e.g. 0,2; empty: all.")]
-Stores = Annotated[Path | None, typer.Option(help="Folder of tile stores; default: 'stores' beside the run.")]
 
 
 @app.callback()

@@ -9,15 +9,11 @@ import pandas as pd
 
 from hubmap_kit.competition import rle
 from hubmap_kit.competition.folds import DUPLICATE_TISSUE
+from hubmap_kit.competition.lung_styles import THIRD_PLACE
 from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.report.eda_data import People, Tables
 
-# Lung slides whose masks cut the alveoli in another way than the rest; the organisers called both ways right. Dropped, and labelled
-# anew by their models, by the 3rd place of the competition (its write-up).
-OTHER_LUNG_LABELS = frozenset((
-    "12476", "127", "13189", "15124", "16564", "23252", "25516", "25945", "29610", "30084", "30500", "31139", "31571", "7359", "8151",
-))  # fmt: skip
 ALIKE = 0.9  # Dice of two masks from which they are one drawing
 FULL = 0.8  # share of the slide from which a mask leaves hardly any background
 COLUMNS = ("kind", "ids", "detail")
@@ -53,7 +49,7 @@ def _known(slides: Sequence[Slide]) -> Iterator[Oddity]:
         present = [slide_id for slide_id in group if slide_id in organ_of]
         if len(present) > 1:
             yield "known duplicate tissue", " ".join(present), f"{organ_of[present[0]]}; folds keep them together"
-    other = [slide.id for slide in slides if slide.organ == "lung" and slide.id in OTHER_LUNG_LABELS]
+    other = [slide.id for slide in slides if slide.organ == "lung" and slide.id in THIRD_PLACE]
     if other:
         yield "lung labelled in another way", " ".join(other), "alveoli are cut in another way than in other slides; some winners left them out"
 

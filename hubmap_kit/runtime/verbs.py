@@ -11,12 +11,10 @@ from typing import Annotated
 import typer
 
 from hubmap_kit.errors import HubmapError
+from hubmap_kit.options import Device, Folds, Set, Stores
 from hubmap_kit.runtime import external_verbs
 from hubmap_kit.words import fold_numbers
 
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set training.lr=3e-4; may be repeated.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
-Stores = Annotated[Path | None, typer.Option(help="Folder of tile stores; default: 'stores' beside the run.")]
 Config = Annotated[str, typer.Option(help="A shipped experiment or a YAML file.")]
 Data = Annotated[str, typer.Option(help="Folder with train.csv and train_images/.")]
 pretrained = typer.Typer(no_args_is_help=True, help="Pack encoder weights for machines without a network.", rich_markup_mode=None)
@@ -108,7 +106,7 @@ def tune(
 def notebook(
     out: Annotated[Path, typer.Option(help="The run folder; the executed copy becomes notebook.ipynb in it.")],
     config: Annotated[str, typer.Option(help="A shipped experiment or a YAML file; with --resume the run's own is the default.")] = "",
-    data: Data = "", set_: Set = [], folds: Annotated[str, typer.Option(help="Fold numbers, e.g. 0,2; empty: all.")] = "",
+    data: Data = "", set_: Set = [], folds: Folds = "",
     device: Device = "auto", stores: Stores = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or report a finished one.")] = False,
 ) -> None:  # fmt: skip

@@ -243,12 +243,11 @@ class FoldTrainer:
     def _save(self) -> None:
         """Weights first, the checkpoint last: a kill in between repeats the epoch, which writes its weights again."""
         folder = self.task.folder
-        tensors = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in self.evaluated.state_dict().items()}
         if history.best(self.state.history, self.config) is self.state.history[-1]:
             (folder / COUNTS_FILE).unlink(missing_ok=True)  # out-of-fold results of older weights
-            with atomic_path(folder / MODEL_FILE) as temporary:
-                save_file(tensors, temporary)
-        self.last.save(self.state.epoch, tensors)
+            self._write_model(_separate(self.evaluated))
+        if self.config.keep_last:
+            self.last.save(self.state.epoch, _separate(self.evaluated))
         write_rows(folder / TIMING_FILE, self.state.timing)
         checkpoint.save(
             folder / CHECKPOINT_FILE,
@@ -319,8 +318,11 @@ class FoldTrainer:
             found["dice"], found["val_loss"], best["dice"], best["val_loss"], "the mean is kept" if better else "the best epoch stays",
         )  # fmt: skip
         if better:
-            with atomic_path(self.task.folder / MODEL_FILE) as temporary:
-                save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
+            self._write_model({name: value.contiguous() for name, value in weights.items()})
+
+    def _write_model(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        with atomic_path(self.task.folder / MODEL_FILE) as temporary:
+            save_file(dict(tensors), temporary)
 
     def _timing(self, epoch: int, train_seconds: float, seconds: float) -> Row:
         tiles = len(self.loader.dataset)  # type: ignore[arg-type]
@@ -342,3 +344,8 @@ class FoldTrainer:
             "fold %d epoch %d/%d: train loss %.4f%s%s, %.1f s, %.1f tiles/s%s", self.task.fold, row["epoch"], self.config.epochs,
             row["train_loss"], scores, standing, timing["seconds"], timing["tiles_per_second"], card,
         )  # fmt: skip
+
+
+def _separate(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A network's tensors in memory of their own each: safetensors refuses those that share some, as timm's plain CoaT has."""
+    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in network.state_dict().items()}

@@ -12,27 +12,17 @@ from pathlib import Path
 
 import cv2
 import pytest
+from namespaces import needs_namespaces
 from rle_oracle import coco_mask, dice, rows_of
 from tiny import TINY, overrides
 
 import hubmap_kit
 from hubmap_kit.competition.organs import ORGANS
-from hubmap_kit.errors import RehearsalError
 from hubmap_kit.publish.rehearsal.hidden import UNREADABLE, read_hidden
-from hubmap_kit.publish.rehearsal.sandbox import check_machine
 
 ROOT = Path(hubmap_kit.__file__).resolve().parents[1]
 
 
-def _forbidden() -> str:
-    try:
-        check_machine()
-    except RehearsalError as error:
-        return str(error)
-    return ""
-
-
-needs_namespaces = pytest.mark.skipif(bool(_forbidden()), reason=_forbidden() or "namespaces work")
 SMALL = ("--slides", "7", "--largest", "400", "--sample-size", "256")
 
 

@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
+from namespaces import needs_namespaces
 
 import hubmap_kit
-from hubmap_kit.errors import RehearsalError
 from hubmap_kit.publish.rehearsal.image import Image
-from hubmap_kit.publish.rehearsal.sandbox import check_machine
 
 ROOT = Path(hubmap_kit.__file__).resolve().parents[1]
 
 
-def _forbidden() -> str:
-    try:
-        check_machine()
-    except RehearsalError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_forbidden()), reason=_forbidden() or "namespaces work")
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """An environment without any package: the interpreter of the tests alone."""
-    folder = tmp_path_factory.mktemp("bare")
-    return Image(folder, folder, Path(os.path.realpath(sys._base_executable)), Path(sys.base_prefix).resolve(), sysconfig.get_python_version())
+pytestmark = needs_namespaces
 
 
 def _command_lines() -> str:
