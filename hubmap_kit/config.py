@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +23,20 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
+class ByOrgan(Section):
+    """Base of sections with exceptions by organ: what an exception does not name is as for all organs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("organs"), dict):
+            return values
+        known = get_args(cls.model_fields["organs"].annotation)[1].model_fields
+        common = {key: value for key, value in values.items() if key in known}
+        organs = {organ: {**common, **own} if isinstance(own, dict) else own for organ, own in values["organs"].items()}
+        return {**values, "organs": organs}
+
+
 class DataConfig(Section):
     """Which slides, and how they are split."""
 
@@ -33,6 +47,7 @@ class DataConfig(Section):
         "", description="learn from a conversion of the slides, as 'hubmap tiles' names it: 2048-512-r1 (cropped to the tissue), bg30, resize-512, "
         "or a YAML file; empty: from the slides themselves, at `scale`"
     )
+    organs: list[OrganName] = Field(default_factory=list, description="learn from slides of these organs only, and judge on them; empty: all organs")
     folds_csv: str = Field("", description="a written split (id,organ,data_source,fold) to use instead of a new one")
 
 
@@ -49,10 +64,10 @@ class ScaleChoices(Section):
     fit: int = Field(1024, ge=64, description="longer side of every slide in network pixels, whatever its own scale (policy fit)")
 
 
-class ScaleConfig(ScaleChoices):
+class ScaleConfig(ByOrgan, ScaleChoices):
     """The scale of all organs, with exceptions by organ."""
 
-    organs: dict[OrganName, ScaleChoices] = Field(default_factory=dict, description="the choices of one organ, instead of those for all")
+    organs: dict[OrganName, ScaleChoices] = Field(default_factory=dict, description="what is different for one organ")
 
     def of(self, organ: str) -> ScaleChoices:
         """What holds for one organ; an empty name means those that have no choices of their own."""
@@ -66,7 +81,26 @@ class TilesConfig(Section):
     overlap: float = Field(0.0, ge=0, lt=0.9, description="share of a grid tile that its neighbour repeats")
 
 
-class AugmentConfig(Section):
+class AugmentChoices(Section):
+    """What a training tile goes through before it is mixed with others."""
+
+    zoom: tuple[Weight, Weight] = Field((1.0, 1.0), description="random scale, from and to: 0.5 shows things half as large, cut from twice the side")
+    hubmap_scale: Share = Field(0.0, description="share of tiles with no more detail than the organ's HuBMAP slides have")
+    stain: Literal["none", "jitter", "reinhard", "macenko", "histogram", "mixed"] = Field(
+        "none",
+        description="jitter: stains stronger and weaker at random; reinhard, macenko, histogram: the colours of a reference picture; "
+        "mixed: one of these four, all equally often",
+    )
+    stain_probability: Share = Field(0.5, description="share of tiles whose stains are changed")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentChoices:
+        if self.zoom[0] > self.zoom[1]:
+            raise ValueError(f"zoom goes from {self.zoom[0]:g} to {self.zoom[1]:g}; put the smaller number first")
+        return self
+
+
+class AugmentConfig(ByOrgan, AugmentChoices):
     """Random changes of a training tile: its stains first, then mixing with other tiles, then the pipeline."""
 
     pipeline: Literal["none", "flips", "light", "first-team", "classic", "colour", "strong"] = Field(
@@ -79,25 +113,26 @@ class AugmentConfig(Section):
         description="classic: tile by tile, while they are loaded; batched: a batch at once where the network is, much faster on a GPU, "
         "but of the pipeline the geometry and colours only: no blur, noise, gamma, compression or dropout",
     )
-    hubmap_scale: Share = Field(0.0, description="share of tiles with no more detail than the organ's HuBMAP slides have")
     coarse_prostate: Share = Field(0.0, description="share of prostate tiles with the detail of slides 0.06 to 0.4 times as large")
     mixing: dict[Literal["mosaic", "cutmix", "copy_paste", "mixup"], Share] = Field(
         default_factory=dict, description="probability of each way to mix a tile with others; together at most 1"
     )
     mixing_same_organ: bool = Field(False, description="mix with tiles of the same organ only")
-    stain: Literal["none", "jitter", "reinhard", "macenko", "histogram"] = Field(
-        "none", description="jitter: stains stronger and weaker at random; the others: the colours of a reference picture"
-    )
-    stain_probability: Share = Field(0.5, description="share of tiles whose stains are changed")
-    stain_references: str = Field("", description="folder of reference pictures (tif, jpg, png) for reinhard, macenko and histogram")
+    stain_references: str = Field("", description="folder of reference pictures (tif, jpg, png) for the stains that need them")
+    organs: dict[OrganName, AugmentChoices] = Field(default_factory=dict, description="what is different for one organ")
 
     @model_validator(mode="after")
     def _possible(self) -> AugmentConfig:
         if sum(self.mixing.values()) > 1 + 1e-9:
             raise ValueError(f"mixing has probabilities of {sum(self.mixing.values()):g} together; a tile is mixed one way, so at most 1 is possible")
-        if self.stain in ("reinhard", "macenko", "histogram") and not self.stain_references:
-            raise ValueError(f"stain is {self.stain}, which needs stain_references, a folder of reference pictures")
+        for choices in (self, *self.organs.values()):
+            if choices.stain not in ("none", "jitter") and not self.stain_references:
+                raise ValueError(f"stain is {choices.stain}, which needs stain_references, a folder of reference pictures")
         return self
+
+    def of(self, organ: str) -> AugmentChoices:
+        """What holds for one organ."""
+        return self.organs.get(organ, self)  # type: ignore[call-overload]
 
 
 class ModelConfig(Section):
@@ -200,10 +235,10 @@ class PostprocessChoices(Section):
     rescue: bool = Field(False, description="an empty mask takes ever lower thresholds until something is left (every slide has a unit)")
 
 
-class PostprocessConfig(PostprocessChoices):
+class PostprocessConfig(ByOrgan, PostprocessChoices):
     """Post-processing for all organs, with exceptions by organ."""
 
-    organs: dict[OrganName, PostprocessChoices] = Field(default_factory=dict, description="choices of one organ, instead of those for all")
+    organs: dict[OrganName, PostprocessChoices] = Field(default_factory=dict, description="what is different for one organ")
 
 
 class InferenceConfig(Section):
@@ -214,6 +249,10 @@ class InferenceConfig(Section):
     whole_slide: int = Field(0, ge=0, description="slides of at most this many network pixels on both sides are predicted in one piece; 0: never")
     skip_background: bool = Field(True, description="do not predict windows that hold nothing but glass")
     views: Literal["none", "flips", "d4"] = Field("flips", description="test-time views averaged as probabilities: 1, 4 or 8")
+    normalise: list[Literal["reinhard", "macenko", "histogram"]] = Field(
+        default_factory=list,
+        description="HuBMAP slides are predicted once more by each method, in the colours of the organ's training slides, and averaged with the raw view",
+    )
     batch_size: int = Field(4, ge=1, description="windows in one forward pass; halved by itself where memory is short")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto: as the network was trained, fp32 on a CPU")
     tune_speed: bool = Field(True, description="measure once whether folded batch norms and channels-last memory are faster here")
