@@ -89,7 +89,7 @@ class AugmentChoices(Section):
     stain: Literal["none", "jitter", "reinhard", "macenko", "histogram", "mixed"] = Field(
         "none",
         description="jitter: stains stronger and weaker at random; reinhard, macenko, histogram: the colours of a reference picture; "
-        "mixed: one of these four, all equally often",
+        "mixed: one of these four at random",
     )
     stain_probability: Share = Field(0.5, description="share of tiles whose stains are changed")
 
@@ -118,16 +118,13 @@ class AugmentConfig(ByOrgan, AugmentChoices):
         default_factory=dict, description="probability of each way to mix a tile with others; together at most 1"
     )
     mixing_same_organ: bool = Field(False, description="mix with tiles of the same organ only")
-    stain_references: str = Field("", description="folder of reference pictures (tif, jpg, png) for the stains that need them")
+    stain_references: str = Field("", description="folder of reference pictures (tif, jpg, png); empty: drawn ones, in PAS and in haematoxylin and eosin")
     organs: dict[OrganName, AugmentChoices] = Field(default_factory=dict, description="what is different for one organ")
 
     @model_validator(mode="after")
     def _possible(self) -> AugmentConfig:
         if sum(self.mixing.values()) > 1 + 1e-9:
             raise ValueError(f"mixing has probabilities of {sum(self.mixing.values()):g} together; a tile is mixed one way, so at most 1 is possible")
-        for choices in (self, *self.organs.values()):
-            if choices.stain not in ("none", "jitter") and not self.stain_references:
-                raise ValueError(f"stain is {choices.stain}, which needs stain_references, a folder of reference pictures")
         return self
 
     def of(self, organ: str) -> AugmentChoices:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -144,11 +144,19 @@ def _section(values: dict[str, Any], key: str, origin: str) -> dict[str, Any]:
 
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    """The keys of the section at a place of an experiment; none where there is no section."""
     model: Any = Experiment
     for part in location:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if get_origin(model) is dict:  # exceptions by organ
+            model = get_args(model)[1]
+            continue
+        field = model.model_fields.get(part) if _is_section(model) else None
         model = field.annotation if field else None
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    return list(model.model_fields) if _is_section(model) else []
+
+
+def _is_section(model: Any) -> bool:
+    return isinstance(model, type) and issubclass(model, BaseModel)
 
 
 def _sentence(error: ValidationError, origin: str) -> str:

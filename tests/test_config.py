@@ -86,3 +86,29 @@ def test_a_wrong_override_is_named(override: str, words: list[str]) -> None:
         experiment.load("baseline", [override])
     for word in words:
         assert word in str(error.value)
+
+
+def test_an_exception_for_an_organ_changes_only_what_it_names() -> None:
+    settings = experiment.parse(
+        {
+            "scale": {"policy": "physical", "um_per_px": 0.8, "organs": {"prostate": {"um_per_px": 1.6}}},
+            "augment": {"pipeline": "strong", "stain": "jitter", "zoom": [0.5, 2], "organs": {"lung": {"zoom": [0.8, 1.2]}}},
+            "inference": {"postprocess": {"fill_holes": True, "organs": {"spleen": {"shrink": 3}}}},
+        },
+        "here",
+    )
+    assert (settings.scale.of("prostate").policy, settings.scale.of("prostate").um_per_px, settings.scale.of("lung").um_per_px) == ("physical", 1.6, 0.8)
+    assert (settings.augment.of("lung").stain, settings.augment.of("lung").zoom, settings.augment.of("kidney").zoom) == ("jitter", (0.8, 1.2), (0.5, 2.0))
+    assert settings.inference.postprocess.organs["spleen"].model_dump() == {
+        "fill_holes": True, "opening": 0, "min_area": 0.0, "shrink": 3, "rescue": False
+    }  # fmt: skip
+    # What a run keeps is complete, so a later change of what is common does not reach into it.
+    again = experiment.parse(experiment.dump(settings), "there")
+    assert again == settings
+
+
+def test_an_unknown_key_of_an_organ_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"augment.organs.lung.zom.*did you mean 'zoom'"):
+        experiment.load("baseline", ["augment.organs.lung.zom=1"])
+    with pytest.raises(ConfigError, match="zoom goes from 2 to 1; put the smaller number first"):
+        experiment.load("baseline", ["augment.zoom=[2, 1]"])

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from hubmap_kit.augment.changes import jitter_on_device
 from hubmap_kit.augment.density import DAB, EOSIN, HAEMATOXYLIN
 from hubmap_kit.config import AugmentConfig
 
@@ -151,7 +152,7 @@ def from_settings(augment: AugmentConfig, mean: Triple, std: Triple, seed: int) 
     """What an experiment asks for: None when its engine is `classic`. Stain jitter comes along; other stain methods are the data set's."""
     if augment.engine != "batched":
         return None
-    return Batched(augment.pipeline, mean, std, seed, augment.stain_probability if augment.stain == "jitter" else 0.0)
+    return Batched(augment.pipeline, mean, std, seed, jitter_on_device(augment))
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ Item = tuple[np.ndarray, np.ndarray, str]  # image (S, S, 3), mask (S, S) with u
 WHOLE = 6  # draws of a whole pipeline
 ALONE = 2  # draws of each of its steps
 DRAWS = 3  # draws of a mixing method
-GROUPS = {"mixing": tuple(mixing.METHODS), "stain": stain.METHODS[1:]}
-NAMES = (*PIPELINES, *mixing.METHODS, *stain.METHODS[1:], *GROUPS)
+GROUPS = {"mixing": tuple(mixing.METHODS), "stain": stain.MIXED}
+NAMES = (*PIPELINES, *mixing.METHODS, *stain.MIXED, *GROUPS)
 ENGINES = ("classic", "batched")
 BATCHED = (*PIPELINES, "jitter")  # what the engine for whole batches does itself
 

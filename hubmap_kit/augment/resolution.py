@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from hubmap_kit.competition.organs import FACTS
+from hubmap_kit.competition.organs import FACTS, ORGANS
 from hubmap_kit.config import AugmentConfig
 
 COARSEST, FINEST = 0.06, 0.4  # factors by which the first place made prostates smaller, about
@@ -28,10 +28,11 @@ class Resolution:
     """The coarsening of an experiment: now and then to the pixel size of the organ's HuBMAP slides, prostates further still."""
 
     def __init__(self, config: AugmentConfig) -> None:
-        self.hubmap, self.prostate = config.hubmap_scale, config.coarse_prostate
+        self.hubmap = {organ: config.of(organ).hubmap_scale for organ in ORGANS}
+        self.prostate = config.coarse_prostate
 
     def __bool__(self) -> bool:
-        return self.hubmap > 0 or self.prostate > 0
+        return any(self.hubmap.values()) or self.prostate > 0
 
     def __call__(self, image: np.ndarray, organ: str, um_per_px: float, random: np.random.Generator) -> np.ndarray:
         """A tile (H, W, 3) uint8 of an organ, whose pixels are `um_per_px` wide now. The same numbers are drawn for every organ."""
@@ -39,6 +40,6 @@ class Resolution:
         factor = random.uniform(COARSEST, FINEST)
         if organ == "prostate" and prostate < self.prostate:
             return coarsened(image, factor)
-        if hubmap < self.hubmap:
+        if hubmap < self.hubmap[organ]:
             return coarsened(image, um_per_px / FACTS[organ].um_per_px["Hubmap"])
         return image

@@ -6,7 +6,7 @@ few pixels say nothing about a staining. All pictures are (H, W, 3) uint8 RGB; r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from hubmap_kit.augment.density import DAB, EOSIN, HAEMATOXYLIN, density, keep_g
 from hubmap_kit.competition import slides
 from hubmap_kit.errors import ConfigError, did_you_mean
 
-__all__ = ["METHODS", "Reference", "References", "StainChange", "jitter", "macenko", "match_histograms", "reinhard", "stain_matrix"]
+__all__ = ["METHODS", "Reference", "StainChange", "read_references", "jitter", "macenko", "match_histograms", "reinhard", "stain_matrix"]
 SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")
 FULL = 99  # percentile of a stain's concentrations that counts as its full strength (Macenko et al. 2009)
 STRETCH = 4.0  # Reinhard's factor at most: in a tile that is nearly grey, more would turn the noise of a JPEG into a rainbow
@@ -49,23 +49,16 @@ class Reference:
         return cls(name, vectors, _strengths(densities, vectors), mean, std, _shares(picture, stained))
 
 
-class References:
-    """The reference pictures (tif, jpg, png) of a folder, read and measured once."""
+def read_references(folder: str | Path) -> list[Reference]:
+    """Measure the reference pictures (tif, jpg, png) of a folder.
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises ConfigError for a folder without pictures or with one that cannot be a reference, SlideError for a damaged one."""
-        folder = Path(folder)
-        paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-        if not paths:
-            raise ConfigError(f"augment.stain_references is '{folder}', where no tif, jpg or png was found; name a folder of reference pictures")
-        self.items = [Reference.of(slides.read(path), str(path)) for path in paths]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def choose(self, random: np.random.Generator) -> Reference:
-        """One of them, all equally often."""
-        return self.items[int(random.integers(len(self.items)))]
+    Raises ConfigError for a folder without pictures or with one that cannot be a reference, SlideError for a damaged one.
+    """
+    folder = Path(folder)
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    if not paths:
+        raise ConfigError(f"the folder of stain references is '{folder}', where no tif, jpg or png was found; name a folder of reference pictures")
+    return [Reference.of(slides.read(path), str(path)) for path in paths]
 
 
 def reinhard(image: np.ndarray, reference: Reference | np.ndarray) -> np.ndarray:
@@ -136,28 +129,34 @@ def jitter(image: np.ndarray, random: np.random.Generator, strength: float = 0.2
 
 Transfer = Callable[[np.ndarray, Reference], np.ndarray]
 TRANSFERS: dict[str, Transfer] = {"reinhard": reinhard, "macenko": macenko, "histogram": match_histograms}
-METHODS = ("none", "jitter", *TRANSFERS)
+MIXED = ("jitter", *TRANSFERS)
+METHODS = ("none", "jitter", *TRANSFERS, "mixed")
 
 
 class StainChange:
     """A stain method of the experiment: `change(image, random)` returns the image with other stains, or as it was."""
 
-    def __init__(self, method: str, probability: float, references: str | Path = "") -> None:
-        """`references` is the folder that reinhard, macenko and histogram need. Raises ConfigError and SlideError."""
+    def __init__(self, method: str, probability: float, references: Sequence[Reference] = ()) -> None:
+        """`references` are what reinhard, macenko, histogram and mixed need. Raises ConfigError for a method that is none."""
         if method not in METHODS:
             raise ConfigError(f"augment.stain is '{method}'; known are {', '.join(METHODS)}{did_you_mean(method, METHODS)}")
-        if method in TRANSFERS and not str(references):
-            raise ConfigError(f"augment.stain is {method}, which needs reference pictures; set augment.stain_references to a folder of them")
-        self.method, self.probability = method, probability if method != "none" else 0.0
-        self.references = References(references) if method in TRANSFERS else None
+        if needs_references(method) and not references:
+            raise ConfigError(f"the stain method {method} needs reference pictures, but none were given")
+        self.method, self.probability, self.references = method, probability if method != "none" else 0.0, references
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         # Without a method nothing is drawn either, so that the other draws of a tile are what they were before there were stains.
         if not self.probability or random.random() >= self.probability:
             return image
-        if self.references is None:
+        method = MIXED[int(random.integers(len(MIXED)))] if self.method == "mixed" else self.method
+        if method == "jitter":
             return jitter(image, random)
-        return TRANSFERS[self.method](image, self.references.choose(random))
+        return TRANSFERS[method](image, self.references[int(random.integers(len(self.references)))])
+
+
+def needs_references(method: str) -> bool:
+    """Whether a method of METHODS takes its colours from pictures."""
+    return method not in ("none", "jitter")
 
 
 def _measured(reference: Reference | np.ndarray) -> Reference:

@@ -1,4 +1,4 @@
-"""Cross-validation folds: balanced by organ, with pieces of one tissue always in one fold."""
+"""Cross-validation folds: balanced by organ, with pieces of one tissue, and slides and what was made of them, always in one fold."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from pathlib import Path
 import numpy as np
 
 from hubmap_kit.competition.csv_rows import read_rows
+from hubmap_kit.competition.lineage import Families, judged
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import TableError
 from hubmap_kit.files import atomic_path
 
-# Pairs and triples of training slides that show the same tissue: a model that has seen one knows the other.
-# Source: README of the 8th place solution of hubmap-organ-segmentation ("Gleb & Alex").
-DUPLICATE_TISSUE: tuple[tuple[str, ...], ...] = (
-    ("6730", "32741"),  # prostate
-    ("30294", "1229"),
-    ("26982", "30414"),
-    ("10666", "16659"),
-    ("24097", "9470"),  # kidney
-    ("351", "26780"),  # large intestine
-    ("10488", "20563", "14388"),  # lung
-    ("1878", "11629"),
-)
 _COLUMNS = ("id", "organ", "data_source", "fold")
 
 
 def assign_folds(slides: Sequence[Slide], n_folds: int, seed: int = 0) -> dict[str, int]:
     """Slide id -> fold 0..n_folds-1, in the order of `slides`.
 
-    Organs are spread evenly (scikit-learn's StratifiedGroupKFold, groups in an order drawn from `seed`) and known duplicate
-    tissue stays together. The result depends on the ids and organs, not on the order of the rows. With so few slides that no
-    organ has `n_folds` of them, only the number of slides is balanced. Raises TableError when `n_folds` is below 2 or above the
-    number of separate tissues, or when the slides are too few and too clustered to fill every fold.
+    Organs are spread evenly (scikit-learn's StratifiedGroupKFold, groups in an order drawn from `seed`); known duplicate tissue
+    stays together, and so do slides and their descendants (`Slide.parent`). A slide whose parent is in the table too follows it and
+    counts for nothing else, so originals lie where they lie without their copies. The result depends on the ids and organs, not on
+    the order of the rows. With so few slides that no organ has `n_folds` of them, only the number of slides is balanced. Raises
+    TableError when `n_folds` is below 2 or above the number of separate tissues, or when the slides are too few and too clustered
+    to fill every fold.
     """
-    groups = _groups([slide.id for slide in slides])
+    parents = {slide.id: slide.parent for slide in sorted(slides, key=lambda slide: slide.id)}  # the names of families follow the order
+    families, originals = Families(parents), judged(parents)
+    chosen = _chosen([slide for slide in slides if slide.id in originals], families, n_folds, seed)
+    fold_of = {families.of(slide_id): fold for slide_id, fold in chosen.items()}
+    return {slide.id: fold_of[families.of(slide.id)] for slide in slides}
+
+
+def _chosen(slides: Sequence[Slide], families: Families, n_folds: int, seed: int) -> dict[str, int]:
+    groups = [families.of(slide.id) for slide in slides]
     tissues = len(set(groups))
     if not 2 <= n_folds <= tissues:
         raise TableError(
@@ -70,7 +69,7 @@ def read_folds(path: str | Path, slides: Sequence[Slide]) -> dict[str, int]:
     """Slide id -> fold from a fold table, in the order of `slides`; only the columns id and fold are read.
 
     Rows of other slides are allowed. Raises TableError when a slide has no row, an id comes twice, fold numbers are not
-    0, 1, 2, ... without a gap (at least two), or slides of one tissue lie in different folds.
+    0, 1, 2, ... without a gap (at least two), or slides of one tissue, or a slide and its descendants, lie in different folds.
     """
     fold_of: dict[str, int] = {}
     for line, row in read_rows(path, ("id", "fold")):
@@ -85,13 +84,8 @@ def read_folds(path: str | Path, slides: Sequence[Slide]) -> dict[str, int]:
     if missing:
         raise TableError(f"{path} has no fold for {_some(missing)}; assign the folds again for this train.csv")
     _check_numbers(path, fold_of)
-    _check_duplicates(path, fold_of)
+    _check_families(path, fold_of, Families({slide.id: slide.parent for slide in slides}))
     return {slide.id: fold_of[slide.id] for slide in slides}
-
-
-def _groups(ids: Sequence[str]) -> list[str]:
-    first = {slide_id: group[0] for group in DUPLICATE_TISSUE for slide_id in group}
-    return [first.get(slide_id, slide_id) for slide_id in ids]
 
 
 def _split(strata: Sequence[str], groups: Sequence[str], n_folds: int, seed: int) -> list[int]:
@@ -121,12 +115,14 @@ def _check_numbers(path: str | Path, fold_of: Mapping[str, int]) -> None:
         )
 
 
-def _check_duplicates(path: str | Path, fold_of: Mapping[str, int]) -> None:
-    for group in DUPLICATE_TISSUE:
-        where = {slide_id: fold_of[slide_id] for slide_id in group if slide_id in fold_of}
-        if len(set(where.values())) > 1:
-            places = ", ".join(f"{slide_id} in fold {fold}" for slide_id, fold in where.items())
-            raise TableError(f"{path} splits slides of one tissue ({places}), which leaks into validation; put them in one fold")
+def _check_families(path: str | Path, fold_of: Mapping[str, int], families: Families) -> None:
+    found: dict[str, dict[int, str]] = {}  # family -> fold -> its first slide there
+    for slide_id, fold in fold_of.items():
+        found.setdefault(families.of(slide_id), {}).setdefault(fold, slide_id)
+    for places in found.values():
+        if len(places) > 1:
+            told = ", ".join(f"{slide_id} in fold {fold}" for fold, slide_id in places.items())
+            raise TableError(f"{path} splits slides of one tissue ({told}), which leaks into validation; put them in one fold")
 
 
 def _some(ids: Sequence[str]) -> str:

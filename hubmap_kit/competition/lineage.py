@@ -2,6 +2,7 @@
 
 A family is everything that hangs together by `parent` columns and by the known duplicate tissue of the competition. A model that has
 seen one member knows the others, so a family lies in one fold, and only a fold that held it out may speak about any of its members.
+A descendant whose parent is in the same table is learnt from but never judged: copies of one tissue would count several times.
 """
 
 from __future__ import annotations
@@ -10,8 +11,20 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from hubmap_kit.competition.folds import DUPLICATE_TISSUE
 from hubmap_kit.errors import TableError
+
+# Pairs and triples of training slides that show the same tissue: a model that has seen one knows the other.
+# Source: README of the 8th place solution of hubmap-organ-segmentation ("Gleb & Alex").
+DUPLICATE_TISSUE: tuple[tuple[str, ...], ...] = (
+    ("6730", "32741"),  # prostate
+    ("30294", "1229"),
+    ("26982", "30414"),
+    ("10666", "16659"),
+    ("24097", "9470"),  # kidney
+    ("351", "26780"),  # large intestine
+    ("10488", "20563", "14388"),  # lung
+    ("1878", "11629"),
+)
 
 
 class Families:
@@ -47,6 +60,24 @@ class Families:
         one, other = self.of(one), self.of(other)
         if one != other:
             self._above[one] = other
+
+
+def judged(parents: Mapping[str, str]) -> set[str]:
+    """The ids that are judged when they are held out, of a table slide id -> parent ("" or its own id for an original).
+
+    A slide is judged unless its parent is in the table as well. Where slides name each other in a circle, the first of them is judged.
+    """
+    return {_top(slide_id, parents) for slide_id in parents}
+
+
+def _top(slide_id: str, parents: Mapping[str, str]) -> str:
+    """The first of a slide's line within the table; of a circle, the member whose id comes first."""
+    line = [slide_id]
+    while (parent := parents[line[-1]]) in parents and parent != line[-1]:
+        if parent in line:
+            return min(line[line.index(parent) :])
+        line.append(parent)
+    return line[-1]
 
 
 def held_out_by(slide_id: str, families: Families, folds: Mapping[str, set[int]]) -> int | None:

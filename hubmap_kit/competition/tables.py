@@ -31,7 +31,8 @@ class Slide:
     `source` is "HPA" or "Hubmap"; `height` and `width` are pixels as the table states them (the file itself may differ by a few);
     `um_per_px` is the pixel size and `thickness_um` the section thickness, in um; `rle` is the run-length string of the truth,
     column-major and 0-based ("" for an empty mask), or None for a test slide. `weight` is how often a training slide is drawn,
-    as a share of the others' (the kit's own column `weight`, 1 where there is none).
+    as a share of the others' (the kit's own column `weight`, 1 where there is none). `parent` is the id of the slide that a training
+    slide descends from, such as the original of a restained copy (column `parent`); "" for an original.
     """
 
     id: str
@@ -44,10 +45,11 @@ class Slide:
     path: Path
     rle: str | None
     weight: float = 1.0
+    parent: str = ""
 
 
 def read_train(csv: str | Path, images_dir: str | Path | None = None, check_files: bool = True) -> list[Slide]:
-    """The slides of a train.csv (or train.csv.gz), in its order; of extra columns only `weight` is read.
+    """The slides of a train.csv (or train.csv.gz), in its order; of extra columns only `weight` and `parent` are read.
 
     Slides are `<id>.tiff` (or `.tif`) in `images_dir`, by default `train_images/` beside the table. An empty pixel size or
     thickness is filled from the organ's facts, with one logged warning. Raises TableError for a bad table, RleError for a
@@ -111,7 +113,12 @@ class _Row:
             path=_slide_path(folder, slide_id),
             rle=self._mask(height, width) if with_mask else None,
             weight=self._weight() if with_mask else 1.0,
+            parent=self._parent(slide_id) if with_mask else "",
         )
+
+    def _parent(self, slide_id: str) -> str:
+        text = self.cells.get("parent", "").strip()
+        return "" if text == slide_id or text.lower() in _MISSING else text
 
     def _weight(self) -> float:
         text = self.cells.get("weight", "").strip()

@@ -8,7 +8,7 @@ from itertools import combinations
 import pandas as pd
 
 from hubmap_kit.competition import rle
-from hubmap_kit.competition.folds import DUPLICATE_TISSUE
+from hubmap_kit.competition.lineage import DUPLICATE_TISSUE
 from hubmap_kit.competition.lung_styles import THIRD_PLACE
 from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.competition.tables import Slide

@@ -8,22 +8,21 @@ from pathlib import Path
 import numpy as np
 
 from hubmap_kit.augment import preview as previews
+from hubmap_kit.augment.embedded import drawn, embedded_references
 from hubmap_kit.augment.mosaic import mosaic_tiles
-from hubmap_kit.augment.stain import Reference, References
+from hubmap_kit.augment.stain import Reference, read_references
 from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import HubmapError, TableError, did_you_mean
 from hubmap_kit.report.overlays import contact_sheet
-from hubmap_kit.sample.slide import SlideSpec, draw
 from hubmap_kit.tiles.convert import decode_for, open_or_build
 from hubmap_kit.tiles.scaling import resize_image, resize_mask
 
 Tile = tuple[np.ndarray, np.ndarray]
 PARTNERS = 4  # slides that a slide is mixed with
 COLUMNS = 4
-SAMPLE_UM_PER_PX = 1.0  # the embedded slides show a few units each at this scale
 
 
 def preview(
@@ -46,7 +45,7 @@ def preview(
     tiles = _tiles_of(Path(data), slide, size) if data else _embedded_tiles(size, seed)
     targets: list[Reference] = []
     if previews.needs_references(name):
-        targets = References(references).items if references else embedded_references(size, seed)
+        targets = read_references(references) if references else embedded_references(size, seed)
     short = [replace(target, name=Path(target.name).stem) for target in targets]
     items = previews.preview(name, tiles[0], tiles[1:], short, seed, engine)
     contact_sheet(out, [(image, mask, None, title) for image, mask, title in items], COLUMNS)
@@ -96,14 +95,4 @@ def square(image: np.ndarray, mask: np.ndarray, size: int) -> Tile:
 
 def _embedded_tiles(size: int, seed: int) -> list[Tile]:
     """A kidney, and as its partners another kidney and the other organs."""
-    return [_drawn(organ, "HPA", size, (seed, number)) for number, organ in enumerate((ORGANS[0], *ORGANS))]
-
-
-def embedded_references(size: int, seed: int) -> list[Reference]:
-    """Two embedded slides as stain references: HuBMAP's spleen in haematoxylin and eosin, its kidney in PAS."""
-    organs = {"spleen": "eosin", "kidney": "PAS"}
-    return [Reference.of(_drawn(organ, "Hubmap", size, (seed, 9))[0], f"embedded {stain}") for organ, stain in organs.items()]
-
-
-def _drawn(organ: str, source: str, size: int, seed: tuple[int, ...]) -> Tile:
-    return draw(SlideSpec(organ, source, size, size, SAMPLE_UM_PER_PX), np.random.default_rng(seed))
+    return [drawn(organ, "HPA", size, (seed, number)) for number, organ in enumerate((ORGANS[0], *ORGANS))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hubmap_kit.augment.stain import StainChange
+from hubmap_kit.augment.changes import Changes
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import ConfigError, HubmapError
@@ -27,7 +27,7 @@ def check_experiment(settings: Experiment, device: torch.device, pretrained: boo
         raise ConfigError("augment.mixing has mixup, whose masks are soft, but training.loss has lovasz, which takes hard ones; drop one of them")
     if settings.augment.mixing.get("mixup") and settings.model.classes == "organs":
         raise ConfigError("augment.mixing has mixup, whose masks are shares of a unit, but model.classes is organs, whose masks are indices; drop one")
-    StainChange(settings.augment.stain, settings.augment.stain_probability, settings.augment.stain_references)
+    Changes(settings.augment)
     autocast_dtype(settings.training.precision, device)
     check_conversion(settings)
     check_sinks(settings.training.sinks)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hubmap_kit.augment.embedded import embedded_references
 from hubmap_kit.augment.shift import HUBMAP, PLAIN, Looks, names_of, preview_shift
-from hubmap_kit.augment.stain import References
+from hubmap_kit.augment.stain import read_references
 from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError, TableError, did_you_mean
 from hubmap_kit.files import atomic_path, write_json, write_text
@@ -23,7 +24,6 @@ from hubmap_kit.inference.postprocess import FITTED_FILE, read_fitted, threshold
 from hubmap_kit.models.device import choose_device
 from hubmap_kit.report.overlays import contact_sheet
 from hubmap_kit.report.shift_page import LOST, Results, WorstSlide, gain_of, save_shift_page, save_shift_picture, shift_summary, worst_of
-from hubmap_kit.runtime.augment_job import embedded_references
 from hubmap_kit.runtime.shift_counts import Battery, Counted, count_all, read_slide
 from hubmap_kit.runtime.train_job import train_csv
 from hubmap_kit.training.counts import HALF, dice_curve
@@ -104,7 +104,7 @@ def preview(out: Path, data: str, slide: str = "", references: str = "", shifts:
 
 def looks_of(references: str, shifts: Sequence[str]) -> Looks:
     """The stain references of a folder, or the embedded ones. Raises ConfigError when a shift needs one that is not there."""
-    found = References(references).items if references else embedded_references(REFERENCE_SIDE, REFERENCE_SEED)
+    found = read_references(references) if references else embedded_references(REFERENCE_SIDE, REFERENCE_SEED)
     looks = Looks.of(found)
     looks.check(shifts)
     return looks

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from hubmap_kit.augment.changes import Changes
 from hubmap_kit.augment.classic import apply, pipeline
 from hubmap_kit.augment.mixing import Mixing
-from hubmap_kit.augment.resolution import Resolution
-from hubmap_kit.augment.stain import StainChange
 from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.config import Experiment, TrainingConfig
 from hubmap_kit.errors import ConfigError, TableError
+from hubmap_kit.tiles.scaling import resize_image, resize_mask
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.mining import NOT_AIMED, HardTiles
 from hubmap_kit.training.world import ALONE, World
@@ -52,8 +52,7 @@ class TileDataset(Dataset[Tile]):
         # The batched engine augments where the network is.
         self.pipeline = "none" if settings.augment.engine == "batched" else settings.augment.pipeline
         self.augment = pipeline(self.pipeline)
-        self.stain = StainChange(settings.augment.stain, settings.augment.stain_probability, settings.augment.stain_references)
-        self.resolution = Resolution(settings.augment)
+        self.changes = Changes(settings.augment)
         self._organs = store.slides["organ"].to_numpy()
         self._um = (store.slides["um_per_px"] * store.slides["height"] / store.slides["rows"]).to_numpy(np.float64)
         self.mixing, self.same_organ = Mixing(settings.augment.mixing), settings.augment.mixing_same_organ
@@ -92,7 +91,7 @@ class TileDataset(Dataset[Tile]):
     def _fill(self, index: Index, image: np.ndarray, mask: np.ndarray) -> None:
         """Write a draw into its place in a batch."""
         place, random = self._start(index)
-        if self.mixing.names or self.stain.probability or self.resolution:
+        if self.mixing.names or self.changes:
             tile = self.mixing(self._changed(*place, random), lambda: self._partner(place[0], random), random)
         else:
             tile = self._labelled(place[0], *window(self.store, *place, self.size))
@@ -119,11 +118,15 @@ class TileDataset(Dataset[Tile]):
         return self._random_crop(epoch, position, random), random
 
     def _changed(self, slide: int, row: int, col: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = self._labelled(slide, *self.store.crop(slide, row, col, self.size))
-        image = self.stain(image, random)
-        if self.resolution:
-            image = self.resolution(image, self._organs[slide], float(self._um[slide]), random)
-        return image, mask
+        organ, um_per_px = self._organs[slide], float(self._um[slide])
+        side = self.changes.side(organ, self.size, random)
+        if side != self.size:
+            # The square keeps its middle, as far as the slide reaches.
+            row, col = self._clamp(slide, row + (self.size - side) // 2, col + (self.size - side) // 2, side)
+        image, mask = self.store.crop(slide, row, col, side)
+        shape = (self.size, self.size)
+        image, mask = self._labelled(slide, resize_image(image, shape), resize_mask(mask, shape))
+        return self.changes(image, organ, um_per_px * side / self.size, random), mask
 
     def _labelled(self, slide: int, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         label = self._label[slide]
@@ -157,11 +160,11 @@ class TileDataset(Dataset[Tile]):
     def _near(self, slide: int, row: int, col: int, random: np.random.Generator) -> tuple[int, int, int]:
         # Half a tile of jitter: the object is then anywhere in the crop, not always where the grid cut it.
         jitter = random.integers(-self.size // 2, self.size // 2 + 1, 2)
-        return slide, *self._clamp(slide, row + int(jitter[0]), col + int(jitter[1]))
+        return slide, *self._clamp(slide, row + int(jitter[0]), col + int(jitter[1]), self.size)
 
-    def _clamp(self, slide: int, row: int, col: int) -> tuple[int, int]:
+    def _clamp(self, slide: int, row: int, col: int, side: int) -> tuple[int, int]:
         rows, cols = self.store.image(slide).shape[:2]
-        return min(max(row, 0), max(rows - self.size, 0)), min(max(col, 0), max(cols - self.size, 0))
+        return min(max(row, 0), max(rows - side, 0)), min(max(col, 0), max(cols - side, 0))
 
     def _slide(self, epoch: int, position: int) -> int:
         """Slides (or organs, then their slides) take turns in an order that is shuffled anew for every turn."""

@@ -38,9 +38,17 @@ def split(slides: Sequence[Slide], config: DataConfig, run: Path) -> dict[str, i
     return read_folds(Path(config.folds_csv), slides) if config.folds_csv else assign_folds(slides, config.n_folds, config.fold_seed)
 
 
+def of_organs(slides: Sequence[Slide], config: DataConfig) -> list[Slide]:
+    """The slides that an experiment learns from and is judged on: those of `data.organs`, or all. Raises TableError when none is left."""
+    found = [slide for slide in slides if not config.organs or slide.organ in config.organs]
+    if not found:
+        raise TableError(f"data.organs is {', '.join(config.organs)}, but none of the {len(slides)} training slides is of them; name organs of train.csv")
+    return found
+
+
 @dataclass(frozen=True)
 class Plan:
-    """A run that is about to be trained: its split (id -> fold), the fold numbers to train, and its open store.
+    """A run that is about to be trained: the slides of its organs and their split (id -> fold), the fold numbers to train, and its open store.
 
     `session` marks what this session measures. `degrade`: a damaged checkpoint costs its fold some epochs, not the session.
     """
@@ -63,11 +71,15 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Split the slides, write folds.csv into the run, and build the store if it is not in the folder `stores` yet.
 
-    Raises ConfigError for chosen fold numbers that the split does not have.
+    All slides are split, and only then those of `data.organs` are taken: a run on some organs has the folds of one on all, so the two
+    can be blended. A fold that holds none of these out is not trained. Raises ConfigError for chosen fold numbers that the split does
+    not have, TableError where no slide is left.
     """
-    folds = split(slides, settings.data, run)
+    everyone = split(slides, settings.data, run)
+    write_folds(run / "folds.csv", everyone, slides)
+    slides = of_organs(slides, settings.data)
+    folds = {slide.id: everyone[slide.id] for slide in slides}
     numbers = check_folds(chosen, folds)
-    write_folds(run / "folds.csv", folds, slides)
     session = datetime.now(UTC).isoformat(timespec="microseconds")
     if not world.first:
         world.wait()  # the first process builds the store
@@ -94,6 +106,7 @@ def evaluate_folds(settings: Experiment, slides: Sequence[Slide], run: Path, sto
     """Predict every trained fold's held-out slides again with `settings.inference`, and write the run's tables anew."""
     if not (run / "folds.csv").is_file():
         raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
+    slides = of_organs(slides, settings.data)
     folds = split(slides, settings.data, run)
     store = open_or_build(stores, slides, settings.scale, settings.tiles)
     found = fold_folders(run)

@@ -196,10 +196,10 @@ def test_a_preview_shows_every_shift_with_its_size(tissue: Pixels, looks: Looks)
 
 
 def test_real_references_give_real_stains(shared_data: Path) -> None:
-    from hubmap_kit.augment.stain import References
+    from hubmap_kit.augment.stain import read_references
     from hubmap_kit.competition import slides
 
-    looks = Looks.of(References(shared_data / "stain-references").items)
+    looks = Looks.of(read_references(shared_data / "stain-references"))
     assert len(looks.pas) == 9 and len(looks.he) == 1
     image = slides.read(shared_data / "hubmap-mini" / "train_images" / "6611.tiff")
     mask = np.zeros(image.shape[:2], np.uint8)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hubmap_kit.competition import folds, tables
+from hubmap_kit.competition import folds, lineage, tables
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.errors import TableError
 
@@ -42,11 +43,11 @@ def test_every_organ_is_spread_evenly(real: list[tables.Slide], n_folds: int, se
 
 def test_one_tissue_is_in_one_fold(real: list[tables.Slide]) -> None:
     organ_of = {s.id: s.organ for s in real}
-    for group in folds.DUPLICATE_TISSUE:
+    for group in lineage.DUPLICATE_TISSUE:
         assert len({organ_of[id] for id in group}) == 1  # all are in the table, and a tissue has one organ
     for seed in range(5):
         fold_of = folds.assign_folds(real, 5, seed)
-        assert all(len({fold_of[id] for id in group}) == 1 for group in folds.DUPLICATE_TISSUE)
+        assert all(len({fold_of[id] for id in group}) == 1 for group in lineage.DUPLICATE_TISSUE)
 
 
 def test_the_seed_decides_and_the_row_order_does_not(real: list[tables.Slide]) -> None:
@@ -95,6 +96,35 @@ def test_few_slides_an_organ(slides: list[tables.Slide], n_folds: int) -> None:
 def test_impossible_numbers_of_folds(slides: list[tables.Slide], n_folds: int, says: str) -> None:
     with pytest.raises(TableError, match=says):
         folds.assign_folds(slides, n_folds)
+
+
+def copies_of(slides: list[tables.Slide], each: int) -> list[tables.Slide]:
+    """Copies, every second one of another copy, and two crops of a slide that is in no table."""
+    made = []
+    for one in slides:
+        for number in range(each):
+            parent = made[-1].id if number % 2 else one.id
+            made.append(replace(one, id=f"{one.id}_pas{number + 1}", parent=parent))
+    return made
+
+
+def test_a_new_split_keeps_descendants_with_their_slides(real: list[tables.Slide], tmp_path: Path) -> None:
+    originals = folds.assign_folds(real, 5, seed=2)
+    crops = [replace(real[0], id=f"crop{number}", parent="gone") for number in range(2)]
+    everyone = random.Random(1).sample([*real, *copies_of(real[::3], 3)], len(real) + 3 * len(real[::3]))
+    fold_of = folds.assign_folds(everyone, 5, seed=2)
+    assert {slide.id: fold_of[slide.id] for slide in real} == originals, "copies do not move the slides that they were made of"
+    assert all(fold_of[slide.id] == fold_of[slide.parent] for slide in everyone if slide.parent)
+    with_crops = folds.assign_folds([*real, *crops], 5)
+    assert with_crops["crop0"] == with_crops["crop1"]
+    path = tmp_path / "folds.csv"
+    folds.write_folds(path, fold_of, everyone)
+    assert folds.read_folds(path, everyone) == fold_of
+    child = next(slide for slide in everyone if slide.parent)
+    folds.write_folds(path, fold_of | {child.id: (fold_of[child.id] + 1) % 5}, everyone)
+    with pytest.raises(TableError, match=rf"splits slides of one tissue \(.*{child.id} in fold.*, which leaks into validation"):
+        folds.read_folds(path, everyone)
+    assert folds.read_folds(path, real), "without the copies nothing is torn"
 
 
 def test_a_fold_table_comes_back(tmp_path: Path, real: list[tables.Slide]) -> None:

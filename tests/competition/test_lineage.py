@@ -10,8 +10,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from hubmap_kit.competition.folds import DUPLICATE_TISSUE
-from hubmap_kit.competition.lineage import Families, held_out_by, spread
+from hubmap_kit.competition.lineage import DUPLICATE_TISSUE, Families, held_out_by, judged, spread
 from hubmap_kit.errors import TableError
 
 IDS = [f"s{number}" for number in range(12)] + ["6730", "32741", "10488", "20563", "14388"]
@@ -81,3 +80,19 @@ def test_folds_that_do_not_fit_are_refused() -> None:
         spread({"a": "lung", "b": "lung"}, {}, {"a": 4}, 2)
     with pytest.raises(TableError, match="fold 2 of 3 stays empty with 2 slides"):
         spread({"a": "lung", "b": "lung"}, {}, {}, 3)
+
+
+@given(parents)
+def test_each_line_of_a_table_is_judged_by_its_first_slide_only(links: dict[str, str]) -> None:
+    table = dict.fromkeys(IDS, "") | links
+    found = judged(table)
+    assert found == judged(dict(reversed(table.items())))
+    for slide in IDS:
+        line = [slide]
+        while (above := table[line[-1]]) in table and above not in line:
+            line.append(above)
+        circle = above in table and above != line[-1]
+        if not circle:
+            assert line[-1] in found and not found & set(line[:-1])
+        else:
+            assert len(found & set(line)) == 1

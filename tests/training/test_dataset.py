@@ -193,3 +193,26 @@ def test_slides_are_drawn_in_proportion_to_their_weights(store: TileStore) -> No
 def test_slides_of_no_weight_at_all_are_an_error(store: TileStore) -> None:
     with pytest.raises(TableError, match="every slide to learn from has weight 0"):
         TileDataset(store, [0, 1], _settings(), dict.fromkeys(store.slides["id"], 0.0))
+
+
+def test_a_zoomed_tile_shows_the_same_place_at_another_scale(store: TileStore) -> None:
+    # A tile of half the scale holds what four tiles hold: its middle quarter, enlarged, is the tile of the plain draw.
+    plain, half = (
+        TileDataset(store, range(len(store)), _settings("augment.pipeline=none", "training.seed=3", f"augment.zoom=[{zoom}, {zoom}]"))
+        for zoom in (1.0, 0.5)
+    )
+    seen = 0
+    for draw in range(16):
+        (slide, row, col), = half.places([draw])
+        rows, cols = store.image(int(slide)).shape[:2]
+        if not (32 <= row <= rows - 96 and 32 <= col <= cols - 96):
+            continue  # the larger square was moved back into the slide
+        seen += 1
+        image, mask = half[draw]
+        middle = image.numpy()[16:48, 16:48].astype(float)
+        expected = plain[draw][0].numpy().reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+        assert np.abs(middle - expected).max() <= 1
+        assert set(np.unique(mask)) <= {0, 1}
+        share = plain[draw][1].numpy().reshape(32, 2, 32, 2).mean(axis=(1, 3))
+        assert np.array_equal(mask.numpy()[16:48, 16:48], share >= 0.5)
+    assert seen >= 3
