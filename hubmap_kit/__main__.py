@@ -62,12 +62,20 @@ def sample(
 
 
 @app.command()
-def config(name: Annotated[str, typer.Argument(help="A shipped experiment or a YAML file.")] = "", set_: Set = []) -> None:
+def config(
+    name: Annotated[str, typer.Argument(help="A shipped experiment or a YAML file.")] = "", set_: Set = [],
+    organs: Annotated[bool, typer.Option("--organs", help="What it does with each organ, as one table.")] = False,
+) -> None:  # fmt: skip
     """List the shipped experiments, or print one with the description of every key."""
     from hubmap_kit import experiment
 
     if not name:
         typer.echo("\n".join(f"{key:<27} {path}" for key, path in experiment.shipped().items()))
+        return
+    if organs:
+        from hubmap_kit.report.recipe import recipe_table
+
+        typer.echo(recipe_table(experiment.load(name, set_)))
         return
     typer.echo("\n".join(experiment.described(experiment.load(name, set_))))
 

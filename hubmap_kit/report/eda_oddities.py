@@ -11,6 +11,7 @@ from hubmap_kit.competition import rle
 from hubmap_kit.competition.lineage import DUPLICATE_TISSUE
 from hubmap_kit.competition.lung_styles import THIRD_PLACE
 from hubmap_kit.competition.organs import FACTS
+from hubmap_kit.competition.pixel_sizes import odd_extent, odd_file
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.report.eda_data import People, Tables
 
@@ -22,7 +23,7 @@ Oddity = tuple[str, str, str]
 
 def find(slides: Sequence[Slide], people: Mapping[str, People], tables: Tables) -> pd.DataFrame:
     """The oddities of a table, with the columns kind, ids (separated by blanks) and detail, gathered by kind."""
-    found = [*_same_masks(slides), *_known(slides), *_masks(slides, tables), *_frames(slides), *_scales(slides), *_donors(slides, people)]
+    found = [*_same_masks(slides), *_known(slides), *_masks(slides, tables), *_frames(slides), *_scales(slides), *_extents(slides), *_donors(slides, people)]
     return pd.DataFrame(found, columns=list(COLUMNS)).sort_values("kind", kind="stable", ignore_index=True)
 
 
@@ -92,6 +93,15 @@ def _scales(slides: Sequence[Slide]) -> Iterator[Oddity]:
                 other.setdefault((name, slide.organ, slide.source, value, usual), []).append(slide.id)
     for (name, organ, source, value, usual), ids in other.items():
         yield f"unusual {name}", " ".join(ids), f"{value:g} um, where {organ} of {source} has {usual:g} um"
+
+
+def _extents(slides: Sequence[Slide]) -> Iterator[Oddity]:
+    """Pixel sizes that cannot be true: by what the slide's file states (its header is read), and by the tissue that they add up to."""
+    for slide in slides:
+        if found := odd_file(slide):
+            yield "pixel size of table and file", slide.id, found
+        if found := odd_extent(slide, slide.height, slide.width):
+            yield "extent of tissue", slide.id, found
 
 
 def _donors(slides: Sequence[Slide], people: Mapping[str, People]) -> Iterator[Oddity]:
