@@ -135,8 +135,22 @@ def evaluate(
     ] = None,
     views: Annotated[str, typer.Option(metavar="none|flips|d4", help="With --shift, fewer views than the run's.")] = "",
     fit: Annotated[bool, typer.Option("--fit", help="With --shift, fit thresholds to plain and shifted slides alike.")] = False,
+    on: Annotated[Path | None, typer.Option(help="Judge all folds together on a labelled folder that none has seen.", show_default=False)] = None,
+    organs: Annotated[str, typer.Option(metavar="A,B", help="With --on, slides of these organs only.")] = "",
 ) -> None:  # fmt: skip
-    """Predict held-out slides again with a run's folds; fit thresholds; draw overlays. Or measure what a shift of source costs."""
+    """Predict held-out slides again with a run's folds; fit thresholds; draw overlays. Or measure what a shift of source costs, imitated
+    (--shift) or real (--on)."""
+    if organs and on is None:
+        raise HubmapError("--organs goes with --on; name a labelled folder there")
+    if on is not None:
+        if shift or data:
+            raise HubmapError("--on is an evaluation of its own; leave --shift and --data out")
+        from hubmap_kit.runtime.elsewhere_job import evaluate_on
+
+        judged = evaluate_on(run, on, [organ for organ in organs.split(",") if organ], None, set_, device)
+        typer.echo(judged.summary)
+        typer.echo("written: {}, {}".format(*judged.written))
+        return
     if not shift and (shifts or references or views or fit):
         raise HubmapError("--shifts, --references, --views and --fit go with --shift; add --shift hubmap")
     if shift:
