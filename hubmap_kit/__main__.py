@@ -314,7 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     if result == INTERRUPTED:
         same = "; the same command goes on"
-        on = {"train": "; it goes on with --resume", "notebook": "; it goes on with --resume", "tiles": same, "tune": same, "blend": same}
+        on = {"train": "; it goes on with --resume", "notebook": "; it goes on with --resume", "tiles": same, "tune": same, "blend": same, "external": same}
         _fail("stopped" + next((on[word] for word in words[:1] if word in on), ""), None, INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
 

@@ -259,8 +259,8 @@ class InferenceConfig(Section):
         default_factory=dict, description="threshold by source and organ, over all others"
     )
     postprocess: PostprocessConfig = Field(default_factory=PostprocessConfig, description="what happens to a mask after the threshold")
-    ladder: list[Literal["overlap", "views", "folds", "reduce"]] = Field(
-        default_factory=lambda: ["overlap", "views", "folds", "reduce"],
+    ladder: list[Literal["normalise", "overlap", "views", "folds", "reduce"]] = Field(
+        default_factory=lambda: ["normalise", "overlap", "views", "folds", "reduce"],
         description="what is given up, in this order and step by step, where a deadline would be missed",
     )
 

@@ -108,7 +108,8 @@ def _plain(trials: list[Trial], paths: Paths) -> list[Row]:
     for title, runs in found.items():
         frame = pd.DataFrame(runs)
         spread = [f" ± {value:.4f}" if len(frame) > 1 else "" for value in frame.std(ddof=1)[:2]]
-        rows.append([title, f"{len(frame)}", *(f"{mean:.4f}{more}" for mean, more in zip(frame.mean()[:2], spread, strict=True)), f"{frame[2].sum():.0f}"])
+        minutes = "" if frame[2].isna().any() else f"{frame[2].sum():.1f}"
+        rows.append([title, f"{len(frame)}", *(f"{mean:.4f}{more}" for mean, more in zip(frame.mean()[:2], spread, strict=True)), minutes])
     return rows
 
 

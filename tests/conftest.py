@@ -17,7 +17,10 @@ import hubmap_kit  # noqa: F401  (sets NO_ALBUMENTATIONS_UPDATE and HF_HUB_OFFLI
 SHARED_DATA = Path(os.environ.get("HUBMAP_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 # A file is one worker's, so a long one that comes last keeps all others waiting. These take longest.
-FIRST = ("test_rehearsal.py", "test_journey.py", "test_side_by_side.py", "test_sandbox.py", "test_rehearsal_processes.py", "test_tune.py", "test_bench.py")
+FIRST = (
+    "test_rehearsal.py", "test_journey.py", "test_side_by_side.py", "test_resume.py", "test_bench.py", "test_learner.py", "test_sandbox.py", "test_rehearsal_processes.py",
+    "test_tune.py", "test_blend_job.py", "test_shift_job.py", "test_notebook.py", "test_demo.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import TableError
 
 # Pairs and triples of training slides that show the same tissue: a model that has seen one knows the other.
@@ -68,6 +69,11 @@ def judged(parents: Mapping[str, str]) -> set[str]:
     A slide is judged unless its parent is in the table as well. Where slides name each other in a circle, the first of them is judged.
     """
     return {_top(slide_id, parents) for slide_id in parents}
+
+
+def judged_slides(slides: Iterable[Slide]) -> set[str]:
+    """The ids of a table's slides that are judged when they are held out, see `judged`."""
+    return judged({slide.id: slide.parent for slide in slides})
 
 
 def _top(slide_id: str, parents: Mapping[str, str]) -> str:

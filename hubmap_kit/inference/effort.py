@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import Experiment, InferenceConfig
+from hubmap_kit.inference.normalise import is_normalised
 from hubmap_kit.tiles.scaling import reduced_shape, scaled_shape
 
 VIEW_COUNTS = {"none": 1, "flips": 4, "d4": 8}
@@ -18,21 +19,25 @@ MAX_REDUCE = 4
 
 @dataclass(frozen=True)
 class Effort:
-    """How one slide is predicted: least `overlap` of windows, `views` by name, number of `folds`, and how many times coarser than
-    the network's own scale (`reduce`, 1: not at all)."""
+    """How one slide is predicted: least `overlap` of windows, `views` by name, number of `folds`, how many times coarser than
+    the network's own scale (`reduce`, 1: not at all), and the methods by which it is predicted once more with other stains
+    (`normalise`; slides of HPA are not)."""
 
     overlap: float
     views: str
     folds: int
     reduce: int = 1
+    normalise: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"overlap {self.overlap:g}, {VIEW_COUNTS[self.views]} views, {self.folds} folds" + (f", reduced {self.reduce}x" if self.reduce > 1 else "")
+        reduced = f", reduced {self.reduce}x" if self.reduce > 1 else ""
+        stains = f", normalised by {' and '.join(self.normalise)}" if self.normalise else ""
+        return f"overlap {self.overlap:g}, {VIEW_COUNTS[self.views]} views, {self.folds} folds{reduced}{stains}"
 
 
 def full_effort(config: InferenceConfig, folds: int) -> Effort:
     """What the config asks for, with the `folds` networks that there are."""
-    return Effort(config.overlap, config.views, folds)
+    return Effort(config.overlap, config.views, folds, normalise=tuple(dict.fromkeys(config.normalise)))
 
 
 def ladder(config: InferenceConfig, folds: int) -> list[Effort]:
@@ -45,6 +50,8 @@ def ladder(config: InferenceConfig, folds: int) -> list[Effort]:
 
 
 def _lower(effort: Effort, name: str) -> Effort | None:
+    if name == "normalise":
+        return replace(effort, normalise=effort.normalise[:-1]) if effort.normalise else None
     if name == "overlap":
         below = next((overlap for overlap in OVERLAPS if overlap < effort.overlap), None)
         return None if below is None else replace(effort, overlap=below)
@@ -66,9 +73,10 @@ def windows_along(length: int, size: int, overlap: float) -> int:
 
 
 def network_passes(slide: Slide, settings: Experiment, effort: Effort) -> float:
-    """What a slide costs the device: window-sized passes of one network with one view. Windows of glass count, though they may be skipped.
+    """What a slide costs the device: window-sized passes of one network with one view.
 
-    The table's size is believed; a file that differs is measured all the same.
+    Windows of glass and views with other stains count, though they may be skipped. The table's size is believed; a file that differs
+    is measured all the same.
     """
     config = settings.inference
     height, width = reduced_shape(scaled_shape(slide.height, slide.width, slide.um_per_px, settings.scale, slide.organ), effort.reduce)
@@ -76,4 +84,5 @@ def network_passes(slide: Slide, settings: Experiment, effort: Effort) -> float:
         windows = height * width / config.window**2
     else:
         windows = windows_along(height, config.window, effort.overlap) * windows_along(width, config.window, effort.overlap)
-    return windows * VIEW_COUNTS[effort.views] * effort.folds
+    stains = 1 + len(effort.normalise) if is_normalised(slide.source) else 1
+    return windows * VIEW_COUNTS[effort.views] * effort.folds * stains

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hubmap_kit import experiment
+from hubmap_kit.augment.stain import Reference
 from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError
 from hubmap_kit.inference.effort import Effort, full_effort
-from hubmap_kit.inference.on_device import Limits, MeanProbability, MemoryShort, Stopwatch, scale_on_device
+from hubmap_kit.inference.normalise import is_normalised, references_of, restained
+from hubmap_kit.inference.on_device import Limits, MeanProbability, MemoryShort, Stopwatch, scale_on_device, to_device
 from hubmap_kit.inference.postprocess import read_fitted, with_fitted
 from hubmap_kit.inference.tissue import tissue_map, windows_with_tissue
 from hubmap_kit.inference.views import tour
@@ -29,7 +31,7 @@ from hubmap_kit.inference.windows import plan, sample, stitch, whole_plane
 from hubmap_kit.models.build import build
 from hubmap_kit.models.device import autocast_dtype
 from hubmap_kit.models.fastest import Tuner
-from hubmap_kit.tiles.scaling import finest_um, reduced_shape, resize_plane, scaled_shape
+from hubmap_kit.tiles.scaling import finest_um, reduced_shape, resize_image, resize_plane, scaled_shape
 
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
@@ -39,7 +41,8 @@ COUNTS_FILE = "oof_counts.parquet"  # written beside the weights when a fold is 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The folds of one run, on one device. `experiment` is the run's own, `thresholds` its fitted ones by organ.
+    """The folds of one run, on one device. `experiment` is the run's own, `thresholds` its fitted ones by organ, `references` the
+    colours of its training slides by organ, where inference.normalise wants them.
 
     What it learns on the way, for the slides that follow: how many windows fit into memory, how much time went into the
     networks, and, with a `tuner`, in which form the networks are fastest; one that scores a training has none.
@@ -50,6 +53,7 @@ class Ensemble:
     thresholds: dict[str, float]
     device: torch.device
     tuner: Tuner | None = None
+    references: Mapping[str, Reference] = field(default_factory=dict)
     limits: Limits = field(init=False)
     stopwatch: Stopwatch = field(init=False, default_factory=Stopwatch)
 
@@ -66,37 +70,50 @@ class Ensemble:
         """Seconds of all slides so far in the networks' forward passes; on a GPU, in everything from the slide's bytes to its plane."""
         return self.stopwatch.seconds
 
-    def plane(self, image: np.ndarray, effort: Effort | None = None, organ: str = "") -> np.ndarray:
+    def plane(self, image: np.ndarray, effort: Effort | None = None, organ: str = "", source: str = "") -> np.ndarray:
         """Probability plane (h, w) float32 of a slide (h, w, 3) uint8 that is already at the network's scale.
 
-        Networks that know organs apart read the channel of `organ`; where that is empty, any organ counts.
+        Networks that know organs apart read the channel of `organ`; where that is empty, any organ counts. A slide of another
+        `source` than HPA is predicted with other stains too, where the effort says so and its organ has a reference.
         """
         effort = effort or self.full_effort
         shape = reduced_shape(image.shape[:2], effort.reduce)
-        return resize_plane(self._predict(image, shape, finest_um(self.experiment.scale, organ) * effort.reduce, effort, organ), image.shape[:2])
+        um_per_px = finest_um(self.experiment.scale, organ) * effort.reduce
+        return resize_plane(self._predict(image, shape, um_per_px, effort, organ, source), image.shape[:2])
 
-    def probability(self, slide: np.ndarray, um_per_px: float, effort: Effort | None = None, organ: str = "") -> np.ndarray:
+    def probability(self, slide: np.ndarray, um_per_px: float, effort: Effort | None = None, organ: str = "", source: str = "") -> np.ndarray:
         """Probability plane (H, W) float32 of an original slide (H, W, 3) uint8 whose pixels are `um_per_px` micrometres wide."""
         effort = effort or self.full_effort
         scaled = scaled_shape(*slide.shape[:2], um_per_px, self.experiment.scale, organ)
         shape = reduced_shape(scaled, effort.reduce)
-        return resize_plane(self._predict(slide, shape, um_per_px * slide.shape[0] / shape[0], effort, organ), slide.shape[:2])
+        return resize_plane(self._predict(slide, shape, um_per_px * slide.shape[0] / shape[0], effort, organ, source), slide.shape[:2])
 
-    def _predict(self, slide: np.ndarray, shape: tuple[int, int], um_per_px: float, effort: Effort, organ: str) -> np.ndarray:
+    def _predict(self, slide: np.ndarray, shape: tuple[int, int], um_per_px: float, effort: Effort, organ: str, source: str) -> np.ndarray:
         """Plane of `shape` (h, w) of a slide (H, W, 3), scaled to that shape; `um_per_px` is the width of a pixel of the plane."""
         config, dtype = self.experiment.inference, self._dtype()
         keep = None
         if config.skip_background:
             keep = windows_with_tissue(tissue_map(slide, shape), *plan(*shape, config.window, effort.overlap), config.window, um_per_px)
+        methods = effort.normalise if is_normalised(source) and organ in self.references else ()
+        if methods:
+            slide = resize_image(slide, shape)  # here, once for all views: stains are changed at the network's scale
         image = scale_on_device(slide, shape, self.device)
         if self.tuner is not None:
             self.tuner.settle(self.networks, sample(image, config.window), self.experiment.model, dtype)
         index = FACTS[organ].index if organ in FACTS else 0  # a faulty row of a table may name no organ at all
-        plane = self._attempt(image, effort, dtype, keep, index)
+        plane, count = self._finite(image, effort, dtype, keep, index), 1
+        for changed in restained(slide, self.references[organ], methods) if methods else ():
+            plane += self._finite(to_device(changed, self.device), effort, dtype, keep, index)
+            count += 1
+        return plane if count == 1 else np.divide(plane, np.float32(count), out=plane)
+
+    def _finite(self, image: torch.Tensor, effort: Effort, dtype: torch.dtype | None, keep: np.ndarray | None, organ: int) -> np.ndarray:
+        """The plane of one view of a slide, in float32 where half precision does not do."""
+        plane = self._attempt(image, effort, dtype, keep, organ)
         # NaN of any window is NaN in the sum, which costs one pass over the plane and no memory.
         if dtype is not None and not math.isfinite(plane.sum()):
             log.debug("half precision overflowed; this slide again in float32")
-            plane = self._attempt(image, effort, None, keep, index)
+            plane = self._attempt(image, effort, None, keep, organ)
         if not math.isfinite(plane.sum()):
             raise CheckpointError("the network gives NaN instead of probabilities; its training diverged, repeat it with a lower training.lr")
         return plane
@@ -146,7 +163,8 @@ def fold_folders(run: Path) -> dict[int, Path]:
 def load_ensemble(run: str | Path, device: torch.device, folds: Sequence[int] | None = None, overrides: Sequence[str] = ()) -> Ensemble:
     """Load a run folder for inference; `folds` picks some, `overrides` are `inference.key=value` settings.
 
-    Raises CheckpointError when the folder is not a run, holds no trained fold, or its weights do not fit its config.
+    Raises CheckpointError when the folder is not a run, holds no trained fold, its weights do not fit its config, or
+    inference.normalise is set and the run has no stain_references.json.
     """
     run = Path(run)
     settings = run_settings(run, overrides)
@@ -159,12 +177,22 @@ def load_ensemble(run: str | Path, device: torch.device, folds: Sequence[int] | 
     for fold in folds or found:
         if (found[fold] / "last.ckpt").is_file() and not (found[fold] / COUNTS_FILE).is_file():
             log.warning("%s is not finished: its best epoch so far is used; go on with --resume", found[fold])
+    references = references_of(run, settings.inference)
     networks = [load_network(settings, found[fold], device) for fold in dict.fromkeys(folds or found)]
     log.info("%s: %d folds, views %s, on %s", run, len(networks), settings.inference.views, device)
     tuner = Tuner(run / SPEED_FILE, device) if settings.inference.tune_speed else None
     thresholds = read_thresholds(run)
     inference = with_fitted(settings.inference, read_fitted(run, thresholds))
-    return Ensemble(settings.model_copy(update={"inference": inference}), networks, thresholds, device, tuner)
+    return Ensemble(settings.model_copy(update={"inference": inference}), networks, thresholds, device, tuner, references)
+
+
+def load_fold(settings: Experiment, folder: Path, device: torch.device, thresholds: Mapping[str, float] | None = None) -> Ensemble:
+    """The network of one fold's `folder` alone, to judge it on the slides that it holds out; no speed is tuned.
+
+    Raises CheckpointError as `load_ensemble` does.
+    """
+    references = references_of(folder.parent, settings.inference, int(folder.name.removeprefix("fold")))
+    return Ensemble(settings, [load_network(settings, folder, device)], dict(thresholds or {}), device, references=references)
 
 
 def load_network(settings: Experiment, fold: Path, device: torch.device) -> nn.Module:

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition.pixel_sizes import PixelSizeWatch
 from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import SubmissionError
@@ -101,7 +102,15 @@ def _threshold(slide: Slide, team: Team) -> float:
 
 
 def _reader(governor: Governor[Efforts] | None) -> Callable[[Slide], np.ndarray | None]:
+    watch = PixelSizeWatch()
+
     def read(slide: Slide) -> np.ndarray | None:
+        pixels = read_in_time(slide)
+        if pixels is not None:
+            watch.look(slide, *pixels.shape[:2])
+        return pixels
+
+    def read_in_time(slide: Slide) -> np.ndarray | None:
         if governor is None:
             return slide_files.read(slide.path)
         if governor.hopeless():

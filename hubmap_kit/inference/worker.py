@@ -39,9 +39,9 @@ def mean_plane(slide: Slide, pixels: np.ndarray, team: Team, efforts: Efforts | 
     each = efforts or (None,) * len(team)
     if (weights := shares(team, slide.organ)) is not None:
         return _weighted_plane(slide, pixels, team, each, weights)
-    plane = team[0].probability(pixels, slide.um_per_px, each[0], slide.organ)
+    plane = team[0].probability(pixels, slide.um_per_px, each[0], slide.organ, slide.source)
     for ensemble, effort in zip(team[1:], each[1:], strict=True):
-        plane += ensemble.probability(pixels, slide.um_per_px, effort, slide.organ)
+        plane += ensemble.probability(pixels, slide.um_per_px, effort, slide.organ, slide.source)
     if len(team) > 1:
         plane /= len(team)
     return plane
@@ -52,7 +52,7 @@ def _weighted_plane(slide: Slide, pixels: np.ndarray, team: Team, efforts: Seque
     total: np.ndarray | None = None
     for ensemble, effort, weight in zip(team, efforts, weights, strict=True):
         if weight:
-            plane = ensemble.probability(pixels, slide.um_per_px, effort, slide.organ)
+            plane = ensemble.probability(pixels, slide.um_per_px, effort, slide.organ, slide.source)
             plane *= np.float32(weight)
             total = plane if total is None else np.add(total, plane, out=total)
     assert total is not None  # weights sum to 1

@@ -41,14 +41,23 @@ class Size:
     saved_fp32: Saved
     saved_fp16: Saved
 
-    def batch(self, half: bool, card_gib: float = CARD_GIB) -> int:
-        """The largest batch whose training should fit a card: an ESTIMATE, that no card has confirmed. 0 where one tile is too much."""
-        saved = self.saved_fp16 if half else self.saved_fp32
-        # Autocast keeps half copies of the weights until the step.
-        fixed = self.parameters * (4 * COPIES + (2 if half else 0)) + CONTEXT_GIB * GIB
+    def weights(self, half: bool, copies: int = COPIES) -> int:
+        """Bytes of `copies` of the weights; autocast keeps half ones until the step."""
+        return self.parameters * (4 * copies + (2 if half else 0))
+
+    def saved(self, half: bool) -> Saved:
+        """What the forward pass of one tile keeps, in half precision (autocast) or float32."""
+        return self.saved_fp16 if half else self.saved_fp32
+
+    def each(self, half: bool) -> float:
+        """Bytes that one more tile in a batch takes."""
+        saved = self.saved(half)
         # In the backward pass a gradient stands beside the tensor that it belongs to, and one beside the tensor before that.
-        each = (saved.total + 2 * saved.largest) * SLACK
-        return max(0, int((card_gib * GIB - fixed) // each))
+        return (saved.total + 2 * saved.largest) * SLACK
+
+    def batch(self, half: bool, card_gib: float = CARD_GIB, copies: int = COPIES) -> int:
+        """The largest batch whose training should fit a card: an ESTIMATE, that no card has confirmed. 0 where one tile is too much."""
+        return max(0, int((card_gib * GIB - self.weights(half, copies) - CONTEXT_GIB * GIB) // self.each(half)))
 
 
 def measure(make: Callable[[], nn.Module], side: int = SIDE) -> Size:

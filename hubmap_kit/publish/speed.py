@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -20,6 +20,8 @@ SLIDES = 351  # of the competition's train.csv
 SLIDE_SIDE, SLIDE_UM = 3000, 0.4  # pixels and micrometres per pixel of nearly all of them
 # Tiles of 512 x 512 that one device trains on in a second; nothing of this was measured on Kaggle. A U-Net with a b1-class encoder is computed to
 # reach about 85 on a T4 in fp16 and 45 on a P100 by their memory and arithmetic; half of it is taken. CPU: seen on two cores with small networks.
+# Other networks and tiles: as many times slower as they have multiply-adds, or bytes to keep for the backward pass, whichever is more.
+UNIT = "unet-b1"  # of the catalog
 TILES_PER_SECOND = {"t4x2": 42.0, "p100": 22.0, "cpu": 1.5}
 FORWARD = 1 / 3  # cost of a prediction beside that of a training step
 VIEWS = {"none": 1, "flips": 4, "d4": 8}
@@ -47,6 +49,7 @@ class _Timing:
     epochs: int
     settings: Experiment
     machine: str
+    peak_gib: float
 
 
 def estimate(settings: Experiment, accelerator: str, runs: Sequence[Path] = (), slides: int = SLIDES, stored: bool = False) -> Speed:
@@ -63,11 +66,12 @@ def estimate(settings: Experiment, accelerator: str, runs: Sequence[Path] = (), 
     if found:
         rate, epoch_s = median(timing.tiles_per_s for timing in found), median(_scaled(timing, settings, slides, notes) for timing in found)
     else:
-        rate = TILES_PER_SECOND[accelerator] * (512 / settings.tiles.size) ** 2
+        slower, why = _slower(settings)
+        rate = TILES_PER_SECOND[accelerator] / slower
         epoch_s = drawn / rate + held_out * FORWARD / rate / settings.training.validate_every
         notes.append(
-            f"ASSUMPTION: {rate:.0f} tiles of {settings.tiles.size} px a second on one device of {accelerator}, computed for a U-Net of "
-            "b1 class and not measured; larger networks are slower"
+            f"ASSUMPTION: {rate:.3g} tiles of {settings.tiles.size} px a second on one device of {accelerator}, computed and not measured: "
+            f"{TILES_PER_SECOND[accelerator]:g} of 512 px for a U-Net of b1 class, and {slower:.3g} times its {why} here"
         )
         notes.append(f"ASSUMPTION: {drawn:.0f} tiles an epoch, {held_out:.0f} held out, of {slides} slides of {SLIDE_SIDE} px ({SLIDE_UM} um)")
     views = VIEWS[settings.inference.views]
@@ -86,8 +90,22 @@ def _tiles(settings: Experiment, slides: int) -> float:
     return slides * fmean((max(0, math.ceil((side - settings.tiles.size) / step)) + 1) ** 2 for side in sides)
 
 
+def _slower(settings: Experiment) -> tuple[float, str]:
+    """How many times longer a tile takes than one of 512 px takes UNIT, and by what."""
+    from hubmap_kit.models.catalog import costs
+    from hubmap_kit.models.sizes import MIB
+    from hubmap_kit.training.memory import size_of
+
+    unit, size = costs()[UNIT], size_of(settings)
+    work, traffic = size.multiply_adds / unit.multiply_adds, size.saved_fp16.total / MIB / unit.saved_fp16_mib
+    return max((work, "multiply-adds"), (traffic, "bytes to keep"))
+
+
 def _drawn(settings: Experiment, slides: int) -> float:
     """Tiles that an epoch trains on."""
+    training = settings.training
+    if training.iterations:
+        return math.ceil(training.iterations / training.epochs) * training.accumulate * training.batch_size
     if settings.training.samples_per_epoch and settings.training.sampler == "random":
         return settings.training.samples_per_epoch
     return _tiles(settings, slides) * (1 - 1 / settings.data.n_folds)
@@ -97,15 +115,26 @@ def _read(run: Path) -> _Timing:
     paths = sorted(run.glob("fold*/timing.csv"))
     if not paths:
         raise PublishError(f"{run} holds no fold<k>/timing.csv, so it says nothing about the speed; give a run folder in which an epoch was trained")
-    seconds, rates = [], []
+    seconds, rates, peaks = [], [], [0.0]
     for path in paths:
-        rows = [_numbers(path, line, row) for line, row in read_rows(path, ("fold", "epoch", "seconds", "tiles_per_second"))]
+        table = list(read_rows(path, ("fold", "epoch", "seconds", "tiles_per_second")))
+        rows = [_numbers(path, line, row) for line, row in table]
+        peaks += [_peak(row) for _, row in table]
         steady = rows[1:] or rows  # the first epoch warms caches up
         seconds += [second for second, _ in steady]
         rates += [rate for _, rate in steady]
     if not seconds:
         raise PublishError(f"{paths[0]} has no rows, so it says nothing about the speed; give a run folder in which an epoch was trained")
-    return _Timing(run, median(seconds), median(rates), len(seconds), experiment.read(run / "config.yaml"), _machine(run / "environment.json"))
+    settings, machine = experiment.read(run / "config.yaml"), _machine(run / "environment.json")
+    return _Timing(run, median(seconds), median(rates), len(seconds), settings, machine, max(peaks))
+
+
+def _peak(row: Mapping[str, str]) -> float:
+    """Gibibytes that an epoch took of its card at most; 0 where the table does not say."""
+    try:
+        return float(row.get("peak_memory_gib") or 0)
+    except ValueError:
+        return 0.0
 
 
 def _numbers(path: Path, line: int, row: dict[str, str]) -> tuple[float, float]:
@@ -144,6 +173,8 @@ def _usable(timing: _Timing, settings: Experiment, accelerator: str, notes: list
         return None
     speed = f"{timing.epoch_s:.1f} s an epoch, {timing.tiles_per_s:.1f} tiles/s"
     notes.append(f"MEASURED: {speed} in {timing.epochs} epochs of {timing.run} on {timing.machine}")
+    if timing.peak_gib > 0:
+        notes.append(f"MEASURED: {timing.peak_gib:.1f} GiB of its memory at most, with training.batch_size {timing.settings.training.batch_size}")
     return timing
 
 

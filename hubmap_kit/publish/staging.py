@@ -24,7 +24,7 @@ from hubmap_kit.runtime.build_id import describe, unfold, write
 
 log = logging.getLogger(__name__)
 # Beside config.yaml, where the run has them.
-RUN_FILES = ("thresholds.json", "postprocess.json", "oof.csv", "folds.csv", "metrics.csv", "environment.json")
+RUN_FILES = ("thresholds.json", "postprocess.json", "stain_references.json", "oof.csv", "folds.csv", "metrics.csv", "environment.json")
 LOCAL_PATHS = (("data", "folder"), ("data", "folds_csv"), ("model", "encoder_weights"))
 PICKLED = (".pth", ".pt", ".bin")
 

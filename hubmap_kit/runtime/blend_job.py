@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ import pandas as pd
 
 from hubmap_kit.competition.csv_rows import read_rows
 from hubmap_kit.competition.folds import read_folds
+from hubmap_kit.competition.lineage import judged_slides
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import Slide, read_train
+from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError
 from hubmap_kit.files import atomic_path, write_json, write_text
 from hubmap_kit.inference.blend import BLEND_FILE, FORMAT, weights_id
@@ -25,8 +27,9 @@ from hubmap_kit.report.blend_page import Fitted, blend_page, blend_summary
 from hubmap_kit.runtime.blend_planes import Member, Planes, gather
 from hubmap_kit.runtime.train_job import train_csv
 from hubmap_kit.tiles.convert import open_or_build
+from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.blend_fit import ROWS, STRENGTH, Pixels, greedy, group, joined, parts_of
-from hubmap_kit.training.blend_score import OrganBlend, blend_organ, likeness
+from hubmap_kit.training.blend_score import OrganBlend, among, blend_organ, likeness
 from hubmap_kit.training.history import unfinished
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,7 @@ def blend(
 ) -> str:  # fmt: skip
     """Fit the weights of `runs` on their held-out slides and write blend.json, blend.csv and index.html into `out`; returns a table of it.
 
+    A run that holds out no slide of an organ, such as one with `data.organs: [lung]`, gets weight 0 there; the others share that organ.
     Every slide is predicted by the fold of each run that never saw it, at most `side` pixels on its longer side; those planes stay in
     `out`/planes, so a blend that was killed goes on, and another choice of runs costs only what is new. Slides of folds that not all
     runs have trained are left out. `data` is the folder of train.csv, where it has moved; `overrides` are inference.key=value for these
@@ -48,22 +52,24 @@ def blend(
     """
     _check_runs(runs, out)
     folds_of = [_fold_table(run) for run in runs]
-    for run, folds in zip(runs[1:], folds_of[1:], strict=True):
-        _check_same(runs[0], folds_of[0], run, folds)
     settings = [run_settings(run, overrides, data) for run in runs]
-    everyone = read_train(train_csv(settings[0]))
-    folds = read_folds(runs[0] / "folds.csv", everyone)
-    slides = _held_out(runs, everyone, folds)
+    widest = max(range(len(runs)), key=lambda place: len(folds_of[place]))
+    everyone = read_train(train_csv(settings[widest]))
+    known = [_organs(everyone, table, each) for table, each in zip(folds_of, settings, strict=True)]
+    for run, table, organs in zip(runs, folds_of, known, strict=True):
+        _check_same(runs[widest], folds_of[widest], run, table, {slide.id for slide in everyone if slide.organ not in organs})
+    folds = read_folds(runs[widest] / "folds.csv", everyone)
+    slides = _held_out(runs, known, everyone, folds)
     members = [
-        Member(name, run, each, open_or_build(stores or run.parent / "stores", everyone, each.scale, each.tiles))
-        for name, run, each in zip(distinct_names(runs), runs, settings, strict=True)
+        Member(name, run, each, _store(stores or run.parent / "stores", everyone, each, organs), organs)
+        for name, run, each, organs in zip(distinct_names(runs), runs, settings, known, strict=True)
     ]
     for member in members:
         for phrase in unfinished(member.run, member.settings.training).values():
             log.warning("%s: %s; the blend is fitted to its best epoch so far, or without it", member.run, phrase)
-    with bar(len(slides) * len(members), "blend", "plane") as progress:
+    with bar(sum(slide.organ in organs for slide in slides for organs in known), "blend", "plane") as progress:
         planes = gather(out / PLANES, members, slides, folds, side, choose_device(device), progress)
-    fitted = _fit([member.name for member in members], slides, folds, planes, strength)
+    fitted = _fit(members, slides, folds, planes, strength)
     _write(out, runs, fitted, slides, folds, side, strength)
     return blend_summary(fitted)
 
@@ -100,8 +106,19 @@ def _fold_table(run: Path) -> dict[str, str]:
     return {row["id"]: row["fold"] for _, row in read_rows(run / "folds.csv", ("id", "fold"))}
 
 
-def _check_same(first: Path, wanted: Mapping[str, str], run: Path, found: Mapping[str, str]) -> None:
-    for slide_id in [*wanted, *found]:
+def _organs(slides: Sequence[Slide], folds: Mapping[str, str], settings: Experiment) -> frozenset[str]:
+    """The organs that a run has slides of, in its table of folds and by its own choice."""
+    return frozenset(slide.organ for slide in slides if slide.id in folds and (not settings.data.organs or slide.organ in settings.data.organs))
+
+
+def _store(stores: Path, slides: Sequence[Slide], settings: Experiment, organs: Collection[str]) -> TileStore:
+    """The store of a run's organs: where it has learnt from some only, the one that it was trained on."""
+    return open_or_build(stores, [slide for slide in slides if slide.organ in organs], settings.scale, settings.tiles)
+
+
+def _check_same(first: Path, wanted: Mapping[str, str], run: Path, found: Mapping[str, str], unknown: Collection[str]) -> None:
+    """That two runs hold out the same slides together, but for the slides that are `unknown` to the other one."""
+    for slide_id in [*(each for each in wanted if each not in unknown), *found]:
         one, other = wanted.get(slide_id), found.get(slide_id)
         if one != other:
             where = [f"in fold {fold} of {path}" if fold is not None else f"not in {path}" for path, fold in ((first, one), (run, other))]
@@ -111,11 +128,15 @@ def _check_same(first: Path, wanted: Mapping[str, str], run: Path, found: Mappin
             )
 
 
-def _held_out(runs: Sequence[Path], slides: Sequence[Slide], folds: Mapping[str, int]) -> list[Slide]:
-    """The slides of the folds that all runs have trained, each run with weights of its own."""
+def _held_out(runs: Sequence[Path], known: Sequence[frozenset[str]], slides: Sequence[Slide], folds: Mapping[str, int]) -> list[Slide]:
+    """The slides of the folds that all runs which know their organ have trained, each run with weights of its own."""
     trained = [set(fold_folders(run)) for run in runs]
-    shared = set.intersection(*trained)
-    found = [slide for slide in slides if folds[slide.id] in shared]
+    judged = judged_slides(slides)  # a restained copy would count its tissue once more
+    of_someone = [slide for slide in slides if slide.id in judged and any(slide.organ in organs for organs in known)]
+    found = [
+        slide for slide in of_someone
+        if all(folds[slide.id] in numbers for numbers, organs in zip(trained, known, strict=True) if slide.organ in organs)
+    ]  # fmt: skip
     if not found:
         said = "; ".join(f"{run} has {sorted(each)}" for run, each in zip(runs, trained, strict=True))
         raise CheckpointError(f"the runs share no trained fold with slides ({said}); train the same fold of all of them")
@@ -123,22 +144,27 @@ def _held_out(runs: Sequence[Path], slides: Sequence[Slide], folds: Mapping[str,
     for place, (run, mark) in enumerate(zip(runs, ids, strict=True)):
         if mark in ids[:place]:
             raise ConfigError(f"{run} holds the same weights as {runs[ids.index(mark)]}; name one of them")
-    if len(found) < len(slides):
-        log.warning("only folds %s are trained in all runs; the blend is fitted on %d of %d slides", sorted(shared), len(found), len(slides))
+    if len(found) < len(of_someone):
+        numbers = sorted({folds[slide.id] for slide in found})
+        log.warning("only folds %s are trained in all runs; the blend is fitted on %d of %d slides", numbers, len(found), len(of_someone))
     return found
 
 
-def _fit(names: list[str], slides: Sequence[Slide], folds: Mapping[str, int], planes: Planes, strength: float) -> Fitted:
+def _fit(members: Sequence[Member], slides: Sequence[Slide], folds: Mapping[str, int], planes: Planes, strength: float) -> Fitted:
     by_organ: dict[str, list[tuple[str, Pixels]]] = {organ: [] for organ in ORGANS if any(slide.organ == organ for slide in slides)}
     for slide in track(slides, "grouping", "slide"):
         values, truth, _ = planes.read(slide.id)
         by_organ[slide.organ].append((slide.id, group(values, truth, ROWS // len(slides))))
     numbers = {organ: np.array([folds[slide_id] for slide_id, _ in found]) for organ, found in by_organ.items()}
+    knowing = {organ: [number for number, member in enumerate(members) if organ in member.organs] for organ in by_organ}
     organs: list[OrganBlend] = []
     for organ, found in track(by_organ.items(), "fitting", "organ", len(by_organ)):
-        organs.append(blend_organ(organ, [slide_id for slide_id, _ in found], numbers[organ], [pixels for _, pixels in found], planes.read, strength))
-    steps = greedy([joined([pixels for _, pixels in found]) for found in by_organ.values()], [parts_of(numbers[organ]) for organ in by_organ])
-    return Fitted(names, organs, steps, *likeness(organs, planes.read))
+        ids, pixels = [slide_id for slide_id, _ in found], [each for _, each in found]
+        one = blend_organ(organ, ids, numbers[organ], pixels, planes.read, strength)
+        organs.append(among(one, knowing[organ], len(members), planes.read))
+    parts = [parts_of(numbers[organ]) for organ in by_organ]
+    steps = greedy([joined([pixels for _, pixels in found]) for found in by_organ.values()], parts, list(knowing.values()))
+    return Fitted([member.name for member in members], organs, steps, *likeness(organs, planes.read))
 
 
 def _write(
@@ -147,7 +173,7 @@ def _write(
     by_id = {slide.id: slide for slide in slides}
     rows = [
         {"id": slide_id, "organ": each.organ, "data_source": by_id[slide_id].source, "fold": folds[slide_id],
-         **{f"dice {name}": each.singles[run, place] for run, name in enumerate(fitted.names)},
+         **{f"dice {name}": each.singles[run, place] if run in each.members else None for run, name in enumerate(fitted.names)},
          "dice equal": each.even[place], "dice blend": each.blend[place]}
         for each in fitted.organs for place, slide_id in enumerate(each.ids)
     ]  # fmt: skip
@@ -168,7 +194,7 @@ def _write(
 
 
 def _facts(each: OrganBlend, names: Sequence[str]) -> dict[str, object]:
-    dice = dict(zip([*names, "equal", "blend"], [*each.singles, each.even, each.blend], strict=True))
+    dice = {names[run]: each.singles[run] for run in each.members} | {"equal": each.even, "blend": each.blend}
     return {
         "weights": each.weights.tolist(), "threshold": each.threshold, "used": each.used, "slides": len(each.ids), "fitted": each.fitted.tolist(),
         "dice": {name: round(float(value.mean()), 6) for name, value in dice.items()},

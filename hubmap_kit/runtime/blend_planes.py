@@ -21,7 +21,8 @@ from tqdm import tqdm
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import Experiment
 from hubmap_kit.files import atomic_path, sweep
-from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_network
+from hubmap_kit.inference.ensemble import MODEL_FILE, fold_folders, load_fold
+from hubmap_kit.inference.normalise import digest_words, references_of
 from hubmap_kit.inference.tissue import tissue_map
 from hubmap_kit.models.weights_card import sha256
 from hubmap_kit.tiles.convert import decode_for
@@ -36,23 +37,24 @@ APART = {"threshold", "thresholds", "source_thresholds", "postprocess", "ladder"
 
 @dataclass(frozen=True)
 class Member:
-    """A run that may become part of a blend: its name in it, its folder and settings, and the store of its scale."""
+    """A run that may become part of a blend: its name in it, its folder and settings, the organs that it knows, and their store at its scale."""
 
     name: str
     run: Path
     settings: Experiment
     store: TileStore
+    organs: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Planes:
-    """Where the planes of the slides lie: `of[id]` has one file for each run, `truth[id]` the mask and tissue of the slide."""
+    """Where the planes of the slides lie: `of[id]` has one file for each run that knows its organ, `truth[id]` its mask and tissue."""
 
     of: dict[str, list[Path]]
     truth: dict[str, Path]
 
     def read(self, slide_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The planes (runs, h, w) uint8 of a slide, its mask and its tissue (h, w) bool."""
+        """The planes (runs that know its organ, h, w) uint8 of a slide, its mask and its tissue (h, w) bool."""
         bits = np.load(self.truth[slide_id])
         return np.stack([np.load(path) for path in self.of[slide_id]]), (bits & TRUTH) > 0, (bits & TISSUE) > 0
 
@@ -68,17 +70,20 @@ def gather(
 ) -> Planes:
     """Predict what is not there yet of the `slides`, each by the fold that held it out; one slide is in memory at a time.
 
-    Every run has trained all folds of these slides. `progress` counts slides times runs.
+    Every run has trained all folds of the slides whose organ it knows. `progress` counts these slides over all runs.
     """
     of: dict[str, list[Path]] = {slide.id: [] for slide in slides}
+    truth: dict[str, Path] = {}
     for member in members:
-        for number in sorted({folds[slide.id] for slide in slides}):
-            held_out = [slide for slide in slides if folds[slide.id] == number]
+        known = [slide for slide in slides if slide.organ in member.organs]
+        for number in sorted({folds[slide.id] for slide in known}):
+            held_out = [slide for slide in known if folds[slide.id] == number]
             folder = root / member.name / f"fold{number}-{_mark(member, number, side)}"
             _fill(folder, member, number, held_out, side, device, progress)
             for slide in held_out:
                 of[slide.id].append(folder / f"{slide.id}.npy")
-    return Planes(of, _truths(root, members[0].store, slides, side))
+        truth |= _truths(root, member.store, [slide for slide in known if slide.id not in truth], side)
+    return Planes(of, truth)
 
 
 def _mark(member: Member, number: int, side: int) -> str:
@@ -86,6 +91,8 @@ def _mark(member: Member, number: int, side: int) -> str:
         "weights": sha256(fold_folders(member.run)[number] / MODEL_FILE), "side": side, "slides": member.store.folder.name,
         "model": member.settings.model.model_dump(mode="json"), "inference": member.settings.inference.model_dump(mode="json", exclude=APART),
     }  # fmt: skip
+    if member.settings.inference.normalise:
+        values["references"] = digest_words(references_of(member.run, member.settings.inference, number))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -98,12 +105,11 @@ def _fill(folder: Path, member: Member, number: int, slides: Sequence[Slide], si
         return
     if len(missing) < len(slides):
         log.info("%s fold %d: %d of %d planes are there already", member.name, number, len(slides) - len(missing), len(slides))
-    network = load_network(member.settings, fold_folders(member.run)[number], device)
-    ensemble = Ensemble(member.settings, [network], {}, device)
+    ensemble = load_fold(member.settings, fold_folders(member.run)[number], device)
     for slide in missing:
         progress.set_postfix_str(f"{member.name} fold {number} {slide.organ} {slide.id}", refresh=False)
         row = rows[slide.id]
-        plane = resize_plane(ensemble.plane(member.store.image(row), organ=slide.organ), _shape(member.store, row, side))
+        plane = resize_plane(ensemble.plane(member.store.image(row), organ=slide.organ, source=slide.source), _shape(member.store, row, side))
         _save(folder / f"{slide.id}.npy", np.rint(plane * 255).astype(np.uint8))
         progress.update(1)
 

@@ -1,4 +1,4 @@
-"""The verbs for slides from elsewhere: `hubmap external add`, `merge`, `lung`, and `hubmap pseudo`."""
+"""The verbs for slides from elsewhere and made from others: `hubmap external add`, `restain`, `merge`, `lung`, and `hubmap pseudo`."""
 
 from __future__ import annotations
 
@@ -41,6 +41,29 @@ def add(
     typer.echo(f"{out}/{table}: {len(done.new)} slides added, {len(done.known)} were there, {len(done.refused)} refused")
     if done.refused:
         typer.echo(f"reasons: {out / REFUSED}")
+
+
+@external.command()
+def restain(
+    data: Annotated[Path, typer.Argument(help="Data folder or train table of the slides.")],
+    out: Annotated[Path, typer.Option(help="The data folder to write: the copies alone.")],
+    copies: Annotated[int | None, typer.Option(min=1, help="Copies of each slide; default: one a look.", show_default=False)] = None,
+    looks: Annotated[str, typer.Option(metavar="LOOK,LOOK", help="Of pas, he, test, in turn.")] = "pas,he,test",
+    references: Annotated[Path | None, typer.Option(help="Folder of pictures named by stain; default: drawn ones.", show_default=False)] = None,
+    reduce: Annotated[int, typer.Option(metavar="1|2|4", help="How many times coarser copies are.")] = 1,
+    test: Annotated[list[Path], typer.Option(help="Picture of the look test; may be repeated; default: test_images/.", show_default=False)] = [],
+    jobs: Annotated[int, typer.Option(min=1, help="Slides at a time, about 0.6 GB of memory each.")] = 1,
+) -> None:
+    """Copy training slides in the stains of others; join the copies with 'external merge'."""
+    from hubmap_kit.runtime.restain_job import LEFT_OUT, SHEET, prepare, restain as job
+
+    plan = prepare(data, out, copies, looks, references, reduce, test)
+    typer.echo(plan.told)
+    done = job(plan, jobs)
+    typer.echo(f"{out}/train.csv: {len(done.rows)} copies, {done.kept} of them were there; look at {out / SHEET}")
+    if done.left_out:
+        typer.echo(f"{len(done.left_out)} slides are left out; reasons: {out / LEFT_OUT}")
+    typer.echo(f"next: hubmap external merge {data} {out} --out ALL")
 
 
 @external.command()

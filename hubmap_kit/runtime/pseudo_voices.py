@@ -18,6 +18,7 @@ from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import CheckpointError, TableError
 from hubmap_kit.inference.confidence import Scores, agreement, confidence, inside
 from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_ensemble, run_settings
+from hubmap_kit.inference.normalise import digest_words
 from hubmap_kit.inference.predict import mask_of
 from hubmap_kit.models.device import choose_device
 from hubmap_kit.models.weights_card import sha256
@@ -92,7 +93,7 @@ class Choir:
         parts: list[object] = [FORMAT]
         for voice in self.voices:
             settings = voice.ensemble.experiment.model_dump(mode="json", include={"model", "scale", "inference"})
-            parts.append([voice.name, voice.digest, settings, voice.ensemble.thresholds])
+            parts.append([voice.name, voice.digest, settings, voice.ensemble.thresholds, *digest_words(voice.ensemble.references)])
         return short_hash(parts)
 
     def fold_of(self, slide_id: str) -> int | None:
@@ -122,7 +123,7 @@ def label(slide: Slide, pixels: np.ndarray, voices: Sequence[Voice]) -> Labelled
     for members in of_run.values():
         team.append(members[0].ensemble)
         for voice in members:
-            plane = voice.ensemble.probability(pixels, slide.um_per_px, organ=slide.organ)
+            plane = voice.ensemble.probability(pixels, slide.um_per_px, organ=slide.organ, source=slide.source)
             masks.append(rle.runs_of(mask_of(slide, plane, [voice.ensemble])))
             total += plane / np.float32(len(members) * len(of_run))
     mask = mask_of(slide, total, team)

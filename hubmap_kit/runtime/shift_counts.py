@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hubmap_kit.augment.shift import FORMAT, HUBMAP, LOOKS, Looks, Shifted, shifted
+from hubmap_kit.augment.shift import FORMAT, HUBMAP, LOOKS, PLAIN, Looks, Shifted, shifted
 from hubmap_kit.competition import slides as slide_files
+from hubmap_kit.competition.lineage import judged_slides
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import Experiment
 from hubmap_kit.files import atomic_path, sweep
 from hubmap_kit.inference.effort import Effort
-from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, load_network
+from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, load_fold
+from hubmap_kit.inference.normalise import digest_words, is_normalised, references_of
 from hubmap_kit.progress import bar
 from hubmap_kit.tiles.convert import decode_for
 from hubmap_kit.training.counts import THRESHOLDS, threshold_counts
@@ -62,16 +64,21 @@ class Battery:
 
     def ensemble(self, number: int) -> Ensemble:
         """The one network of a fold."""
-        return Ensemble(self.settings, [load_network(self.settings, self.folders[number], self.device)], {}, self.device)
+        return load_fold(self.settings, self.folders[number], self.device)
 
-    def plane(self, ensemble: Ensemble, slide: Slide, made: Shifted) -> np.ndarray:
+    def plane(self, ensemble: Ensemble, slide: Slide, shift: str, made: Shifted) -> np.ndarray:
         """Probabilities (H, W) of a shifted slide at the size that the shift gave it, as the hidden test would ask for them."""
         effort: Effort = replace(ensemble.full_effort, views=self.views)
-        return ensemble.probability(made.image, made.um_per_px, effort, slide.organ)
+        return ensemble.probability(made.image, made.um_per_px, effort, slide.organ, source_under(slide, shift))
 
     def made(self, slide: Slide, shift: str, pixels: np.ndarray, mask: np.ndarray) -> Shifted:
         """The slide under the shift."""
         return shifted(shift, pixels, mask, slide.organ, slide.um_per_px, slide.id, self.looks)
+
+
+def source_under(slide: Slide, shift: str) -> str:
+    """The source that a slide counts as under a shift: a shifted one stands for one of HuBMAP."""
+    return slide.source if shift == PLAIN else "Hubmap"
 
 
 def read_slide(slide: Slide) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +89,8 @@ def read_slide(slide: Slide) -> tuple[np.ndarray, np.ndarray]:
 
 def count_all(battery: Battery, slides: Sequence[Slide]) -> dict[tuple[str, str], Counted]:
     """Counts of every slide of a trained fold under every shift, (id, shift) -> counts; each slide by the fold that never saw it."""
-    mine = [slide for slide in slides if battery.folds[slide.id] in battery.folders]
+    judged = judged_slides(slides)  # a restained copy would count its tissue once more
+    mine = [slide for slide in slides if slide.id in judged and battery.folds[slide.id] in battery.folders]
     marks = _Marks(battery)
     for shift in battery.shifts:
         sweep(battery.kept / shift, ".*.tmp*")
@@ -102,7 +110,7 @@ def count_all(battery: Battery, slides: Sequence[Slide]) -> dict[tuple[str, str]
                         continue
                     progress.set_postfix_str(f"fold {number} {slide.organ} {slide.id} {shift}", refresh=False)
                     made = battery.made(slide, shift, pixels, mask)
-                    counts = threshold_counts(battery.plane(ensemble, slide, made), made.mask)
+                    counts = threshold_counts(battery.plane(ensemble, slide, shift, made), made.mask)
                     counted = Counted(counts, *made.mask.shape, made.um_per_px)
                     _write(battery.path(slide, shift), counted, marks(slide, shift))
                     done[slide.id, shift] = counted
@@ -120,6 +128,7 @@ class _Marks:
         self.common = json.dumps([*common, [getattr(inference, key) for key in PLANE_KEYS]], sort_keys=True, default=str)
         self.weights = {number: _digest(folder / MODEL_FILE) for number, folder in battery.folders.items()}
         self.looks = _looks_digest(battery.looks)
+        self.normalise = {number: self._normalise(number) for number in battery.folders}
 
     def __call__(self, slide: Slide, shift: str) -> str:
         labels = hashlib.sha256((slide.rle or "").encode()).hexdigest()
@@ -127,7 +136,17 @@ class _Marks:
         facts = [slide.id, slide.organ, slide.um_per_px, slide.height, slide.width, size, labels]
         stains = self.looks if shift in (*LOOKS, HUBMAP) else ""
         words = [self.common, self.weights[self.battery.folds[slide.id]], stains, shift, *facts]
+        if is_normalised(source_under(slide, shift)):
+            words += self.normalise[self.battery.folds[slide.id]]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+    def _normalise(self, number: int) -> list[object]:
+        """What normalisation adds for a fold; nothing without it, so that results of before there was any remain what they are."""
+        inference = self.battery.settings.inference
+        if not inference.normalise:
+            return []
+        return [inference.normalise, digest_words(references_of(self.battery.folders[number].parent, inference, number))]
 
 
 def _digest(path: Path) -> str:

@@ -24,7 +24,7 @@ from hubmap_kit.inference.postprocess import FITTED_FILE, read_fitted, threshold
 from hubmap_kit.models.device import choose_device
 from hubmap_kit.report.overlays import contact_sheet
 from hubmap_kit.report.shift_page import LOST, Results, WorstSlide, gain_of, save_shift_page, save_shift_picture, shift_summary, worst_of
-from hubmap_kit.runtime.shift_counts import Battery, Counted, count_all, read_slide
+from hubmap_kit.runtime.shift_counts import Battery, Counted, count_all, read_slide, source_under
 from hubmap_kit.runtime.train_job import train_csv
 from hubmap_kit.training.counts import HALF, dice_curve
 from hubmap_kit.training.history import unfinished
@@ -120,16 +120,11 @@ def _battery(run: Path, data: str, overrides: Sequence[str], device: str, shifts
     return Battery(settings, fold_folders(run), {}, shifts, looks, views or settings.inference.views, run / FOLDER, choose_device(device))
 
 
-def _source(slide: Slide, shift: str) -> str:
-    """The source whose threshold counts: a shifted slide stands for one of HuBMAP."""
-    return slide.source if shift == PLAIN else "Hubmap"
-
-
 def _table(work: Battery, slides: Sequence[Slide], counted: Mapping[tuple[str, str], Counted], fitted: Mapping[str, float]) -> pd.DataFrame:
     by_id, rows = {slide.id: slide for slide in slides}, []
     for (slide_id, shift), found in counted.items():
         slide, curve = by_id[slide_id], dice_curve(found.counts)
-        threshold = threshold_for(slide.organ, _source(slide, shift), fitted, work.settings.inference)
+        threshold = threshold_for(slide.organ, source_under(slide, shift), fitted, work.settings.inference)
         rows.append({
             "id": slide_id, "organ": slide.organ, "source": slide.source, "fold": work.folds[slide_id], "shift": shift,
             "dice": curve[level_of(threshold)], "dice@0.5": curve[HALF], "threshold": threshold,
@@ -182,7 +177,7 @@ def _worst(work: Battery, slides: Sequence[Slide], table: pd.DataFrame, folder: 
         for name in dict.fromkeys((PLAIN, shift)):
             made = work.made(slide, name, pixels, truth)
             mine = table[(table["id"] == slide.id) & (table["shift"] == name)].iloc[0]
-            mask = work.plane(ensemble, slide, made) >= np.float32(mine["threshold"])
+            mask = work.plane(ensemble, slide, name, made) >= np.float32(mine["threshold"])
             items.append((made.image, made.mask, mask, f"{name}, {made.mask.shape[0]} px: Dice {mine['dice']:.3f}"))
         path = folder / f"worst-{place}-{slide.id}.png"
         contact_sheet(path, items, len(items))
@@ -196,6 +191,9 @@ def _notes(run: Path, work: Battery, fitted: Mapping[str, float], references: st
     names = f"{len(work.looks.pas)} for PAS and {len(work.looks.he)} for haematoxylin and eosin"
     notes = [f"Predicted with {count} view{'s' * (count > 1)}, each slide by the fold that never saw it. Stain references: {names}, "
              + ("from a folder of the user." if references else "embedded slides, which are drawn, not real; real ones are given with --references.")]
+    if methods := work.settings.inference.normalise:
+        named = " and ".join(methods)
+        notes.append(f"Shifted slides count as HuBMAP's: they were predicted in the colours of the organ's training slides as well ({named}).")
     if not fitted:
         notes.append("The run has no fitted thresholds: Dice is told at those of its config.")
     try:

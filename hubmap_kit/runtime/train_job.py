@@ -18,7 +18,7 @@ from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError
 from hubmap_kit.files import write_json, write_yaml
-from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_network, read_thresholds, run_settings
+from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_fold, read_thresholds, run_settings
 from hubmap_kit.inference.postprocess import threshold_for, to_mask
 from hubmap_kit.models.device import choose_device, choose_devices
 from hubmap_kit.report.curves import save_curves, save_threshold_curves
@@ -161,14 +161,14 @@ def draw_overlays(run: Path, settings: Experiment, slides: Sequence[Slide], tabl
     for organ, rows in table.groupby("organ"):
         row = rows.sort_values("dice").iloc[len(rows) // 2]
         slide = by_id[row["id"]]
-        ensemble = Ensemble(settings, [load_network(settings, folders[int(row["fold"])], device)], {organ: row["threshold"]}, device)
+        ensemble = load_fold(settings, folders[int(row["fold"])], device, {organ: row["threshold"]})
         paths.append(_overlay(run / "overlays" / f"{organ}.png", slide, ensemble, float(row["dice"])))
     return paths
 
 
 def _overlay(path: Path, slide: Slide, ensemble: Ensemble, dice: float) -> Path:
     pixels = slide_files.read(slide.path)
-    plane = ensemble.probability(pixels, slide.um_per_px, organ=slide.organ)
+    plane = ensemble.probability(pixels, slide.um_per_px, organ=slide.organ, source=slide.source)
     config = ensemble.experiment.inference
     mask = to_mask(plane, threshold_for(slide.organ, slide.source, ensemble.thresholds, config), slide.organ, config)
     save_overlay(path, pixels, decode_for(slide, *pixels.shape[:2]), mask, f"{slide.organ} {slide.id} ({slide.source}), held out, Dice {dice:.3f}")

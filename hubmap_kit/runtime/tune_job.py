@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hubmap_kit import experiment
+from hubmap_kit.competition.lineage import judged_slides
 from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.config import Experiment, InferenceConfig
 from hubmap_kit.errors import CheckpointError, ConfigError
 from hubmap_kit.files import write_json, write_text, write_yaml
-from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_network, run_settings
+from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_fold, run_settings
 from hubmap_kit.inference.postprocess import FITTED_FILE
 from hubmap_kit.models.device import choose_device
 from hubmap_kit.progress import bar
@@ -77,8 +78,10 @@ def _scores(
     run: Path, settings: Experiment, slides: Sequence[Slide], folds: Mapping[str, int], store: TileStore, device: str, rescue: bool
 ) -> Scores:
     found = fold_folders(run)
-    by_id = {slide.id: slide for slide in slides}
-    held_out = {number: [row for row, slide_id in enumerate(store.slides["id"]) if folds[slide_id] == number] for number in found}
+    by_id, judged = {slide.id: slide for slide in slides}, judged_slides(slides)  # a restained copy would count its tissue once more
+    held_out = {
+        number: [row for row, slide_id in enumerate(store.slides["id"]) if folds[slide_id] == number and slide_id in judged] for number in found
+    }
     total = sum(map(len, held_out.values()))
     if not total:
         raise CheckpointError(f"{run} holds no trained fold (fold<k>/{MODEL_FILE}) with held-out slides; train it first")
@@ -87,7 +90,7 @@ def _scores(
     scored: list[SlideScores] = []
     with bar(total, "tune", "slide") as progress:
         for number, folder in found.items():
-            ensemble = Ensemble(settings, [load_network(settings, folder, chosen)], {}, chosen)
+            ensemble = load_fold(settings, folder, chosen)
             for slide, scores in _fold_scores(ensemble, store, held_out[number], by_id, rescue):
                 seen.append(slide)
                 scored.append(scores)
@@ -102,7 +105,7 @@ def _fold_scores(
     for row in rows:
         record = store.slides.iloc[row]
         slide, height, width = by_id[record["id"]], int(record["height"]), int(record["width"])
-        plane = resize_plane(ensemble.plane(store.image(row), organ=slide.organ), (height, width))
+        plane = resize_plane(ensemble.plane(store.image(row), organ=slide.organ, source=slide.source), (height, width))
         text = slide.rle if (height, width) == (slide.height, slide.width) else None
         yield slide, score_slide(plane, decode_for(slide, height, width), text, rescue)
 

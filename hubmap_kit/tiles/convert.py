@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition.pixel_sizes import PixelSizeWatch
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import ScaleChoices, ScaleConfig, TilesConfig
 from hubmap_kit.files import sweep, write_json
@@ -59,9 +60,10 @@ def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, mark: str) 
     growing = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     sweep(folder.parent, f".{folder.name}.*.tmp")
     growing.mkdir(parents=True)
+    watch = PixelSizeWatch()
     try:
         with open(growing / files.IMAGES, "wb") as images, open(growing / files.MASKS, "wb") as masks:
-            rows = [_append(slide, scale, images, masks) for slide in track(slides, "tile store", "slide")]
+            rows = [_append(slide, scale, images, masks, watch) for slide in track(slides, "tile store", "slide")]
         pd.DataFrame(rows).to_parquet(growing / files.SLIDES)
         meta = {"format": files.FORMAT, "fingerprint": mark, "slides": len(rows), "scale": scale.model_dump()}
         write_json(growing / files.META, meta)
@@ -74,9 +76,10 @@ def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, mark: str) 
     log.info("tile store of %d slides in %s", len(rows), folder)
 
 
-def _append(slide: Slide, scale: ScaleConfig, images: BinaryIO, masks: BinaryIO) -> dict[str, object]:
+def _append(slide: Slide, scale: ScaleConfig, images: BinaryIO, masks: BinaryIO, watch: PixelSizeWatch) -> dict[str, object]:
     pixels = slide_files.read(slide.path)
     height, width = pixels.shape[:2]
+    watch.look(slide, height, width)
     shape = scaled_shape(height, width, slide.um_per_px, scale, slide.organ)
     mask = resize_mask(decode_for(slide, height, width), shape)
     offsets = {"image_offset": images.tell(), "mask_offset": masks.tell()}

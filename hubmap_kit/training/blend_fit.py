@@ -163,25 +163,32 @@ class Step:
     gain: float
 
 
-def greedy(organs: Sequence[Pixels], parts: Sequence[np.ndarray]) -> list[Step]:
+def greedy(organs: Sequence[Pixels], parts: Sequence[np.ndarray], members: Sequence[Sequence[int]] | None = None) -> list[Step]:
     """Add one run after the other to a plain mean, each time the one that leaves the highest mean Dice over all slides.
 
     `organs` holds the slides of each organ, `parts` the part (such as the fold) of each of their slides: a slide is judged at the
-    threshold that its organ's other parts want.
+    threshold that its organ's other parts want. `members` are the runs that know each organ, in the order of its columns; None: all.
+    Only those count for it, and with none of them its masks are empty.
     """
+    knowing = members or [range(each.runs) for each in organs]
     chosen: list[int] = []
     steps: list[Step] = []
-    runs = organs[0].runs
+    runs = 1 + max(max(each) for each in knowing)
     while len(chosen) < runs:
         scores = {}
         for run in (run for run in range(runs) if run not in chosen):
-            weights = np.zeros(runs)
-            weights[[*chosen, run]] = 1 / (len(chosen) + 1)
-            scores[run] = float(np.mean(np.concatenate([crossed(curves(each, weights), part) for each, part in zip(organs, parts, strict=True)])))
+            taken = [np.isin(each, [*chosen, run]) for each in knowing]
+            found = [crossed(_plain_mean(each, mine), part) for each, mine, part in zip(organs, taken, parts, strict=True)]
+            scores[run] = float(np.mean(np.concatenate(found)))
         best = max(scores, key=lambda run: scores[run])
         steps.append(Step(best, scores[best], scores[best] - (steps[-1].dice if steps else 0.0)))
         chosen.append(best)
     return steps
+
+
+def _plain_mean(pixels: Pixels, taken: np.ndarray) -> np.ndarray:
+    """Curves (slides, T) of the plain mean of the columns `taken` (runs,) bool; without any no pixel reaches a threshold."""
+    return curves(pixels, taken / max(taken.sum(), 1))
 
 
 def parts_of(folds: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,8 @@ class OrganBlend:
     left where cross-fitting gives it no gain over equal weights.
 
     Dice of each slide, cross-fitted: `singles` (runs, S) of every run alone, `even` (S,) of equal weights, `blend` (S,) of fitted
-    weights. `thresholds` (runs,): the best of each run alone.
+    weights. `thresholds` (runs,): the best of each run alone. `members` are the runs that know the organ; another has weight 0, and
+    alone the Dice of empty masks.
     """
 
     organ: str
@@ -32,11 +33,12 @@ class OrganBlend:
     even: np.ndarray
     blend: np.ndarray
     thresholds: np.ndarray
+    members: tuple[int, ...]
 
     @property
     def used(self) -> str:
         """Which weights inference takes: fitted or equal."""
-        return "equal" if np.array_equal(self.weights, equal(len(self.weights))) else "fitted"
+        return "equal" if np.array_equal(self.weights[list(self.members)], equal(len(self.members))) else "fitted"
 
 
 def blend_organ(organ: str, ids: Sequence[str], folds: np.ndarray, grouped: Sequence[Pixels], read: Read, strength: float) -> OrganBlend:
@@ -65,25 +67,52 @@ def blend_organ(organ: str, ids: Sequence[str], folds: np.ndarray, grouped: Sequ
     return OrganBlend(
         organ, tuple(ids), sets[used], float(THRESHOLDS[HALF]) if alone else best_threshold(found[used].mean(0)), fitted,
         np.stack([crossed(found[run], parts) for run in range(runs)]), evenly, blend,
-        np.array([best_threshold(found[run].mean(0)) for run in range(runs)]),
+        np.array([best_threshold(found[run].mean(0)) for run in range(runs)]), tuple(range(runs)),
+    )  # fmt: skip
+
+
+def among(each: OrganBlend, members: Sequence[int], runs: int, read: Read) -> OrganBlend:
+    """An organ that was blended of the runs `members` alone, as one among all `runs`."""
+    if len(members) == runs:
+        return each
+    place = list(members)
+
+    def widened(values: np.ndarray, others: np.ndarray | float) -> np.ndarray:
+        wide = np.empty((runs, *values.shape[1:]))
+        wide[:] = others
+        wide[place] = values
+        return wide
+
+    empty = np.array([float(not read(slide_id)[1].any()) for slide_id in each.ids])
+    return replace(
+        each, weights=widened(each.weights, 0.0), fitted=widened(each.fitted, 0.0), singles=widened(each.singles, empty),
+        thresholds=widened(each.thresholds, float(THRESHOLDS[HALF])), members=tuple(place),
     )  # fmt: skip
 
 
 def likeness(organs: Sequence[OrganBlend], read: Read) -> tuple[np.ndarray, np.ndarray]:
     """How alike the runs are: (runs, runs) mean over slides of the correlation of their planes inside tissue, and of the Dice between
-    their masks, each run at its own threshold. Slides where a plane is the same everywhere have no correlation."""
+    their masks, each run at its own threshold. Slides where a plane is the same everywhere have no correlation; of two runs that know
+    no organ in common both are 0."""
     runs = len(organs[0].weights)
     correlations, overlaps = [], []
     for each in organs:
+        among_all = np.ix_(each.members, each.members)
         for slide_id in each.ids:
             planes, _, tissue = read(slide_id)
             with np.errstate(invalid="ignore", divide="ignore"):
-                correlations.append(np.atleast_2d(np.corrcoef(planes[:, tissue] if tissue.any() else planes.reshape(runs, -1))))
-            masks = [plane >= 255 * threshold for plane, threshold in zip(planes, each.thresholds, strict=True)]
-            overlaps.append([[dice(one, other) for other in masks] for one in masks])
-    values = np.stack(correlations)
+                found = np.atleast_2d(np.corrcoef(planes[:, tissue] if tissue.any() else planes.reshape(len(planes), -1)))
+            masks = [plane >= 255 * threshold for plane, threshold in zip(planes, each.thresholds[list(each.members)], strict=True)]
+            for kept, values in ((correlations, found), (overlaps, [[dice(one, other) for other in masks] for one in masks])):
+                kept.append(np.full((runs, runs), np.nan))
+                kept[-1][among_all] = values
+    return _known_mean(np.stack(correlations)), _known_mean(np.stack(overlaps))
+
+
+def _known_mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the first axis of what is known; 0 where nothing is."""
     known = np.isfinite(values)
-    return np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1), np.mean(overlaps, axis=0)
+    return np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1)
 
 
 def _curves(slide: tuple[np.ndarray, np.ndarray, np.ndarray], sets: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Only tensors and plain Python values go in, so it is read with `weights_only=Tru
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -38,8 +39,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, **state}, temporary)
 
 
-def load(path: Path, settings: dict[str, Any], store_mark: str) -> dict[str, Any]:
+def load(path: Path, settings: dict[str, Any], store_mark: str, slides: dict[str, Any] | None = None) -> dict[str, Any]:
     """Read a checkpoint for a continuation with `settings` (a dumped experiment) on the store `store_mark`.
+
+    `slides` is what the store does not say of them, see `facts_of`; a checkpoint of before it was kept is not compared with it.
 
     Raises DamagedCheckpoint when nothing can be made of the file, CheckpointError when it is of another format, or belongs to
     another experiment or other data.
@@ -57,7 +60,27 @@ def load(path: Path, settings: dict[str, Any], store_mark: str) -> dict[str, Any
     check_same(state["settings"], settings, path)
     if state["store"] != store_mark:
         raise CheckpointError(f"{path} was trained on other slides or masks than the data folder holds now; train into another --out")
+    if slides is not None and "slides" in state:
+        _check_slides(state["slides"], slides, path)
     return state
+
+
+def facts_of(weights: Mapping[str, float], held_out: Iterable[str]) -> dict[str, Any]:
+    """What a fold's numbers depend on beside the store: the weights of slides by id, where they are not 1, and the ids that judge it."""
+    return {"weights": {slide_id: weight for slide_id, weight in weights.items() if weight != 1}, "held_out": sorted(held_out)}
+
+
+def _check_slides(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
+    (before, now), end = (old["weights"], new["weights"]), "train into another --out"
+    if changed := [slide_id for slide_id in dict.fromkeys([*before, *now]) if before.get(slide_id, 1) != now.get(slide_id, 1)]:
+        first, more = changed[0], f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise CheckpointError(
+            f"{path} was trained with weight {before.get(first, 1):g} for slide {first}, now train.csv gives it {now.get(first, 1):g}{more}; give it "
+            f"the weights of before, or {end}"
+        )
+    if moved := sorted(set(old["held_out"]) ^ set(new["held_out"])):
+        how = "was judged" if moved[0] in old["held_out"] else "was not judged"
+        raise CheckpointError(f"slide {moved[0]} {how} in the epochs of {path}, but the column parent of train.csv now says otherwise; {end}")
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

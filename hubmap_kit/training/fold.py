@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -253,16 +254,20 @@ class FoldTrainer:
             folder / CHECKPOINT_FILE,
             {
                 "settings": experiment.dump(self.settings), "store": self.task.store.meta["fingerprint"], "fold": self.task.fold,
-                "epoch": self.state.epoch, "history": self.state.history, "timing": self.state.timing,
+                "slides": self._slide_facts(), "epoch": self.state.epoch, "history": self.state.history, "timing": self.state.timing,
                 **self.learner.state_dict(), "rng": checkpoint.rng_state(self.task.device), "hard": self.hard.state() if self.hard is not None else None,
             },
         )  # fmt: skip
         write_rows(folder / METRICS_FILE, self.state.history)
 
+    def _slide_facts(self) -> dict[str, Any]:
+        ids = self.task.store.slides["id"]
+        return checkpoint.facts_of(self.task.weights, (str(ids.iloc[row]) for row in self.task.valid))
+
     def _resume(self) -> None:
         path = self.task.folder / CHECKPOINT_FILE
         try:
-            saved = checkpoint.load(path, experiment.dump(self.settings), str(self.task.store.meta["fingerprint"]))
+            saved = checkpoint.load(path, experiment.dump(self.settings), str(self.task.store.meta["fingerprint"]), self._slide_facts())
         except checkpoint.DamagedCheckpoint as error:
             if not self.task.degrade:
                 raise

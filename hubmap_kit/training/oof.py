@@ -1,4 +1,7 @@
-"""Out-of-fold results: every training slide predicted, at its original size, by the fold that never saw it."""
+"""Out-of-fold results: every training slide predicted, at its original size, by the fold that never saw it.
+
+Slides whose parent is a training slide too (restained copies) are not among them: one tissue would count several times.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from hubmap_kit import experiment
+from hubmap_kit.competition.lineage import judged_slides
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import CheckpointError
 from hubmap_kit.files import atomic_path, write_json
@@ -39,7 +43,7 @@ def predict_fold(
             check()
         record = store.slides.iloc[row]
         height, width = int(record["height"]), int(record["width"])
-        plane = resize_plane(ensemble.plane(store.image(row), organ=record["organ"]), (height, width))
+        plane = resize_plane(ensemble.plane(store.image(row), organ=record["organ"], source=record["data_source"]), (height, width))
         counts.append(sweep.threshold_counts(plane, decode_for(by_id[record["id"]], height, width)))
         ids.append(record["id"])
     with atomic_path(path) as temporary:
@@ -53,7 +57,7 @@ def collect(run: Path, slides: Sequence[Slide], folds: Mapping[str, int]) -> pd.
     predicted_share, finished (whether the fold was trained to its end). A warning names the folds that are not. Both Dices are a
     little optimistic: the kept epoch was chosen on these slides, and for `dice` the thresholds were fitted on them too.
     """
-    ids, counts = _read_counts(run)
+    ids, counts = _read_counts(run, slides)
     open_folds = unfinished(run, experiment.read(run / "config.yaml").training)
     by_id = {slide.id: slide for slide in slides}
     unknown = [slide_id for slide_id in ids if slide_id not in by_id]
@@ -95,12 +99,12 @@ def _warn(run: Path, open_folds: Mapping[int, str], present: Collection[int]) ->
 
 def organ_curves(run: Path, slides: Sequence[Slide]) -> dict[str, np.ndarray]:
     """Mean out-of-fold Dice of each organ at each of `counts.THRESHOLDS`."""
-    ids, counts = _read_counts(run)
+    ids, counts = _read_counts(run, slides)
     organ_of = {slide.id: slide.organ for slide in slides}
     return sweep.mean_curves(sweep.dice_curve(counts), np.array([organ_of[slide_id] for slide_id in ids]))
 
 
-def _read_counts(run: Path) -> tuple[list[str], np.ndarray]:
+def _read_counts(run: Path, slides: Sequence[Slide]) -> tuple[list[str], np.ndarray]:
     ids: list[str] = []
     counts = []
     for folder in fold_folders(run).values():
@@ -111,7 +115,10 @@ def _read_counts(run: Path) -> tuple[list[str], np.ndarray]:
             counts.append(fold_counts)
     if not counts:
         raise CheckpointError(f"{run} has no out-of-fold results yet; train a fold to its end, or run 'hubmap evaluate {run}'")
-    return ids, np.concatenate(counts)
+    # Counts of before the table knew the copies' parents may still hold them.
+    copies = {slide.id for slide in slides} - judged_slides(slides)
+    used = [place for place, slide_id in enumerate(ids) if slide_id not in copies]
+    return [ids[place] for place in used], np.concatenate(counts)[used]
 
 
 def _row(slide: Slide, fold: int, curve: np.ndarray, counts: np.ndarray, thresholds: Mapping[str, float]) -> dict[str, object]:

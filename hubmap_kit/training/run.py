@@ -12,10 +12,12 @@ import pandas as pd
 import torch
 
 from hubmap_kit.competition.folds import assign_folds, read_folds, write_folds
+from hubmap_kit.competition.lineage import judged_slides
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import DataConfig, Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError, TableError
-from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE, Ensemble, fold_folders, load_network
+from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE, fold_folders, load_fold
+from hubmap_kit.inference.normalise import STAIN_FILE
 from hubmap_kit.inference.views import view_transforms
 from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.tiles.store import TileStore
@@ -24,6 +26,7 @@ from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_tim
 from hubmap_kit.training.fold import FoldTask, FoldTrainer, OnEpoch
 from hubmap_kit.training.converted import converted_store
 from hubmap_kit.training.history import CHECKPOINT_FILE, unfinished
+from hubmap_kit.training.stain_record import write_stain_references
 from hubmap_kit.training.world import ALONE, World
 
 log = logging.getLogger(__name__)
@@ -69,7 +72,7 @@ def plan(
     settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, chosen: Sequence[int] | None = None, degrade: bool = False,
     world: World = ALONE,
 ) -> Plan:  # fmt: skip
-    """Split the slides, write folds.csv into the run, and build the store if it is not in the folder `stores` yet.
+    """Split the slides, write folds.csv and stain_references.json into the run, and build the store if it is not in the folder `stores` yet.
 
     All slides are split, and only then those of `data.organs` are taken: a run on some organs has the folds of one on all, so the two
     can be blended. A fold that holds none of these out is not trained. Raises ConfigError for chosen fold numbers that the split does
@@ -86,6 +89,7 @@ def plan(
     store = open_or_build(stores, slides, settings.scale, settings.tiles)
     tiles = converted_store(settings, slides, stores)
     if world.first:
+        write_stain_references(run, store, slides, folds)
         world.wait()
     return Plan(settings, slides, run, folds, numbers, store, session, degrade, world, tiles)
 
@@ -103,7 +107,10 @@ def collect_done(planned: Plan) -> pd.DataFrame | None:
 
 
 def evaluate_folds(settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, device: torch.device) -> pd.DataFrame:
-    """Predict every trained fold's held-out slides again with `settings.inference`, and write the run's tables anew."""
+    """Predict every trained fold's held-out slides again with `settings.inference`, and write the run's tables anew.
+
+    A run of before there were stain references gets its stain_references.json.
+    """
     if not (run / "folds.csv").is_file():
         raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
     slides = of_organs(slides, settings.data)
@@ -112,6 +119,8 @@ def evaluate_folds(settings: Experiment, slides: Sequence[Slide], run: Path, sto
     found = fold_folders(run)
     if not found:
         raise CheckpointError(f"{run} holds no trained fold (fold<k>/{MODEL_FILE}); train it first")
+    if not (run / STAIN_FILE).is_file():
+        write_stain_references(run, store, slides, folds)
     for number, folder in found.items():
         _predict_one(settings, slides, folds, number, store, folder, device)
     return oof.collect(run, slides, folds)
@@ -133,7 +142,7 @@ def train_fold(planned: Plan, number: int, device: torch.device, on_epoch: OnEpo
     does not leave enough for the next step.
     """
     folder = planned.run / f"fold{number}"
-    train, valid = _rows(planned.store, planned.folds, number)
+    train, valid = _rows(planned.store, planned.slides, planned.folds, number)
     if not train:
         raise TableError(f"{planned.run / 'folds.csv'} puts every slide into fold {number}, so nothing is left to learn from; use another split")
     expected = longest(read_timing(planned.run), "seconds", planned.session)
@@ -145,7 +154,7 @@ def train_fold(planned: Plan, number: int, device: torch.device, on_epoch: OnEpo
         log.info("fold %d: %d slides to learn from, %d held out", number, len(train), len(valid))
         tiles = planned.tiles or planned.store
         task = FoldTask(
-            number, planned.store, _rows(tiles, planned.folds, number)[0], valid, folder, device, clock, expected, planned.session,
+            number, planned.store, _rows(tiles, planned.slides, planned.folds, number)[0], valid, folder, device, clock, expected, planned.session,
             planned.degrade, planned.world, tiles, {slide.id: slide.weight for slide in planned.slides},
         )  # fmt: skip
         FoldTrainer(planned.settings, task).run(on_epoch)
@@ -190,11 +199,11 @@ def _predict_one(
     settings: Experiment, slides: Sequence[Slide], folds: Mapping[str, int], number: int, store: TileStore, folder: Path, device: torch.device,
     check: Callable[[], None] | None = None,
 ) -> None:  # fmt: skip
-    ensemble = Ensemble(settings, [load_network(settings, folder, device)], {}, device)
-    oof.predict_fold(ensemble, store, slides, _rows(store, folds, number)[1], folder / COUNTS_FILE, check)
+    oof.predict_fold(load_fold(settings, folder, device), store, slides, _rows(store, slides, folds, number)[1], folder / COUNTS_FILE, check)
 
 
-def _rows(store: TileStore, folds: Mapping[str, int], number: int) -> tuple[list[int], list[int]]:
-    """Row numbers in the store to learn from and to hold out."""
-    fold_of = [folds[slide_id] for slide_id in store.slides["id"]]
-    return [row for row, fold in enumerate(fold_of) if fold != number], [row for row, fold in enumerate(fold_of) if fold == number]
+def _rows(store: TileStore, slides: Sequence[Slide], folds: Mapping[str, int], number: int) -> tuple[list[int], list[int]]:
+    """Row numbers in the store to learn from and to hold out; a slide whose parent is among `slides` is held out unjudged."""
+    ids, known = list(store.slides["id"]), judged_slides(slides)
+    learnt = [row for row, slide_id in enumerate(ids) if folds[slide_id] != number]
+    return learnt, [row for row, slide_id in enumerate(ids) if folds[slide_id] == number and slide_id in known]

@@ -163,3 +163,12 @@ def test_a_tight_deadline_takes_effort_away_and_says_so(
 )
 def test_durations_are_said_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_pixel_size_that_cannot_be_true_is_told_and_costs_nothing(
+    slides: list[Slide], team: list[Ensemble], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = replace(slides[0], um_per_px=slides[0].um_per_px / 100)
+    assert predict_slides([one], [team], tmp_path / "s.csv") == []
+    told = [record.getMessage() for record in caplog.records if "pixel_size" in record.getMessage()]
+    assert len(told) == 1 and f"pixel_size of slide {one.id}" in told[0] and "mm of tissue" in told[0]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from kaggle_double import Double
 from kaggle_double.server import KEY, TOKEN
 from kaggle_double.state import Dataset, DatasetVersion
@@ -53,22 +54,29 @@ class Cli:
         self.environment = {**double.environment(folder / "environment", token), **extra}
 
     def start(self, *words: str | Path) -> subprocess.Popen[str]:
-        """Start Python with arguments."""
+        """Start Python with arguments, for a test that meets it while it runs."""
         command = [sys.executable, *map(str, words)]
         return subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def end(self, process: subprocess.Popen[str]) -> Done:
         """Wait for a command's end."""
         out, err = process.communicate(timeout=60)
+        return self._checked(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+
+    def run(self, *words: str | Path) -> Done:
+        """Run Python with arguments to its end."""
+        return self._checked(warm.run([sys.executable, *map(str, words)], env=self.environment, cwd=self.folder, timeout=60))
+
+    def _checked(self, done: subprocess.CompletedProcess[str]) -> Done:
         basic = base64.b64encode(f"{self.double.owner}:{KEY}".encode()).decode()
         for secret in (KEY, TOKEN, basic):
-            assert secret not in out + err
-        assert "Traceback" not in out + err or "-v" in process.args, err
-        return Done(process.returncode, out, err)
+            assert secret not in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr or "-v" in done.args, done.stderr
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def __call__(self, *words: str | Path) -> Done:
         """`hubmap WORDS`."""
-        return self.end(self.start("-m", "hubmap_kit", *words))
+        return self.run("-m", "hubmap_kit", *words)
 
     def push(self, folder: Path, *options: str | Path) -> Done:
         """`hubmap push pretrained` of a staged folder."""

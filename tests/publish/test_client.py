@@ -30,7 +30,7 @@ def ask(cli: Any, code: str) -> Any:
     """Run code with a signed-in client; the value of its last expression's `say(...)`, or the sentence of its PublishError."""
     lines = "".join(f"        {line}\n" for line in code.strip().splitlines())
     end = "    except PublishError as error:\n        print(json.dumps({'error': str(error)}))\n"
-    done = cli.end(cli.start("-c", f"say = lambda value: print(json.dumps(value, default=str))\n{PROLOGUE}{lines}{end}"))
+    done = cli.run("-c", f"say = lambda value: print(json.dumps(value, default=str))\n{PROLOGUE}{lines}{end}")
     assert done.code == 0, done.err
     return json.loads(done.out.splitlines()[-1])
 

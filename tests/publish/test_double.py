@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from kaggle_double import Double
 from kaggle_double.server import KEY, METHODS
 
@@ -29,7 +30,7 @@ class Cli:
     def __call__(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "kaggle", *map(str, words)]
         environment = self.double.environment(self.folder / "environment", self.token)
-        return subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=60, check=False)
+        return warm.run(command, env=environment, cwd=self.folder, timeout=60)
 
     def dataset(self, **files: str) -> Path:
         """A staged dataset folder."""

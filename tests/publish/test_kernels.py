@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import warm
 from kaggle_double import Double
 from kaggle_double.server import KEY
 from staged_builds import stage, stage_weights
@@ -43,9 +44,7 @@ class World:
         return {**self.double.environment(self.tmp / "environment"), "OMP_NUM_THREADS": "1"}
 
     def run(self, *words: str, staged: str = "staged/code") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*words, staged=staged), env=self.environment(), cwd=self.tmp, capture_output=True, text=True, check=False, timeout=120
-        )
+        return warm.run(self.command(*words, staged=staged), env=self.environment(), cwd=self.tmp, timeout=120)
 
     def pushed(self, ref: str = "alice/hubmap-train"):
         return self.double.state.kernels[ref].versions[-1]
@@ -60,7 +59,7 @@ def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world = World(double, tmp, *builds, *weights)
         for kind in ("code", "weights"):
             words = [sys.executable, "-m", "hubmap_kit", "push", kind, "--staged", str(tmp / "staged" / kind), "--poll", "0.05"]
-            done = subprocess.run(words, env=world.environment(), cwd=tmp, capture_output=True, text=True, check=False)
+            done = warm.run(words, env=world.environment(), cwd=tmp)
             assert done.returncode == 0, done.stderr
         yield world
         assert not double.mistakes and not double.escapes
@@ -262,9 +261,7 @@ def test_following_looks_at_the_version_that_was_pushed_from_here(world: World) 
     assert world.run("--run", "train").returncode == 0
     mine = world.pushed().number
     world.double.faults = ("kernel_fails",)
-    elsewhere = subprocess.run(
-        [*world.command("--run", "train", "--force"), "--out", str(world.tmp / "elsewhere")], env=world.environment(), cwd=world.tmp, check=False
-    )
+    elsewhere = warm.run([*world.command("--run", "train", "--force"), "--out", str(world.tmp / "elsewhere")], env=world.environment(), cwd=world.tmp)
     assert elsewhere.returncode == 0 and world.pushed().number == mine + 1
     done = world.run("train", "--follow")
     assert done.returncode == 0 and f"log of version {mine} is made up" in done.stdout, done.stderr

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import warm
 from kaggle_double import Double
 from kaggle_double.server import KEY
 
@@ -36,7 +37,7 @@ class World:
         return [sys.executable, "-m", "hubmap_kit", *words]
 
     def hubmap(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*words), env=self.environment(), cwd=self.tmp, capture_output=True, text=True, check=False, timeout=120)
+        return warm.run(self.command(*words), env=self.environment(), cwd=self.tmp, timeout=120)
 
     def words(self, *more: str) -> list[str]:
         return ["submit", "--rendered", str(self.tmp / "kernels"), "--every", "0.05", "--ledger", str(self.ledger), *more]

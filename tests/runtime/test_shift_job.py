@@ -18,11 +18,13 @@ import pytest
 import torch
 
 from hubmap_kit.augment.shift import HUBMAP, PLAIN, shifted
+from hubmap_kit.augment.stain import reinhard
 from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.metric import dice
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.errors import CheckpointError, ConfigError, TableError
 from hubmap_kit.inference.ensemble import load_ensemble, read_thresholds
+from hubmap_kit.inference.normalise import read_references
 from hubmap_kit.report.overlays import PREDICTION, TRUTH
 from hubmap_kit.runtime.shift_job import evaluate_shifted, looks_of, preview
 from hubmap_kit.tiles.convert import decode_for
@@ -132,6 +134,36 @@ def test_what_results_depend_on_makes_them_anew_and_nothing_else_does(run: Path,
     shutil.copyfile(run / "fold0" / "model.safetensors", run / "fold1" / "model.safetensors")
     evaluate_shifted(run, **SETTINGS, references=str(references), pictures=False)
     assert {key.partition("/")[2] for key in redone(before, run)} == set(table.loc[table["fold"] == 1, "id"])
+
+
+def test_what_normalisation_gains_is_measured_on_shifted_slides_alone(run: Path, sample_data: Path) -> None:
+    before, plain = results(run), pd.read_csv(run / "shift.csv", dtype={"id": str})
+    wish = ["inference.normalise=[reinhard]"]
+    table = evaluate_shifted(run, **SETTINGS, overrides=wish, pictures=False).table
+    assert {key.partition("/")[0] for key in redone(before, run)} == {"he", HUBMAP}  # plain slides are HPA's own
+    both = table.merge(plain, on=["id", "shift"], suffixes=("", "_raw"))
+    assert np.abs(both["dice"] - both["dice_raw"])[both["shift"] == PLAIN].max() < 1e-6 < np.abs(both["dice"] - both["dice_raw"]).max()
+    assert "(reinhard)" in (run / "shift.html").read_text(encoding="utf-8")
+
+    row = table[table["shift"] == "he"].iloc[0]
+    slide = next(slide for slide in read_train(sample_data / "train.csv") if slide.id == row["id"])
+    pixels = slide_files.read(slide.path)
+    made = shifted("he", pixels, decode_for(slide, *pixels.shape[:2]), slide.organ, slide.um_per_px, slide.id, looks_of("", [HUBMAP]))
+    raw = load_ensemble(run, torch.device("cpu"), [row["fold"]], ["inference.views=none", "inference.tune_speed=false"])
+    size = tuple(round(side * slide.um_per_px / 3.2) for side in made.mask.shape[::-1])  # the run's scale is 3.2 um a pixel
+    small = cv2.resize(made.image, size, interpolation=cv2.INTER_AREA)
+    other = read_references(run, int(row["fold"]))[slide.organ]
+    assert pd.read_csv(run / "folds.csv", dtype={"id": str}).set_index("id")["fold"][other.name] != row["fold"]
+    planes = [raw.plane(image, organ=slide.organ) for image in (small, reinhard(small, other))]
+    plane = cv2.resize(np.mean(planes, axis=0), made.mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    assert row["dice"] == pytest.approx(dice(plane >= np.float32(row["threshold"]), made.mask), abs=2e-4)
+
+    done = results(run)
+    evaluate_shifted(run, **SETTINGS, overrides=wish, pictures=False)
+    assert not redone(done, run)
+    (run / "stain_references.json").unlink()
+    with pytest.raises(CheckpointError, match=r"stain_references\.json is missing"):
+        evaluate_shifted(run, **SETTINGS, overrides=wish, pictures=False)
 
 
 def data_of(run: Path) -> str:

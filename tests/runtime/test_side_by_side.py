@@ -9,11 +9,13 @@ import re
 import signal
 import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import warm
 from clocks import Countdown
 from tiny import TINY
 
@@ -36,6 +38,15 @@ RUN_FILES = ("metrics.csv", "oof.csv", "thresholds.json", "folds.csv", *(f"fold{
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums over several threads are rounded in another order; workers share the threads of their parent out."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers come from a process that has the libraries loaded: the seconds that each spends on it are not looked at in every test."""
+    ready = multiprocessing.get_context("forkserver")
+    ready.set_forkserver_preload([*warm.TRAINING, "hubmap_kit.runtime.fold_worker"])
+    forkserver.ensure_running()  # here, where no signal is held back: its children have its signal mask
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _method: ready)
 
 
 def settings_of(data: Path, *changes: str) -> Experiment:
@@ -67,6 +78,7 @@ def test_side_by_side_equals_one_after_the_other(
         assert (two / name).read_bytes() == (one / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("preloaded")
 def test_the_error_of_one_fold_does_not_stop_the_others(sample_data: Path, tmp_path: Path) -> None:
     out, settings = tmp_path / "run", settings_of(sample_data, "data.n_folds=3")
     with pytest.raises(OutOfTime, match="fold 0 is not begun; fold 1 is not begun; fold 2 is not begun"):
@@ -85,6 +97,7 @@ def plan_of(data: Path, out: Path, *changes: str) -> Plan:
     return plan(settings, read_train(data / "train.csv"), out, out.parent / "stores")
 
 
+@pytest.mark.usefixtures("preloaded")
 def test_a_worker_that_is_killed_costs_its_own_fold(sample_data: Path, tmp_path: Path) -> None:
     planned, victims = plan_of(sample_data, tmp_path / "run", "training.epochs=8"), []
 
@@ -102,6 +115,7 @@ def test_a_worker_that_is_killed_costs_its_own_fold(sample_data: Path, tmp_path:
         assert (tmp_path / "run" / f"fold{other}" / "oof_counts.parquet").is_file()
 
 
+@pytest.mark.usefixtures("preloaded")
 def test_folds_that_nobody_is_left_to_begin_are_said(sample_data: Path, tmp_path: Path) -> None:
     planned = plan_of(sample_data, tmp_path / "run", "training.epochs=8", "data.n_folds=3")
 
@@ -130,6 +144,7 @@ def test_a_sigterm_that_reaches_a_worker_while_it_starts_is_the_parents_to_answe
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+@pytest.mark.usefixtures("preloaded")
 def test_each_epoch_travels_once_and_a_slow_end_of_a_process_is_none_of_a_failure(
     sample_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

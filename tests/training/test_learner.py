@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file
 from tiny import TINY, overrides
 from torch import nn
@@ -315,7 +316,7 @@ def test_two_processes_learn_as_one_and_end_in_one_sentence(sample_data: Path, t
 
     def run(name: str, *launcher: str) -> subprocess.CompletedProcess[str]:
         command = [*launcher, "-m", "hubmap_kit", *words, "--out", str(tmp_path / name), "--stores", str(tmp_path / "stores")]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        return warm.run(command, warm.TRAINING)
 
     tables = {}
     for name, launcher in {"one": (sys.executable,), "two": TORCHRUN}.items():

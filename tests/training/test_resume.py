@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from tiny import TINY, overrides
+import warm
 from safetensors.torch import load_file
+from tiny import TINY, overrides
 
 EPOCHS = 5
 SETTINGS = (
@@ -29,21 +27,14 @@ def _command(data: Path, out: Path, *more: str) -> list[str]:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = warm.run(command, warm.TRAINING)
     assert done.returncode == 0, done.stderr
 
 
 def _kill_in_the_middle_of_epoch_two(command: list[str], metrics: Path) -> None:
     """SIGKILL as soon as the first epoch's row is on disk: the second epoch has begun by then, or is about to."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        give_up = time.monotonic() + 120
-        while not metrics.is_file() and process.poll() is None and time.monotonic() < give_up:
-            time.sleep(0.002)
-        assert process.poll() is None, "the run ended before it could be killed"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    done = warm.run(command, warm.TRAINING, kill_when=metrics.is_file)
+    assert done.returncode == -signal.SIGKILL, "the run ended before it could be killed"
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import math
-import os
 import re
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import warm
 import yaml
 from hypothesis import given, settings, strategies as st
 from tiny import TINY
@@ -259,15 +257,9 @@ def test_killed_in_a_trial_it_goes_on_inside_it(whole: Found, sample_data: Path,
         "import sys; from pathlib import Path; from hubmap_kit.runtime.search_job import search\n"
         f"search('baseline', Path(sys.argv[1]), {SPACE!r}, overrides={SETTINGS!r}, data=sys.argv[2], trials=1, device='cpu')"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(out), str(sample_data)], start_new_session=True, stderr=subprocess.DEVNULL)
-    metrics, give_up = out / "trials" / "1" / "fold0" / "metrics.csv", time.monotonic() + 120
-    try:
-        while not metrics.is_file() and process.poll() is None and time.monotonic() < give_up:
-            time.sleep(0.002)
-        assert process.poll() is None, "the search ended before it could be killed"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    metrics = out / "trials" / "1" / "fold0" / "metrics.csv"
+    done = warm.run([sys.executable, "-c", code, str(out), str(sample_data)], warm.TRAINING, kill_when=metrics.is_file)
+    assert done.returncode == -signal.SIGKILL, f"the search ended before it could be killed: {done.stderr}"
     first = metrics.read_bytes()
     assert not (out / "trials.csv").exists()
     found = run(out, sample_data, 1)

@@ -1,4 +1,4 @@
-"""`hubmap plan`: what a training costs in GPU hours, and in which sessions and weeks it fits."""
+"""`hubmap plan`: what a training costs in GPU memory and hours, and in which sessions and weeks it fits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from hubmap_kit.errors import PublishError
 from hubmap_kit.words import check_folds, fold_numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
     from hubmap_kit.config import Experiment
     from hubmap_kit.publish.plan import Session
     from hubmap_kit.publish.quota import Budget
@@ -33,11 +36,15 @@ def plan(
     hours: Annotated[float, typer.Option(min=0.1, max=11.75, help="Hours of a session at most.")] = 11.5,
     stored: Annotated[bool, typer.Option("--stored", help="A finished tile store will be attached.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask Kaggle for the quota; assume a full week.")] = False,
+    fit_weeks: Annotated[
+        int, typer.Option("--fit-weeks", metavar="N", min=0, max=52, help="Say how many epochs or iterations N weeks of quota hold; 0: do not.")
+    ] = 0,
 ) -> None:
-    """Hours of a training on Kaggle, laid out over sessions and the weekly GPU quota; every figure says whether it was measured."""
+    """Memory and hours of a training on Kaggle, laid out over sessions and the weekly GPU quota; every figure says whether it was measured."""
     from datetime import datetime, timezone
 
     from hubmap_kit import experiment
+    from hubmap_kit.publish.fitting import memory_lines
     from hubmap_kit.publish.plan import Job, Terms, lay_out
     from hubmap_kit.publish.speed import estimate
 
@@ -47,13 +54,46 @@ def plan(
     numbers = _numbers(folds, settings)
     speed = estimate(settings, accelerator, run, slides, stored)
     budget, note = (None, "no GPU, no quota") if accelerator == "cpu" else _budget(offline)
-    job = Job(numbers, settings.training.epochs, speed.epoch_s / 3600, speed.last_s / 3600)
-    sessions = lay_out(job, budget, Terms(hours, speed.overhead_s / 3600, GPUS[accelerator]), datetime.now(timezone.utc))
-    typer.echo(f"{settings.name}: {len(numbers)} folds x {settings.training.epochs} epochs of {speed.epoch_s:.0f} s on {accelerator}; {note}\n")
-    typer.echo(_table(sessions, GPUS[accelerator]))
-    typer.echo("\n" + "\n".join([*speed.notes, *_early_stop(settings)]))
+    now = datetime.now(timezone.utc)
+
+    def sessions_of(changed: Experiment, quota: Budget | None) -> list[Session]:
+        found = estimate(changed, accelerator, run, slides, stored)
+        job = Job(numbers, changed.training.epochs, found.epoch_s / 3600, found.last_s / 3600)
+        return lay_out(job, quota, Terms(hours, found.overhead_s / 3600, GPUS[accelerator]), now)
+
+    memory = [] if budget is None else memory_lines(settings, accelerator)
+    sessions, fitting = _fitted(settings, budget, fit_weeks, now, sessions_of)
+    length = f"{settings.training.iterations} iterations in " if settings.training.iterations else ""
+    epochs = f"{settings.training.epochs} epochs of {speed.epoch_s:.0f} s"
+    typer.echo(f"{settings.name}: {len(numbers)} folds x {length}{epochs} on {accelerator}; {note}\n")
+    typer.echo("".join(f"{line}\n" for line in memory))
+    if sessions:
+        typer.echo(_table(sessions, GPUS[accelerator]) + "\n")
+    typer.echo("\n".join([*fitting, *speed.notes, *_early_stop(settings)]))
+    if not sessions:
+        return
     typer.echo(f"\n{_summary(sessions, budget)}")
     typer.echo(_commands(sessions, config, folds, set_, accelerator))
+
+
+def _fitted(
+    settings: Experiment, budget: Budget | None, weeks: int, now: datetime, sessions_of: Callable[[Experiment, Budget | None], list[Session]]
+) -> tuple[list[Session], list[str]]:
+    """The sessions of a training, and what so many weeks hold. A training that cannot be planned is an error, unless weeks are asked for."""
+    from hubmap_kit.publish.fitting import held
+    from hubmap_kit.publish.plan import WEEK
+    from hubmap_kit.publish.quota import Budget
+
+    if not weeks:
+        return sessions_of(settings, budget), []
+    if budget is None:
+        raise PublishError("--fit-weeks is about the quota of GPUs, and --accelerator cpu has none; leave one of them out")
+    full = Budget(budget.weekly_h, budget.weekly_h, now + WEEK)
+    lines = [held(settings, lambda changed: sessions_of(changed, full), weeks, now, budget.weekly_h)]
+    try:
+        return sessions_of(settings, budget), lines
+    except PublishError as error:
+        return [], [f"as it is, it cannot be planned: {error}", *lines]
 
 
 def _numbers(text: str, settings: Experiment) -> tuple[int, ...]:

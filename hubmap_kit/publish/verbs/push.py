@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +23,13 @@ def add(app: typer.Typer) -> None:
 
 def push(
     what: Annotated[str, typer.Argument(metavar="|".join(KINDS), help="The kit's wheels, trained runs, tile stores or encoder weights.")],
+    paths: Annotated[
+        Paths, typer.Argument(metavar="[PATH]...", help="Runs, tile stores or encoder weights; the same as --run, --store or --weights.", show_default=False)
+    ] = None,
     run: Annotated[Paths, typer.Option(help="weights: a run folder; may be repeated, inference averages them.")] = None,
-    blend: Annotated[Path | None, typer.Option(help="weights: the runs of this blend, weighted as it says.", show_default=False)] = None,
+    blend: Annotated[
+        Path | None, typer.Option(help="weights: weigh the runs as this blend says; name its runs only where they have moved.", show_default=False)
+    ] = None,
     store: Annotated[Paths, typer.Option(help="tiles: a tile store; may be repeated.")] = None,
     weights: Annotated[Paths, typer.Option(help="pretrained: a file of encoder weights, or a packed folder; may be repeated.")] = None,
     staged: Annotated[Path | None, typer.Option(help="Push this staged folder as it is, such as build/datasets/code.", show_default=False)] = None,
@@ -38,14 +44,17 @@ def push(
     """Put a dataset on Kaggle, private: code, weights, tiles or pretrained. Uploads nothing that is there already; waits until it is there."""
     if what not in KINDS:
         raise PublishError(f"'{what}' is no dataset of the kit; expected {', '.join(KINDS)}{did_you_mean(what, KINDS)}")
-    if blend and run:
-        raise PublishError("--blend names its runs itself; leave --run out")
-    of_weights = ("--blend", [blend]) if blend else ("--run", run)
-    _check_inputs(what, {"weights": of_weights, "tiles": ("--store", store), "pretrained": ("--weights", weights)}, staged)
+    if paths and (what == "code" or staged):
+        raise PublishError(f"{paths[0]} was named, but {'--staged names the folder' if staged else 'code is that of the checkout'}; leave it out")
+    given = {"weights": run, "tiles": store, "pretrained": weights}
+    if what in given:
+        given[what] = [*(paths or ()), *(given[what] or ())]
+    of_weights = ("--blend", [blend]) if blend else ("--run", given["weights"])
+    _check_inputs(what, {"weights": of_weights, "tiles": ("--store", given["tiles"]), "pretrained": ("--weights", given["pretrained"])}, staged)
     try:
         if staged is None and blend is not None:
-            staged = _stage_blend(blend, out, allow_unfinished)
-        folder = staged or _stage(what, run or store or weights or [], out, allow_dirty, allow_unfinished)
+            staged = _stage_blend(blend, out, allow_unfinished, given["weights"] or ())
+        folder = staged or _stage(what, given.get(what) or [], out, allow_dirty, allow_unfinished)
         _push(what, folder, force, dry_run, timeout * 60, poll)
     except KeyboardInterrupt:
         typer.echo("error: stopped; the same command again goes on from what Kaggle holds by then", err=True)
@@ -71,11 +80,18 @@ def _stage(what: str, inputs: list[Path], out: Path | None, allow_dirty: bool, a
     return staging.stage_tiles(inputs, out) if what == "tiles" else staging.stage_pretrained(inputs, out)
 
 
-def _stage_blend(blend: Path, out: Path | None, allow_unfinished: bool) -> Path:
-    from hubmap_kit.inference.blend import read_blend, runs_at
+def _stage_blend(blend: Path, out: Path | None, allow_unfinished: bool, runs: Sequence[Path] = ()) -> Path:
+    """Stage the runs of a blend: those that it names, or those among `runs` that hold its weights, wherever they lie by now."""
+    from hubmap_kit.inference.blend import read_blend, runs_among, runs_at, weights_id
     from hubmap_kit.publish import staging
 
-    return staging.stage_weights(runs_at(blend), out, [run.name for run in read_blend(blend).runs], allow_unfinished, blend)
+    content = read_blend(blend)
+    if runs:
+        known = {run.weights_id for run in content.runs}
+        if strange := [run for run in runs if weights_id(run) not in known]:
+            raise PublishError(f"{strange[0]} holds weights that {blend} does not weigh; leave it out, or fit the blend again with 'hubmap blend'")
+    found = runs_among(blend, runs) if runs else runs_at(blend)
+    return staging.stage_weights(found, out, [run.name for run in content.runs], allow_unfinished, blend)
 
 
 def _push(what: str, folder: Path, force: bool, dry_run: bool, timeout_s: float, poll_s: float) -> None:
