@@ -67,10 +67,10 @@ def _run(trial: Trial, paths: Paths) -> None:
         for place, words in enumerate(trial.commands(paths)):
             if subprocess.run([sys.executable, "-m", "hubmap_kit", *words], stdout=log, stderr=log, check=False).returncode:
                 raise HubmapError(f"{trial.name} failed; {log.name} says why")
-            if place == 0 and not trial.trained:  # of the processes that have ended; each trial has its share of what they took
+            if place == 0 and not (trial.trained or trial.copy_of):  # of the processes that have ended; each trial has its share of what they took
                 used = resource.getrusage(resource.RUSAGE_CHILDREN)
                 trained = used.ru_utime + used.ru_stime - before
-    if not trial.trained:
+    if not (trial.trained or trial.copy_of):
         write_text(paths.out / f"{trial.name}.minutes", f"{trained / 60:.2f}\n")
 
 

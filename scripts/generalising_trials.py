@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class Trial:
     fold: int = 0
     judged: str = "shift"
     trained: bool = False  # by another study already
+    copy_of: str = ""  # a trained run that is copied, and judged with `words`
 
     @property
     def key(self) -> str:
@@ -44,6 +46,9 @@ class Trial:
 
     def commands(self, paths: Paths) -> list[list[str]]:
         """The command lines: training, then judging."""
+        if self.copy_of:
+            refresh = ["evaluate", str(paths.out / self.name), "--device", "cpu", "--stores", str(paths.out / "stores"), "--no-pictures"]
+            return [refresh, [*self._judge(paths), *_set(*self.words)]]  # a run of old has no stain_references.json before
         train, judge = self._train(paths), self._judge(paths)
         return [judge] if self.trained else [train, judge]
 
@@ -113,8 +118,13 @@ def ingredients(paths: Paths) -> list[Trial]:
                           (*PHYSICAL[1:], "augment.pipeline=strong", "augment.zoom=[1,1]")),
         "robust-first-team": ("robust with pipeline first-team", "robust", (*PHYSICAL[1:], "augment.pipeline=first-team")),
     }  # fmt: skip
-    return [Trial(name if name not in ("baseline", "robust") else f"{name}-0", title, config, (*SMALL, *words, "training.seed=0"))
-            for name, (title, config, words) in rows.items()]  # fmt: skip
+    trials = [Trial(name if name not in ("baseline", "robust") else f"{name}-0", title, config, (*SMALL, *words, "training.seed=0"))
+              for name, (title, config, words) in rows.items()]  # fmt: skip
+    for name, title in {"physical": "baseline, one physical scale", "robust-0": "robust"}.items():
+        for method in ("reinhard", "macenko"):
+            words = (f"inference.normalise=[{method}]",)
+            trials.append(Trial(f"{name}-{method}", f"{title}, normalised at test time by {method}", "", words, copy_of=name))
+    return trials
 
 
 def seeds(paths: Paths) -> list[Trial]:
@@ -136,6 +146,8 @@ def crossing(paths: Paths) -> list[Trial]:
 
 
 SHORT = ("training.epochs=8", "training.lr=0.0016", "training.workers=0", "inference.views=none")
+TILES = ("tiles.size=192", "training.samples_per_epoch=284")  # as many pixels as 160 tiles of 256 px
+NARROW = (*TILES, "model.options.decoder_channels=[128,64,32,24,16]")
 COLOURS = ("augment.pipeline=colour", "augment.zoom=[0.7,1.4]", "augment.stain=mixed")
 
 
@@ -148,7 +160,8 @@ def best(paths: Paths) -> list[Trial]:
         "fpn": ("FPN instead of U-Net", ("model.arch=fpn",)),
         "deeplab": ("DeepLabv3+ instead of U-Net", ("model.arch=deeplabv3plus",)),
         "full": ("the slides at full size instead of half", ("scale.reduce=1",)),
-        "small-tiles": ("tiles of 192 px, 284 of them, instead of 160 of 256 px", ("tiles.size=192", "training.samples_per_epoch=284")),
+        "small-tiles": ("tiles of 192 px, 284 of them, instead of 160 of 256 px", TILES),
+        "narrow": ("these tiles, and a decoder of half the width", NARROW),
         "colours": ("robust's stains, colours and zoom", COLOURS),
         "views": ("eight views", ("inference.views=d4", "training.validate_every=8")),
     }
@@ -157,8 +170,8 @@ def best(paths: Paths) -> list[Trial]:
 
 def folds(paths: Paths) -> list[Trial]:
     """The longest training of five folds that an hour of a CPU holds."""
-    words = (*SHORT, "training.epochs=16", "training.validate_every=8", "inference.views=d4")
-    return [Trial(f"fold-{fold}", f"16 epochs, eight views, fold {fold}", "glas", (*words, f"training.seed={fold}"), fold=fold, judged="")
+    words = (*SHORT, *NARROW, "training.epochs=20", "training.validate_every=10", "inference.views=d4")
+    return [Trial(f"fold-{fold}", f"20 epochs, fold {fold}", "glas", (*words, f"training.seed={fold}"), fold=fold, judged="")
             for fold in range(5)]  # fmt: skip
 
 
@@ -179,6 +192,8 @@ STUDIES: Mapping[str, Callable[[Paths], list[Trial]]] = {
 
 def prepare(trial: Trial, paths: Paths) -> None:
     """Make the folder of HPA and embedded colon slides where a trial needs it."""
+    if trial.copy_of:
+        shutil.copytree(paths.out / trial.copy_of, paths.out / trial.name, ignore=shutil.ignore_patterns("shift*"))
     folder = paths.out / COLON
     if trial.data != COLON or (folder / "all-but-one.csv").is_file():
         return
