@@ -10,9 +10,11 @@ from pathlib import Path
 
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.runtime.joining_job import merge
+from hubmap_kit.runtime.restain_job import prepare as prepare_copies, restain
 from hubmap_kit.sample.generate import generate
 
 COLON = "colon"  # folder in OUT: the HPA slides of hubmap-mini and embedded ones
+COPIES = "glas-restained"  # folder in OUT: glas, and each slide in PAS and in other H&E, by drawn references
 HELD_OUT = "14406"  # the embedded colon slide that chooses the epoch and the threshold there; all others are learnt from
 
 
@@ -26,7 +28,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training. `data` is a folder of real tissue or COLON; `judged` a folder to be judged on, "shift" for the battery, "test" for
+    """One training. `data` is a folder of real tissue, COLON or COPIES; `judged` a folder to be judged on, "shift" for the battery, "test" for
     pictures of the folder's test slides, "" for held-out slides."""
 
     name: str
@@ -53,7 +55,7 @@ class Trial:
         return [judge] if self.trained else [train, judge]
 
     def _train(self, paths: Paths) -> list[str]:
-        run, folder = str(paths.out / self.name), paths.out if self.data == COLON else paths.data
+        run, folder = str(paths.out / self.name), paths.out if self.data in (COLON, COPIES) else paths.data
         weights = f"model.encoder_weights={paths.data / 'weights' / 'mobilenet_v2_imagenet.pth'}"
         start = [] if any(word.startswith("model.encoder_weights") for word in self.words) else [weights]
         train = ["train", "--out", run, "--config", self.config, "--data", str(folder / self.data), "--folds", str(self.fold), "--device", "cpu",
@@ -120,6 +122,7 @@ def ingredients(paths: Paths) -> list[Trial]:
     }  # fmt: skip
     trials = [Trial(name if name not in ("baseline", "robust") else f"{name}-0", title, config, (*SMALL, *words, "training.seed=0"))
               for name, (title, config, words) in rows.items()]  # fmt: skip
+    trials.append(Trial("copies", "... and two restained copies of each slide", "baseline", (*SMALL, *PHYSICAL, "training.seed=0"), COPIES))
     for name, title in {"physical": "baseline, one physical scale", "robust-0": "robust"}.items():
         for method in ("reinhard", "macenko"):
             words = (f"inference.normalise=[{method}]",)
@@ -194,6 +197,9 @@ def prepare(trial: Trial, paths: Paths) -> None:
     """Make the folder of HPA and embedded colon slides where a trial needs it."""
     if trial.copy_of:
         shutil.copytree(paths.out / trial.copy_of, paths.out / trial.name, ignore=shutil.ignore_patterns("shift*"))
+    if trial.data == COPIES and not (paths.out / COPIES / "train.csv").is_file():
+        restain(prepare_copies(paths.data / "glas", paths.out / "restained", looks="pas,he"))
+        merge([paths.data / "glas", paths.out / "restained"], paths.out / COPIES, False, None, None)
     folder = paths.out / COLON
     if trial.data != COLON or (folder / "all-but-one.csv").is_file():
         return
