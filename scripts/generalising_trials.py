@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.runtime.joining_job import merge
-from hubmap_kit.runtime.restain_job import prepare as prepare_copies, restain
+from hubmap_kit.runtime.restain_job import prepare as prepare_copies
+from hubmap_kit.runtime.restain_job import restain
 from hubmap_kit.sample.generate import generate
 
 COLON = "colon"  # folder in OUT: the HPA slides of hubmap-mini and embedded ones
