@@ -50,8 +50,7 @@ class Trial:
     def commands(self, paths: Paths) -> list[list[str]]:
         """The command lines: training, then judging."""
         if self.copy_of:
-            refresh = ["evaluate", str(paths.out / self.name), "--device", "cpu", "--stores", str(paths.out / "stores"), "--no-pictures"]
-            return [refresh, [*self._judge(paths), *_set(*self.words)]]  # a run of old has no stain_references.json before
+            return [[*self._judge(paths), *_set(*self.words)]]
         train, judge = self._train(paths), self._judge(paths)
         return [judge] if self.trained else [train, judge]
 
@@ -167,9 +166,10 @@ def best(paths: Paths) -> list[Trial]:
         "small-tiles": ("tiles of 192 px, 284 of them, instead of 160 of 256 px", TILES),
         "narrow": ("these tiles, and a decoder of half the width", NARROW),
         "colours": ("robust's stains, colours and zoom", COLOURS),
-        "views": ("eight views", ("inference.views=d4", "training.validate_every=8")),
     }
-    return [Trial(f"best-{name}", title, "glas", (*SHORT, *words), judged="") for name, (title, words) in rows.items()]
+    trials = [Trial(f"best-{name}", title, "glas", (*SHORT, *words), judged="") for name, (title, words) in rows.items()]
+    views = Trial("best-views", "eight views", "", ("inference.views=d4",), judged="", copy_of="best-start")
+    return [*trials, views]
 
 
 def folds(paths: Paths) -> list[Trial]:

@@ -88,8 +88,9 @@ def _check_unseen(run: Path, slides: Sequence[Slide]) -> None:
     if not (run / "folds.csv").is_file():
         raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides it has learnt from; take it from the original run folder")
     families = Families({slide.id: slide.parent for slide in slides})
-    known = {families.of(row["id"]) for _, row in read_rows(run / "folds.csv", ("id", "fold"))}
-    learnt = [slide.id for slide in slides if families.of(slide.id) in known]
+    # Sources number their slides as they like: one id for slides of two organs, or of two sources, is a coincidence.
+    known = {(families.of(row["id"]), row["organ"], row["data_source"]) for _, row in read_rows(run / "folds.csv", ("id", "organ", "data_source"))}
+    learnt = [slide.id for slide in slides if (families.of(slide.id), slide.organ, slide.source) in known]
     if learnt:
         raise TableError(
             f"{run} has learnt from {len(learnt)} of these slides, or from their tissue ({', '.join(learnt[:3])}{', ...' if len(learnt) > 3 else ''}); "

@@ -72,15 +72,28 @@ def test_slides_that_the_run_has_learnt_from_are_refused(run: Path, sample_data:
     with pytest.raises(TableError, match="has learnt from .* of these slides"):
         evaluate_on(run, sample_data, device="cpu")
     # A descendant of one is refused just so.
-    known = next(csv.DictReader((run / "folds.csv").open(newline="")))["id"]
+    known = next(csv.DictReader((run / "folds.csv").open(newline="")))
     folder = Path(shutil.copytree(other, tmp_path / "descendants"))
     rows = list(csv.DictReader((folder / "train.csv").open(newline="")))
     with (folder / "train.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], "parent"])
         writer.writeheader()
-        writer.writerows({**row, "parent": known if number == 0 else ""} for number, row in enumerate(rows))
-    with pytest.raises(TableError, match=f"learnt from 1 of these slides, or from their tissue .{rows[0]['id']}"):
+        writer.writerows({**row, "parent": known["id"] if row["organ"] == known["organ"] else ""} for row in rows)
+    mine = next(row["id"] for row in rows if row["organ"] == known["organ"])
+    with pytest.raises(TableError, match=f"learnt from 1 of these slides, or from their tissue .{mine}"):
         evaluate_on(run, folder, device="cpu")
+
+
+def test_one_id_for_slides_of_two_organs_is_a_coincidence(run: Path, other: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(other, tmp_path / "same-ids"))
+    lung = next(row["id"] for row in csv.DictReader((run / "folds.csv").open(newline="")) if row["organ"] == "lung")
+    rows = [row for row in csv.DictReader((folder / "train.csv").open(newline="")) if row["organ"] == "kidney"]
+    (folder / "train_images" / f"{rows[0]['id']}.tiff").rename(folder / "train_images" / f"{lung}.tiff")
+    with (folder / "train.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerow({**rows[0], "id": lung})
+    assert evaluate_on(run, folder, device="cpu").table["id"].tolist() == [lung]
 
 
 @pytest.mark.parametrize(
