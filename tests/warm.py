@@ -21,6 +21,7 @@ from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 PUBLISHING = ("requests", "kagglesdk", "bleach", "slugify", "dateutil.parser", "tqdm", "typer", "rich", "yaml", "pydantic", "numpy")
 TRAINING = (
@@ -45,9 +46,9 @@ def run(
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             asked = json.dumps({"words": words, "environment": environment, "folder": str(cwd or os.getcwd())}).encode()
-            with _server(modules) as server:
-                socket.send_fds(server, [len(asked).to_bytes(4, "big")], [out.fileno(), err.fileno(), told])
-                server.sendall(asked)
+            server = _server(modules, os.getpid())
+            socket.send_fds(server, [len(asked).to_bytes(4, "big")], [out.fileno(), err.fileno(), told])
+            server.sendall(asked)
         finally:
             os.close(told)
         with open(ended, encoding="ascii") as lines:
@@ -63,55 +64,48 @@ def run(
         texts = []
         for file in (out, err):
             file.seek(0)
-            texts.append(file.read().decode())
+            texts.append(file.read().decode().replace("\r\n", "\n").replace("\r", "\n"))
     return subprocess.CompletedProcess(list(command), code, *texts)
 
 
-def _server(modules: tuple[str, ...]) -> socket.socket:
-    """A connection to the process that has the modules loaded."""
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(_started(modules, os.getpid()))
-    return connection
-
-
 @cache
-def _started(modules: tuple[str, ...], pid: int) -> str:
-    """The address of such a process, which ends with this one; `pid` is this one's: a forked one has none yet."""
-    address = f"\0hubmap-warm-{pid}-{time.monotonic_ns()}"  # abstract: no file is left behind
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(address)
-    listening.listen(64)
-    alive, _lasts = os.pipe()  # its end at this side closes with this process
-    words = [sys.executable, __file__, str(listening.fileno()), str(alive), *modules]
-    one_thread = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_OFFLINE": "1"}
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **one_thread}
+def _server(modules: tuple[str, ...], pid: int) -> socket.socket:
+    """The line to a process that has the modules loaded; `pid` is this one's: one that was forked from it has none yet."""
+    ours, theirs = socket.socketpair()
+    words = [sys.executable, __file__, str(theirs.fileno()), *modules]
+    once = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "OMP_WAIT_POLICY": "PASSIVE", "NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_OFFLINE": "1"}
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.Popen(words, env=environment, pass_fds=(listening.fileno(), alive), start_new_session=True, **quiet)
-    listening.close()
-    os.close(alive)
-    return address
+    subprocess.Popen(words, env=os.environ | once, pass_fds=[theirs.fileno()], start_new_session=True, **quiet)
+    theirs.close()
+    return ours
 
 
-def _serve(listening: socket.socket, alive: int) -> dict[str, object]:
-    """Answer until the tests have ended; returns, in a forked process, what that one has to do."""
+def _serve(line: socket.socket) -> dict[str, Any]:
+    """Fork for each command, until the tests have ended; returns, in a forked process, what that one has to do."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        ready, _, _ = select.select([listening, alive], [], [])
-        if alive in ready:
+        size, places, _, _ = socket.recv_fds(line, 4, 3)
+        if not size:
             os._exit(0)
-        connection, _ = listening.accept()
+        left, text = int.from_bytes(size, "big"), b""
+        while len(text) < left:
+            text += line.recv(left - len(text))
+        plan = json.loads(text)
         if not os.fork():
             break
-        connection.close()
-    size, (out, err, told), _, _ = socket.recv_fds(connection, 4, 3)
-    with connection, connection.makefile("rb") as asked:
-        plan = json.loads(asked.read(int.from_bytes(size, "big")))
-    listening.close()
-    os.close(alive)
+        for descriptor in places:
+            os.close(descriptor)
+    line.close()
+    out, err, told = places
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if pid := os.fork():  # this one waits for the command, and says how it ended
         os.write(told, b"%d\n" % pid)
-        os.write(told, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        asker = select.poll()
+        asker.register(told, 0)
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if asker.poll(10):  # nobody listens any more: the tests were stopped
+                os.killpg(pid, signal.SIGKILL)
+        os.write(told, b"%d\n" % os.waitstatus_to_exitcode(ended[1]))
         os._exit(0)
     os.setsid()
     for descriptor, place in ((out, 1), (err, 2)):
@@ -121,7 +115,7 @@ def _serve(listening: socket.socket, alive: int) -> dict[str, object]:
     return plan
 
 
-def _become(plan: dict[str, object]) -> None:
+def _become(plan: dict[str, Any]) -> None:
     """Be the command: its environment, folder and arguments, and nothing random in common with the next one."""
     os.environ.clear()
     os.environ.update(plan["environment"])
@@ -141,10 +135,10 @@ def _become(plan: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    for _name in sys.argv[3:]:
+    for _name in sys.argv[2:]:
         with suppress(ImportError):
             import_module(_name)
     import gc
 
     gc.freeze()  # what all share is never looked through again
-    _become(_serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])))
+    _become(_serve(socket.socket(fileno=int(sys.argv[1]))))

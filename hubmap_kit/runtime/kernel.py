@@ -114,10 +114,12 @@ def tiles(
         from hubmap_kit.competition.tables import read_train
         from hubmap_kit.runtime import mounts
         from hubmap_kit.tiles.convert import open_or_build
+        from hubmap_kit.training.run import of_organs
 
         data = mounts.inputs(root, temporary).competition()
         settings = experiment.load(config, overrides, str(data))
-        store = open_or_build(working / "stores", read_train(data / "train.csv"), settings.scale, settings.tiles)
+        slides = of_organs(read_train(data / "train.csv"), settings.data)
+        store = open_or_build(working / "stores", slides, settings.scale, settings.tiles)
         return Outcome("complete", f"{store.folder}: {len(store)} slides, {len(store.tiles)} tiles of {settings.tiles.size} px")
 
     return _guarded(job, working, scratch)

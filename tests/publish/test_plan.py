@@ -86,7 +86,9 @@ def test_more_work_never_costs_less_and_never_ends_sooner(job: Job, budget: Budg
     for other in larger:
         found = lay_out(other, budget, terms, NOW)
         assert gpu_hours(found) >= gpu_hours(base) - SLACK
-        assert end(found) >= end(base) - timedelta(seconds=1)
+        # More work can make the rest of a week worth a session that was too short before, and then everything after it comes sooner.
+        if [session.waits for session in found[: len(base)]] == [session.waits for session in base]:
+            assert end(found) >= end(base) - timedelta(seconds=1)
     if budget is not None:
         less = lay_out(job, Budget(max(0.0, budget.left_h - more), budget.weekly_h, budget.refresh), terms, NOW)
         assert end(less) >= end(base) - timedelta(seconds=1)

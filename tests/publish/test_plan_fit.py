@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings as examples, strategies as st
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from tiny import TINY, overrides
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,18 +20,19 @@ from torch.utils._pytree import tree_leaves
 from hubmap_kit import experiment
 from hubmap_kit.__main__ import main
 from hubmap_kit.config import Experiment, TrainingConfig
+from hubmap_kit.errors import PublishError
 from hubmap_kit.models.sizes import GIB
 from hubmap_kit.publish.fitting import held, memory_lines
 from hubmap_kit.publish.plan import WEEK, Job, Session, Terms, lay_out
 from hubmap_kit.publish.quota import Budget
 from hubmap_kit.publish.speed import estimate
 from hubmap_kit.training.learner import Batch, Learner
-from hubmap_kit.training.memory import STATES, batch_that_fits, copies_of, side_that_fits, step_memory
+from hubmap_kit.training.memory import STATES, batch_that_fits, copies_of, step_memory
 from hubmap_kit.training.objective import About
 from hubmap_kit.training.optim import build_optimizer
 
 NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
-WINNERS = sorted(name for name in experiment.shipped() if name.startswith("winner-like"))
+LARGEST = ("winner-like", "winner-like-b5", "winner-like-convnext")  # the other recipes of the winners are smaller
 
 
 class Alive(TorchDispatchMode):
@@ -86,7 +90,7 @@ def real_peak(settings: Experiment) -> int:
     ids=["segformer", "cnn"],
 )
 def test_the_estimate_is_a_little_above_a_real_step(change: list[str]) -> None:
-    settings = experiment.load("baseline", ["tiles.size=192", "training.precision=fp32", "training.batch_size=2", *change])
+    settings = experiment.load("baseline", ["tiles.size=128", "training.precision=fp32", "training.batch_size=2", *change])
     need = step_memory(settings, half=False)
     assert 0.8 < real_peak(settings) / (need.total - need.spare) <= 1.0
 
@@ -114,12 +118,9 @@ def test_more_is_needed_for_more() -> None:
     batch = batch_that_fits(base, True, 14.7)
     fits, not_any_more = (experiment.load("net-unet-b0", [f"training.batch_size={size}"]) for size in (batch, batch + 2))
     assert step_memory(fits, True).total <= 14.7 * GIB < step_memory(not_any_more, True).total
-    side = side_that_fits(experiment.load("net-unet-b0", ["tiles.size=4096"]), True, 14.7)
-    smaller = experiment.load("net-unet-b0", [f"tiles.size={side}", "training.batch_size=1"])
-    assert side % 32 == 0 and 0.6 * 14.7 * GIB < step_memory(smaller, True).total <= 14.7 * GIB
 
 
-@pytest.mark.parametrize("name", WINNERS)
+@pytest.mark.parametrize("name", LARGEST)
 def test_the_winners_recipes_fit_a_t4_and_a_week(name: str) -> None:
     settings = experiment.load(name)
     assert step_memory(settings, half=True).total <= 14.7 * GIB
@@ -161,12 +162,19 @@ def test_what_is_held_fits_and_more_would_not(hours: float, weeks: int, epochs: 
     key, number = found[1], int(found[2])
     assert key == ("iterations" if iterations else "epochs") or (key == "samples_per_epoch" and not iterations)
     for changed, fits in ((number, True), (number * 1.12 + 1, False)):
-        if fits or changed < 20 * planned and key != "samples_per_epoch":
-            assert (with_number(base, key, int(changed), sessions)[-1].starts < NOW + weeks * WEEK) == fits
+        if fits or (changed < 20 * planned and key != "samples_per_epoch"):
+            assert ends_in_time(with_number(base, key, int(changed)), sessions, weeks) == fits
 
 
-def with_number(base: Experiment, key: str, number: int, sessions) -> list[Session]:  # type: ignore[no-untyped-def]
-    return sessions(base.model_copy(update={"training": base.training.model_copy(update={key: number})}))
+def with_number(base: Experiment, key: str, number: int) -> Experiment:
+    return base.model_copy(update={"training": base.training.model_copy(update={key: number})})
+
+
+def ends_in_time(changed: Experiment, sessions: Callable[[Experiment], list[Session]], weeks: int) -> bool:
+    try:
+        return sessions(changed)[-1].starts < NOW + weeks * WEEK
+    except PublishError:  # an epoch longer than a session
+        return False
 
 
 def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

@@ -121,7 +121,7 @@ def test_a_kernel_that_resumes_attaches_its_own_last_output(rehearsed: Path, tmp
         done = command("kernels", "train", *common, *settings, *words)
         assert done.returncode == 0, done.stderr
         sources = ("--kernels", tmp_path / "kernels", "--datasets", rehearsed / "datasets", "--output", f"tiles={rehearsed / 'tiles/working'}")
-        return hubmap("train", *sources, "--out", tmp_path / "out", "--sample-size", "256", "--memory-gib", memory)
+        return hubmap("train", *sources, "--out", tmp_path / "out", "--data", rehearsed / "data", "--memory-gib", memory)
 
     def timing(folder: Path) -> str:
         return (folder / "train/working/demo/fold0/timing.csv").read_text()

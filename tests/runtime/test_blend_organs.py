@@ -13,15 +13,15 @@ from tiny import TINY, overrides
 
 from hubmap_kit import experiment
 from hubmap_kit.__main__ import main
-from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition import rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.tables import read_test, read_train
-from hubmap_kit.errors import ConfigError, TableError
+from hubmap_kit.errors import CheckpointError, ConfigError, TableError
 from hubmap_kit.inference.blend import read_blend, runs_at
 from hubmap_kit.inference.ensemble import load_ensemble
 from hubmap_kit.runtime.blend_job import blend
 from hubmap_kit.runtime.kernel import infer
 from hubmap_kit.runtime.mounts import COMPETITION
-from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.training.run import plan
 
 CPU = torch.device("cpu")
@@ -148,3 +148,24 @@ def test_one_dataset_holds_both_and_one_pass_asks_each_for_its_organs(
         mask[0, 0] = False  # no submission holds the start 0
         assert mask.any()  # else it would be rescued
         assert found[slide.id] == rle.encode(mask)
+
+
+def test_runs_are_pushed_by_name(tiny_run: Path, lungs: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Up to the staging, which is what the arguments decide; what is wrong with them is one sentence."""
+    from hubmap_kit.publish.verbs.push import _stage_blend
+
+    for words, said in (
+        (("code", lungs), "code is that of the checkout"),
+        (("weights", lungs, "--staged", tmp_path), "--staged names the folder"),
+        (("weights",), "needs --run, at least once"),
+        (("weights", lungs, lungs), "would both be 'lungs'"),
+        (("weights", lungs, "--blend", fitted), "needs the weights of run"),
+        (("weights", lungs, tiny_run, tmp_path, "--blend", fitted), "does not weigh"),
+        (("tiles", lungs), "not a finished tile store"),
+    ):
+        capsys.readouterr()
+        assert command("push", *words) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and said in error, error
+    with pytest.raises(CheckpointError):
+        _stage_blend(fitted, tmp_path / "out", False, [tiny_run])
