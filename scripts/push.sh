@@ -9,7 +9,7 @@ usage() {
 usage: scripts/push.sh WHAT [OPTIONS] [--rehearse]
 
   code        the kit's wheels, from the committed state of this checkout
-  weights     trained runs:     --run RUN, may be repeated
+  weights     trained runs:     --run RUN, may be repeated; --blend BLEND
   tiles       tile stores:      --store STORE, may be repeated
   pretrained  encoder weights:  --weights FILE, may be repeated
   kernels     render the kernels, push one with --run train|infer|tiles

@@ -73,9 +73,20 @@ class Blended(Sequence[Ensemble]):
 
 
 def shares(team: Sequence[Ensemble], organ: str) -> tuple[float, ...] | None:
-    """The weights of a team's ensembles for an organ; None where all count alike."""
+    """The weights of a team's ensembles for an organ; None where all count alike.
+
+    Without fitted ones those count that have learnt the organ (`data.organs`), or all where none has.
+    """
     found = team.blend.weights.get(organ) if isinstance(team, Blended) else None
+    if found is None and (count := sum(knows(each, organ) for each in team)):
+        found = tuple(knows(each, organ) / count for each in team)
     return found if found is not None and len(set(found)) > 1 else None
+
+
+def knows(ensemble: Ensemble, organ: str) -> bool:
+    """Whether a run has learnt from slides of an organ, as far as its `data.organs` tells."""
+    organs = ensemble.experiment.data.organs
+    return not organs or organ in organs
 
 
 def weights_id(run: Path) -> str:

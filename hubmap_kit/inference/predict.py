@@ -18,7 +18,7 @@ from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import SubmissionError
 from hubmap_kit.inference import pipeline
-from hubmap_kit.inference.blend import Blended
+from hubmap_kit.inference.blend import Blended, shares
 from hubmap_kit.inference.governor import Governor
 from hubmap_kit.inference.postprocess import threshold_for, to_mask
 from hubmap_kit.inference.worker import Efforts, NoTime, Predicted, Team, Worker, first_line, govern, mean_plane
@@ -81,8 +81,8 @@ def segment(slide: Slide, pixels: np.ndarray, team: Team, efforts: Efforts | Non
 
 
 def mask_of(slide: Slide, plane: np.ndarray, team: Team) -> np.ndarray:
-    """The mask (H, W) of a mean plane: the mean of the ensembles' thresholds, and the first ensemble's post-processing; those of a blend
-    where the team is one."""
+    """The mask (H, W) of a mean plane: the mean of the ensembles' thresholds, weighted as their planes are, and the first ensemble's
+    post-processing; those of a blend where the team is one."""
     config = team.inference if isinstance(team, Blended) else team[0].experiment.inference
     return to_mask(plane, _threshold(slide, team), slide.organ, config)
 
@@ -98,7 +98,9 @@ def duration(seconds: float) -> str:
 def _threshold(slide: Slide, team: Team) -> float:
     if isinstance(team, Blended) and slide.organ in team.blend.thresholds:
         return threshold_for(slide.organ, slide.source, team.blend.thresholds, team.inference)
-    return sum(threshold_for(slide.organ, slide.source, each.thresholds, each.experiment.inference) for each in team) / len(team)
+    weights = shares(team, slide.organ) or (1 / len(team),) * len(team)
+    found = [threshold_for(slide.organ, slide.source, each.thresholds, each.experiment.inference) for each in team]
+    return sum(weight * threshold for weight, threshold in zip(weights, found, strict=True))
 
 
 def _reader(governor: Governor[Efforts] | None) -> Callable[[Slide], np.ndarray | None]:

@@ -20,6 +20,7 @@ from hubmap_kit.runtime.train_job import train
 from hubmap_kit.tiles.convert import fingerprint
 from hubmap_kit.training.clock import Clock
 from hubmap_kit.training.history import unfinished
+from hubmap_kit.training.run import of_organs
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def train_attached(
         )
     settings = _with_weights(settings, attached, resume)
     settings = adapt(settings, detect() if devices[0].type == "cuda" else profile("cpu"), len(devices))
-    stores = _link_store(attached, read_train(data / "train.csv"), settings, scratch / "stores")
+    stores = _link_store(attached, of_organs(read_train(data / "train.csv"), settings.data), settings, scratch / "stores")
     names = ",".join(str(device) for device in devices)
     try:
         table = train(settings, out, list(folds) or None, resume, names, stores, clock, degrade=True)

@@ -23,7 +23,7 @@ from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.training.converted import converted_store
 from hubmap_kit.training.fold import FoldTask, FoldTrainer
 from hubmap_kit.training.lr_finder import Sweep, preserved, sweep
-from hubmap_kit.training.run import check_folds, split
+from hubmap_kit.training.run import check_folds, of_organs, split
 
 TABLE, PICTURE = "lr_find.csv", "lr_find.png"
 
@@ -67,10 +67,10 @@ def lr_find(
     if not settings.data.folder:
         raise ConfigError("a range test trains on slides; name the folder of their train.csv with --data")
     chosen = choose_device(device)
-    slides = read_train(train_csv(settings))
-    settings = _plain(settings)
+    everyone = read_train(train_csv(settings))
+    slides, settings = of_organs(everyone, settings.data), _plain(settings)
     check_experiment(settings, chosen)
-    folds = split(slides, settings.data, out)
+    folds = split(everyone, settings.data, out)
     check_folds([fold], folds)
     store = open_or_build(stores or out.parent / "stores", slides, settings.scale, settings.tiles)
     rows = [folds[slide_id] for slide_id in store.slides["id"]]

@@ -28,7 +28,7 @@ from hubmap_kit.runtime.shift_counts import Battery, Counted, count_all, read_sl
 from hubmap_kit.runtime.train_job import train_csv
 from hubmap_kit.training.counts import HALF, dice_curve
 from hubmap_kit.training.history import unfinished
-from hubmap_kit.training.run import split
+from hubmap_kit.training.run import of_organs, split
 from hubmap_kit.training.shift_fit import MixtureFit, fit_mixture, level_of
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def evaluate_shifted(
     if fit and HUBMAP not in chosen:
         raise ConfigError(f"--fit needs the shift {HUBMAP}, but --shifts is {shifts}; add it there")
     work = _battery(run, data, overrides, device, chosen, references, views)
-    slides = read_train(train_csv(work.settings))
+    slides = of_organs(read_train(train_csv(work.settings)), work.settings.data)
     work = replace(work, folds=split(slides, work.settings.data, run))
     if not any(number in work.folders for number in work.folds.values()):
         raise CheckpointError(f"{run} holds no trained fold (fold<k>/{MODEL_FILE}) with held-out slides; train it first")

@@ -25,7 +25,7 @@ from hubmap_kit.tiles.convert import decode_for, open_or_build
 from hubmap_kit.tiles.scaling import resize_plane
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.history import unfinished
-from hubmap_kit.training.run import split
+from hubmap_kit.training.run import of_organs, split
 from hubmap_kit.training.tune import OrganResult, Scores, tune
 from hubmap_kit.training.tune_sweep import CANDIDATES, SlideScores, score_slide
 
@@ -56,7 +56,7 @@ def tune_thresholds(run: Path, data: str = "", overrides: Sequence[str] = (), de
         raise ConfigError(f"--set {wrong[0]}: this is what tune-thresholds fits; give it to 'hubmap predict' instead")
     settings = run_settings(run, overrides, data)
     _warn(run, settings)
-    slides = read_train(train_csv(settings))
+    slides = of_organs(read_train(train_csv(settings)), settings.data)
     folds = _folds(run, settings, slides)
     rescue = all(slide.rle for slide in slides)
     store = open_or_build(stores or run.parent / "stores", slides, settings.scale, settings.tiles)
