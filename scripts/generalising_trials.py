@@ -184,7 +184,10 @@ def spleen(paths: Paths) -> list[Trial]:
     rows = {
         "baseline": ("baseline", ()),
         "robust": ("robust", ()),
-        "winner-like": ("winner-like", ("model.arch=unet", "scale.fit=640", "model.mean=[0.5,0.5,0.5]", "model.std=[0.5,0.5,0.5]")),
+        "winner-like": ("winner-like", (
+            "model.arch=unet", "scale.fit=640", "model.mean=[0.5,0.5,0.5]", "model.std=[0.5,0.5,0.5]", "training.iterations=0", "training.lr=1e-3",
+            "training.ema_decay=0.97",
+        )),
     }
     return [Trial(f"spleen-{name}", name, config, (*SMALL, *words, "training.epochs=15"), "hubmap-mini", 0, "test") for name, (config, words) in rows.items()]
 
