@@ -177,7 +177,7 @@ class TrainingConfig(Section):
     )
     batch_size: int = Field(8, ge=1, description="tiles in one forward pass")
     accumulate: int = Field(1, ge=1, description="forward passes whose gradients are added before a step")
-    loss: str = Field("bce+dice", description="bce, dice, lovasz, focal, tversky, jaccard; joined and weighted as in 0.5*bce+dice")
+    loss: str = Field("bce+dice", description="bce, dice, lovasz, lovasz-softmax, focal, tversky, jaccard; joined and weighted as in 0.5*bce+dice")
     optimizer: Literal["adamw", "adam", "sgd", "adan", "ranger"] = Field("adamw", description="ranger: RAdam with Lookahead")
     lr: float = Field(1e-3, gt=0, description="peak learning rate; 'hubmap lr-find' suggests one")
     encoder_lr: float = Field(1.0, gt=0, le=1, description="the encoder's learning rate as a share of `lr`")

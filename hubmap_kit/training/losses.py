@@ -1,4 +1,9 @@
-"""Losses by name, from segmentation_models_pytorch, summed with weights: `bce+dice`, `0.25*bce+0.75*lovasz`, `ce+3*lovasz`."""
+"""Losses by name, from segmentation_models_pytorch, summed with weights: `bce+dice`, `0.25*bce+0.75*lovasz`, `bce+3*lovasz-softmax`.
+
+Of the two losses of Berman, Triki and Blaschko (The Lovasz-Softmax loss, CVPR 2018) `lovasz` is, for one class, the hinge on its
+logit. It is 1 where a network is undecided, and more where it tries and errs: with much weight on it a network that knows nothing
+yet can stay undecided. `lovasz-softmax` is the one on probabilities, of unit and background, as networks with two classes have it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,24 @@ from hubmap_kit.errors import ConfigError, did_you_mean
 
 BINARY, ORGANS = "binary", "organs"
 _MODES = {BINARY: smp_losses.BINARY_MODE, ORGANS: smp_losses.MULTICLASS_MODE}
+
+
+class TwoClasses(nn.Module):
+    """A loss of classes for logits of one: background has the logit 0. Logits (N, 1, H, W), masks (N, 1, H, W) of 0 and 1."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        return self.loss(torch.cat([torch.zeros_like(logits), logits], dim=1), masks[:, 0].long())
+
+
+def _lovasz_softmax(mode: str) -> nn.Module:
+    loss = smp_losses.LovaszLoss(smp_losses.MULTICLASS_MODE, per_image=True, from_logits=True)
+    return TwoClasses(loss) if mode == smp_losses.BINARY_MODE else loss
+
+
 # Dice, Jaccard and Tversky have no gradient where a batch holds no foreground at all; add bce or focal to them. The argument is
 # smp's mode. Cross entropy is `bce` or `ce`, whatever the classes.
 LOSSES: dict[str, Callable[[str], nn.Module]] = {
@@ -20,6 +43,7 @@ LOSSES: dict[str, Callable[[str], nn.Module]] = {
     "ce": lambda mode: LOSSES["bce"](mode),
     "dice": lambda mode: smp_losses.DiceLoss(mode, from_logits=True),
     "lovasz": lambda mode: smp_losses.LovaszLoss(mode, per_image=True, from_logits=True),
+    "lovasz-softmax": _lovasz_softmax,
     "focal": lambda mode: smp_losses.FocalLoss(mode),
     "tversky": lambda mode: smp_losses.TverskyLoss(mode, from_logits=True, alpha=0.3, beta=0.7),
     "jaccard": lambda mode: smp_losses.JaccardLoss(mode, from_logits=True),

@@ -22,19 +22,29 @@ def numbers(logits: torch.Tensor, masks: torch.Tensor) -> tuple[np.ndarray, np.n
     return 1 / (1 + np.exp(-logits.double().numpy())), masks.double().numpy()
 
 
+def lovasz_softmax(shares: np.ndarray, masks: np.ndarray) -> float:
+    """The same on probabilities: the mean over unit and background, as far as an image has them."""
+    values = []
+    for share, mask in zip(shares.reshape(len(shares), -1), masks.reshape(len(masks), -1), strict=True):
+        present = [(mask == label, share if label else 1 - share) for label in (0, 1) if (mask == label).any()]
+        values.append(np.mean([_extension(np.abs(inside - own), inside) for inside, own in present]))
+    return float(np.mean(values))
+
+
+def _extension(errors: np.ndarray, inside: np.ndarray) -> float:
+    total, before, wrong = 0.0, 0.0, np.zeros(len(inside), bool)
+    for index in np.argsort(-errors, kind="stable"):
+        wrong[index] = True
+        now = 1 - (inside & ~wrong).sum() / (inside | wrong).sum()
+        total, before = total + errors[index] * (now - before), now
+    return total
+
+
 def lovasz_hinge(logits: np.ndarray, masks: np.ndarray) -> float:
     """The Lovasz extension of 1 - Jaccard by definition: errors in falling order, times what each adds to the set function."""
     values = []
     for logit, mask in zip(logits.reshape(len(logits), -1), masks.reshape(len(masks), -1), strict=True):
-        errors = np.maximum(1 - logit * (2 * mask - 1), 0)
-        total, before, wrong = 0.0, 0.0, np.zeros(len(mask), bool)
-        for index in np.argsort(-errors, kind="stable"):
-            wrong[index] = True
-            kept = (mask == 1) & ~wrong
-            union = ((mask == 1) | wrong).sum()
-            now = 1 - kept.sum() / union
-            total, before = total + errors[index] * (now - before), now
-        values.append(total)
+        values.append(_extension(np.maximum(1 - logit * (2 * mask - 1), 0), mask == 1))
     return float(np.mean(values))
 
 
@@ -50,6 +60,7 @@ def formula(name: str, logits: torch.Tensor, masks: torch.Tensor) -> float:
         "tversky": lambda: 1 - tp / (tp + 0.3 * fp + 0.7 * fn),
         "focal": lambda: -((1 - sure) ** 2 * np.log(sure)).mean(),
         "lovasz": lambda: lovasz_hinge(logits.double().numpy(), t),
+        "lovasz-softmax": lambda: lovasz_softmax(p, t),
     }[name]()
 
 
@@ -102,7 +113,7 @@ def test_gradients_are_finite_and_point_downhill(text: str) -> None:
     assert after < before
 
 
-@pytest.mark.parametrize("text", ["bce+dice", "bce", "focal", "bce+tversky", "focal+jaccard", "lovasz"])
+@pytest.mark.parametrize("text", ["bce+dice", "bce", "focal", "bce+tversky", "focal+jaccard", "lovasz", "bce+3*lovasz-softmax"])
 def test_a_batch_without_foreground_still_teaches(text: str) -> None:
     logits, masks = batch(4, empty=True)
     logits.requires_grad_(True)
