@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from dataclasses import replace as replace_in
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +79,8 @@ def _table(name: str, trials: list[Trial], paths: Paths) -> str:
     if name in ("ingredients", "seeds"):
         rows, head = _shifted(trials, paths, groups=name == "seeds"), ["recipe", PLAIN, *BATTERY, "mean of the shifts"]
     else:
-        rows, head = _plain(trials, paths), ["recipe", "runs", "Dice", "at 0.5", "CPU minutes of training"]
+        together = [replace_in(trial, title="all folds") for trial in trials] if name == "folds" else []
+        rows, head = _plain([*trials, *together], paths), ["recipe", "runs", "Dice", "at 0.5", "CPU minutes of training"]
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
