@@ -50,7 +50,7 @@ def main(
         text = _table(name, [trial for trial in trials if trial.is_done(paths)], paths)
         typer.echo(f"\n{text}")
         if write:
-            replace(PAGE, name, text)
+            replace(PAGE, name, f"{text}\n")
 
 
 def _run(trial: Trial, paths: Paths) -> None:
