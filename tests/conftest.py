@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ FIRST = (
     "test_rehearsal.py", "test_journey.py", "test_side_by_side.py", "test_resume.py", "test_bench.py", "test_learner.py", "test_sandbox.py", "test_rehearsal_processes.py",
     "test_tune.py", "test_blend_job.py", "test_shift_job.py", "test_notebook.py", "test_demo.py",
 )  # fmt: skip
+
+
+def pytest_configure() -> None:
+    # A shell that starts the tests in the background makes them, and every process that they start, deaf to Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

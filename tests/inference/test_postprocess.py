@@ -83,14 +83,15 @@ def test_all_steps_in_their_order(seed: int, threshold: float, choices: Postproc
     np.testing.assert_array_equal(to_mask(plane, threshold, "kidney", config), by_scipy(plane, threshold, choices))
 
 
-def test_an_organ_with_choices_of_its_own_takes_none_of_the_others() -> None:
-    config = experiment.load("baseline", ["inference.postprocess.fill_holes=true", "inference.postprocess.organs.lung.shrink=2"]).inference
-    assert choices_for("lung", config) == PostprocessChoices(shrink=2)
-    assert choices_for("spleen", config).fill_holes
+def test_an_organ_with_choices_of_its_own_keeps_the_others_that_it_does_not_name() -> None:
+    words = ["fill_holes=true", "organs.lung.shrink=2", "organs.kidney.fill_holes=false"]
+    config = experiment.load("baseline", [f"inference.postprocess.{word}" for word in words]).inference
+    assert choices_for("lung", config) == PostprocessChoices(fill_holes=True, shrink=2)
     ring = np.zeros((30, 30), np.float32)
     ring[5:25, 5:25], ring[10:20, 10:20] = 1, 0
     assert to_mask(ring, 0.5, "spleen", config).sum() == 400
-    assert 0 < to_mask(ring, 0.5, "lung", config).sum() < 300
+    assert to_mask(ring, 0.5, "kidney", config).sum() == 300
+    assert to_mask(ring, 0.5, "lung", config).sum() == 16**2
 
 
 RESCUE = InferenceConfig(postprocess=PostprocessConfig(rescue=True))

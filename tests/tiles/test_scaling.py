@@ -114,7 +114,7 @@ def test_fit_brings_the_longer_side_to_the_same_length_whatever_the_slide(height
 
 
 def test_an_organ_with_choices_of_its_own_has_them() -> None:
-    scale = ScaleConfig(policy="physical", um_per_px=0.8, organs={"prostate": {"policy": "fit", "fit": 768}, "lung": {"reduce": 4}})
+    scale = ScaleConfig(policy="physical", um_per_px=0.8, organs={"prostate": {"policy": "fit", "fit": 768}, "lung": {"policy": "reduce", "reduce": 4}})
     assert scaled_shape(160, 160, 6.263, scale, "prostate") == (768, 768)
     assert scaled_shape(3000, 3000, 0.4, scale, "lung") == (750, 750)
     assert scaled_shape(3000, 3000, 0.4, scale, "kidney") == (1500, 1500)
