@@ -50,6 +50,10 @@ class DataConfig(Section):
     organs: list[OrganName] = Field(default_factory=list, description="learn from slides of these organs only, and judge on them; empty: all organs")
     folds_csv: str = Field("", description="a written split (id,organ,data_source,fold) to use instead of a new one")
 
+    def has(self, organ: str) -> bool:
+        """Whether slides of an organ are learnt from."""
+        return not self.organs or organ in self.organs
+
 
 class ScaleChoices(Section):
     """How a slide's pixels become the network's pixels."""

@@ -6,13 +6,11 @@ import math
 
 import numpy as np
 
-from hubmap_kit.augment.embedded import embedded_references
+from hubmap_kit.augment.embedded import references_or_drawn
 from hubmap_kit.augment.resolution import Resolution
-from hubmap_kit.augment.stain import Reference, StainChange, needs_references, read_references
+from hubmap_kit.augment.stain import StainChange, needs_references
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.config import AugmentConfig
-
-DRAWN_SIDE, DRAWN_SEED, DRAWN_EACH = 480, 0, 4  # of the references that are drawn where no folder is named
 
 
 class Changes:
@@ -25,9 +23,9 @@ class Changes:
         self._resolution = Resolution(config)
         # The batched engine shakes stains where the network is, if it is to do so in all organs alike.
         on_device = config.engine == "batched" and jitter_on_device(config) > 0
-        wanted = [] if on_device else [each for each in choices.values() if each.stain != "none" and each.stain_probability]
-        references = references_of(config.stain_references) if any(needs_references(each.stain) for each in wanted) else []
-        self._stain = {organ: StainChange(each.stain, each.stain_probability, references) for organ, each in choices.items() if each in wanted}
+        stained = {} if on_device else {organ: each for organ, each in choices.items() if each.stain != "none" and each.stain_probability}
+        references = references_or_drawn(config.stain_references) if any(needs_references(each.stain) for each in stained.values()) else []
+        self._stain = {organ: StainChange(each.stain, each.stain_probability, references) for organ, each in stained.items()}
 
     def __bool__(self) -> bool:
         return bool(self._zoom or self._stain or self._resolution)
@@ -50,8 +48,3 @@ def jitter_on_device(config: AugmentConfig) -> float:
     """The share of tiles whose stains the batched engine shakes: where that is the method for all organs, in equal shares."""
     ways = {(each.stain, each.stain_probability) for each in (config, *config.organs.values())}
     return config.stain_probability if ways == {("jitter", config.stain_probability)} else 0.0
-
-
-def references_of(folder: str) -> list[Reference]:
-    """The references of a folder, or drawn ones for an empty name."""
-    return read_references(folder) if folder else embedded_references(DRAWN_SIDE, DRAWN_SEED, DRAWN_EACH)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from hubmap_kit.augment.stain import Reference
+from hubmap_kit.augment.stain import Reference, read_references
 from hubmap_kit.sample.slide import SlideSpec, draw
 
 UM_PER_PX = 1.0  # the embedded slides show a few units each at this scale
 ORGANS = {"spleen": "eosin", "kidney": "PAS"}
+SIDE, SEED, EACH = 480, 0, 4  # of the references that are drawn where no folder is named
 MEMBER = 9  # of the draws of one seed, so that no reference is also a picture that is drawn beside it
 
 
@@ -25,3 +28,8 @@ def embedded_references(size: int, seed: int, each: int = 1) -> list[Reference]:
         for organ, stain in ORGANS.items():
             made.append(Reference.of(drawn(organ, "Hubmap", size, (seed, MEMBER + number))[0], f"embedded {stain}{words}"))
     return made
+
+
+def references_or_drawn(folder: str | Path) -> list[Reference]:
+    """The references of a folder, or, for an empty name, several drawn ones of either stain. Raises ConfigError and SlideError."""
+    return read_references(folder) if str(folder) else embedded_references(SIDE, SEED, EACH)

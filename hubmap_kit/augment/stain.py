@@ -48,6 +48,11 @@ class Reference:
         mean, std = _lab_statistics(_lab(picture), stained)
         return cls(name, vectors, _strengths(densities, vectors), mean, std, _shares(picture, stained))
 
+    @property
+    def packed(self) -> bytes:
+        """All its numbers, rounded to nine digits, to be hashed."""
+        return b"".join(np.round(values, 9).tobytes() for values in (self.vectors, self.strengths, self.mean, self.std, self.shares))
+
 
 def read_references(folder: str | Path) -> list[Reference]:
     """Measure the reference pictures (tif, jpg, png) of a folder.

@@ -78,15 +78,9 @@ def shares(team: Sequence[Ensemble], organ: str) -> tuple[float, ...] | None:
     Without fitted ones those count that have learnt the organ (`data.organs`), or all where none has.
     """
     found = team.blend.weights.get(organ) if isinstance(team, Blended) else None
-    if found is None and (count := sum(knows(each, organ) for each in team)):
-        found = tuple(knows(each, organ) / count for each in team)
+    if found is None and (count := sum(each.experiment.data.has(organ) for each in team)):
+        found = tuple(each.experiment.data.has(organ) / count for each in team)
     return found if found is not None and len(set(found)) > 1 else None
-
-
-def knows(ensemble: Ensemble, organ: str) -> bool:
-    """Whether a run has learnt from slides of an organ, as far as its `data.organs` tells."""
-    organs = ensemble.experiment.data.organs
-    return not organs or organ in organs
 
 
 def weights_id(run: Path) -> str:

@@ -31,6 +31,7 @@ from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.blend_fit import ROWS, STRENGTH, Pixels, greedy, group, joined, parts_of
 from hubmap_kit.training.blend_score import OrganBlend, among, blend_organ, likeness
 from hubmap_kit.training.history import unfinished
+from hubmap_kit.training.run import folds_table
 
 log = logging.getLogger(__name__)
 SIDE = 750
@@ -101,14 +102,12 @@ def _check_runs(runs: Sequence[Path], out: Path) -> None:
 def _fold_table(run: Path) -> dict[str, str]:
     if not (run / "config.yaml").is_file():
         raise CheckpointError(f"{run} is not a run folder: config.yaml is missing; give the folder that 'hubmap train --out' wrote")
-    if not (run / "folds.csv").is_file():
-        raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
-    return {row["id"]: row["fold"] for _, row in read_rows(run / "folds.csv", ("id", "fold"))}
+    return {row["id"]: row["fold"] for _, row in read_rows(folds_table(run), ("id", "fold"))}
 
 
 def _organs(slides: Sequence[Slide], folds: Mapping[str, str], settings: Experiment) -> frozenset[str]:
     """The organs that a run has slides of, in its table of folds and by its own choice."""
-    return frozenset(slide.organ for slide in slides if slide.id in folds and (not settings.data.organs or slide.organ in settings.data.organs))
+    return frozenset(slide.organ for slide in slides if slide.id in folds and settings.data.has(slide.organ))
 
 
 def _store(stores: Path, slides: Sequence[Slide], settings: Experiment, organs: Collection[str]) -> TileStore:

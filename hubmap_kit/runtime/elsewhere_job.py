@@ -16,7 +16,7 @@ from hubmap_kit.competition.lineage import Families
 from hubmap_kit.competition.metric import dice
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import Slide, read_train
-from hubmap_kit.errors import CheckpointError, TableError
+from hubmap_kit.errors import TableError
 from hubmap_kit.files import atomic_path
 from hubmap_kit.inference.ensemble import load_ensemble
 from hubmap_kit.inference.predict import mask_of
@@ -27,6 +27,8 @@ from hubmap_kit.report.overlays import contact_sheet
 from hubmap_kit.report.tables import text_table
 from hubmap_kit.tiles.convert import decode_for
 from hubmap_kit.training.counts import HALF, best_threshold, dice_curve, threshold_counts
+from hubmap_kit.training.run import folds_table
+from hubmap_kit.training.shift_fit import level_of
 
 log = logging.getLogger(__name__)
 FOLDER = "elsewhere"
@@ -85,11 +87,9 @@ def _chosen(data: Path, organs: Sequence[str]) -> list[Slide]:
 
 
 def _check_unseen(run: Path, slides: Sequence[Slide]) -> None:
-    if not (run / "folds.csv").is_file():
-        raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides it has learnt from; take it from the original run folder")
     families = Families({slide.id: slide.parent for slide in slides})
     # Sources number their slides as they like: one id for slides of two organs, or of two sources, is a coincidence.
-    known = {(families.of(row["id"]), row["organ"], row["data_source"]) for _, row in read_rows(run / "folds.csv", ("id", "organ", "data_source"))}
+    known = {(families.of(row["id"]), row["organ"], row["data_source"]) for _, row in read_rows(folds_table(run), ("id", "organ", "data_source"))}
     learnt = [slide.id for slide in slides if (families.of(slide.id), slide.organ, slide.source) in known]
     if learnt:
         raise TableError(
@@ -109,12 +109,11 @@ def _judged(slide: Slide, team: Team) -> _Seen:
 def _table(seen: Sequence[_Seen]) -> pd.DataFrame:
     organs = [each.slide.organ for each in seen]
     best = {organ: best_threshold(np.mean([each.curve for each in seen if each.slide.organ == organ], axis=0)) for organ in set(organs)}
-    level = {organ: round(threshold * (len(seen[0].curve) + 1)) - 1 for organ, threshold in best.items()}
     return pd.DataFrame(
         {
             "id": [each.slide.id for each in seen], "organ": organs, "source": [each.slide.source for each in seen],
             "dice": [each.dice for each in seen], "dice@0.5": [each.curve[HALF] for each in seen],
-            "dice@best": [each.curve[level[each.slide.organ]] for each in seen], "best": [best[organ] for organ in organs],
+            "dice@best": [each.curve[level_of(best[each.slide.organ])] for each in seen], "best": [best[organ] for organ in organs],
         }
     )  # fmt: skip
 

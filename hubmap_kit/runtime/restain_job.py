@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hubmap_kit.augment.embedded import embedded_references
+from hubmap_kit.augment.embedded import references_or_drawn
 from hubmap_kit.augment.shift import LOOKS, Looks
-from hubmap_kit.augment.stain import SUFFIXES, Reference, read_references
-from hubmap_kit.competition import external, rle, slides as slide_files
+from hubmap_kit.augment.stain import SUFFIXES, Reference
+from hubmap_kit.competition import external, rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.external import IMAGES, TEST, TRAIN, Row
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import Slide, read_train
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 TEST_LOOK = "test"
 LOOK_NAMES = (*LOOKS, TEST_LOOK)
 REDUCES = (1, 2, 4)
-SIDE, SEED, EACH = 480, 0, 4  # of the drawn references, where no folder is named
 LEFT_OUT, SHEET = "left_out.csv", "copies.png"
 SHEET_ROWS, SHEET_COPIES = 5, 6
 NOTEBOOK_BYTES = 20e9  # what a Kaggle notebook may write
@@ -143,7 +143,7 @@ def _names(text: str) -> list[str]:
 def _references(names: Sequence[str], folder: Path | None, data: Path, test: Sequence[Path]) -> dict[str, tuple[Reference, ...]]:
     sorted_ = Looks(pas=(), he=())
     if set(names) & set(LOOKS):
-        sorted_ = Looks.of(read_references(folder) if folder is not None else embedded_references(SIDE, SEED, EACH))
+        sorted_ = Looks.of(references_or_drawn(folder or ""))
     found: dict[str, tuple[Reference, ...]] = {}
     for name in names:
         found[name] = _test_references(data / IMAGES[TEST], test) if name == TEST_LOOK else getattr(sorted_, name)

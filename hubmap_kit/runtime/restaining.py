@@ -100,11 +100,7 @@ def plain_name(name: str) -> str:
 
 
 def _digest(reference: Reference) -> str:
-    values = (reference.vectors, reference.strengths, reference.mean, reference.std, reference.shares)
-    text = hashlib.sha256(plain_name(reference.name).encode())
-    for each in values:
-        text.update(np.round(each, 9).tobytes())
-    return text.hexdigest()
+    return hashlib.sha256(plain_name(reference.name).encode() + reference.packed).hexdigest()
 
 
 def _random(words: str) -> np.random.Generator:

@@ -140,7 +140,6 @@ class _Marks:
             words += self.normalise[self.battery.folds[slide.id]]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
-
     def _normalise(self, number: int) -> list[object]:
         """What normalisation adds for a fold; nothing without it, so that results of before there was any remain what they are."""
         inference = self.battery.settings.inference
@@ -158,8 +157,7 @@ def _looks_digest(looks: Looks) -> str:
     found = hashlib.sha256()
     for references in (looks.pas, looks.he):
         for reference in references:
-            for values in (reference.vectors, reference.strengths, reference.mean, reference.std, reference.shares):
-                found.update(np.round(values, 9).tobytes())
+            found.update(reference.packed)
         found.update(b"/")
     return found.hexdigest()
 

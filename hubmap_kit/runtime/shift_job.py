@@ -28,7 +28,7 @@ from hubmap_kit.runtime.shift_counts import Battery, Counted, count_all, read_sl
 from hubmap_kit.runtime.train_job import train_csv
 from hubmap_kit.training.counts import HALF, dice_curve
 from hubmap_kit.training.history import unfinished
-from hubmap_kit.training.run import of_organs, split
+from hubmap_kit.training.run import folds_table, of_organs, split
 from hubmap_kit.training.shift_fit import MixtureFit, fit_mixture, level_of
 
 log = logging.getLogger(__name__)
@@ -112,8 +112,7 @@ def looks_of(references: str, shifts: Sequence[str]) -> Looks:
 
 def _battery(run: Path, data: str, overrides: Sequence[str], device: str, shifts: Sequence[str], references: str, views: str) -> Battery:
     settings = run_settings(run, overrides, data)
-    if not (run / "folds.csv").is_file():
-        raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
+    folds_table(run)
     for phrase in unfinished(run, settings.training).values():
         log.warning("%s: %s; what is told now is of its best epoch so far, or without it", run, phrase)
     looks = looks_of(references, shifts)

@@ -25,7 +25,7 @@ from hubmap_kit.tiles.convert import decode_for, open_or_build
 from hubmap_kit.tiles.scaling import resize_plane
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.history import unfinished
-from hubmap_kit.training.run import of_organs, split
+from hubmap_kit.training.run import folds_table, of_organs, split
 from hubmap_kit.training.tune import OrganResult, Scores, tune
 from hubmap_kit.training.tune_sweep import CANDIDATES, SlideScores, score_slide
 
@@ -69,8 +69,7 @@ def tune_thresholds(run: Path, data: str = "", overrides: Sequence[str] = (), de
 
 
 def _folds(run: Path, settings: Experiment, slides: Sequence[Slide]) -> Mapping[str, int]:
-    if not (run / "folds.csv").is_file():
-        raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
+    folds_table(run)
     return split(slides, settings.data, run)
 
 

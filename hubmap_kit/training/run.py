@@ -23,8 +23,8 @@ from hubmap_kit.tiles.convert import open_or_build
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training import oof
 from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing, was_told
-from hubmap_kit.training.fold import FoldTask, FoldTrainer, OnEpoch
 from hubmap_kit.training.converted import converted_store
+from hubmap_kit.training.fold import FoldTask, FoldTrainer, OnEpoch
 from hubmap_kit.training.history import CHECKPOINT_FILE, unfinished
 from hubmap_kit.training.stain_record import write_stain_references
 from hubmap_kit.training.world import ALONE, World
@@ -41,9 +41,17 @@ def split(slides: Sequence[Slide], config: DataConfig, run: Path) -> dict[str, i
     return read_folds(Path(config.folds_csv), slides) if config.folds_csv else assign_folds(slides, config.n_folds, config.fold_seed)
 
 
+def folds_table(run: Path) -> Path:
+    """The run's folds.csv. Raises CheckpointError where there is none."""
+    path = run / "folds.csv"
+    if not path.is_file():
+        raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
+    return path
+
+
 def of_organs(slides: Sequence[Slide], config: DataConfig) -> list[Slide]:
     """The slides that an experiment learns from and is judged on: those of `data.organs`, or all. Raises TableError when none is left."""
-    found = [slide for slide in slides if not config.organs or slide.organ in config.organs]
+    found = [slide for slide in slides if config.has(slide.organ)]
     if not found:
         raise TableError(f"data.organs is {', '.join(config.organs)}, but none of the {len(slides)} training slides is of them; name organs of train.csv")
     return found
@@ -111,8 +119,7 @@ def evaluate_folds(settings: Experiment, slides: Sequence[Slide], run: Path, sto
 
     A run of before there were stain references gets its stain_references.json.
     """
-    if not (run / "folds.csv").is_file():
-        raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
+    folds_table(run)
     slides = of_organs(slides, settings.data)
     folds = split(slides, settings.data, run)
     store = open_or_build(stores, slides, settings.scale, settings.tiles)

@@ -11,30 +11,18 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-import typer
+from external_cli import hubmap
 from slide_pictures import picture
-from typer.testing import CliRunner
 
 from hubmap_kit.competition import external, rle, slides
 from hubmap_kit.competition.external import read_table
 from hubmap_kit.competition.folds import read_folds
 from hubmap_kit.competition.tables import TEST_COLUMNS, read_test, read_train
 from hubmap_kit.errors import HubmapError, SlideError, TableError
-from hubmap_kit.runtime import external_verbs
 from hubmap_kit.runtime.external_job import Source, add
 from hubmap_kit.runtime.joining_job import merge
 
 COLON = ["--organ", "largeintestine", "--um-per-px", "0.62", "--source-name", "glas", "--like", "Hubmap"]
-
-
-def hubmap(*words: str | Path) -> str:
-    """Run a verb; its output. What it raises goes on."""
-    app = typer.Typer()
-    external_verbs.add_all(app)
-    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=True)
-    if done.exception is not None:
-        raise done.exception
-    return done.output
 
 
 def mask_of(number: int) -> np.ndarray:

@@ -15,18 +15,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-import typer
+from external_cli import hubmap
 from tiny import TINY
-from typer.testing import CliRunner
 
 from hubmap_kit import experiment
+from hubmap_kit.augment import embedded
 from hubmap_kit.augment.stain import TRANSFERS, Reference, read_references
 from hubmap_kit.competition import external, rle, slides
 from hubmap_kit.competition.external import read_table
 from hubmap_kit.competition.folds import assign_folds
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError, SlideError, TableError
-from hubmap_kit.runtime import external_verbs, restain_job
+from hubmap_kit.runtime import restain_job
 from hubmap_kit.runtime.restain_job import prepare, restain
 from hubmap_kit.runtime.restaining import plain_name
 from hubmap_kit.runtime.shift_job import evaluate_shifted
@@ -34,16 +34,6 @@ from hubmap_kit.runtime.train_job import train
 from hubmap_kit.runtime.tune_job import tune_thresholds
 
 CHANGED = ("id", "parent", "provenance", "licence", "file")
-
-
-def hubmap(*words: str | Path) -> str:
-    """Run a verb; its output. What it raises goes on."""
-    app = typer.Typer()
-    external_verbs.add_all(app)
-    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=True)
-    if done.exception is not None:
-        raise done.exception
-    return done.output
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -114,7 +104,7 @@ def test_coarser_copies_have_coarser_masks(sample_data: Path, pictures: Path, tm
 
 
 def test_drawn_references_stand_in(sample_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restain_job, "EACH", 1)  # they are slow to draw
+    monkeypatch.setattr(embedded, "EACH", 1)  # they are slow to draw
     few = few_of(sample_data, tmp_path / "few", read_table(sample_data / "train.csv")[:1])
     hubmap("external", "restain", few, "--out", tmp_path / "out", "--looks", "pas,he")
     names = [row["provenance"].split(":")[2] for row in read_table(tmp_path / "out/train.csv")]
