@@ -26,7 +26,6 @@ from hubmap_kit.competition.external import read_table
 from hubmap_kit.competition.folds import assign_folds
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError, SlideError, TableError
-from hubmap_kit.runtime import restain_job
 from hubmap_kit.runtime.restain_job import prepare, restain
 from hubmap_kit.runtime.restaining import plain_name
 from hubmap_kit.runtime.shift_job import evaluate_shifted
