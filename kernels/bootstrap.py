@@ -28,8 +28,12 @@ def start(kernel, build_id, job):
     with contextlib.suppress(OSError):  # a full disk must not cost the marker
         Path(WORKING, "kernel.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print("error:" if status == "failed" else f"{status}:", sentence, file=sys.stderr, flush=True)
-    print(f"HUBMAP END {kernel} {status} build_id={build_id} utc={time.strftime(UTC, time.gmtime())}", flush=True)
-    sys.exit(1 if status == "failed" else 0)
+    share = f" failed={facts['failed_slides']}/{facts['slides']}" if "failed_slides" in facts else ""
+    print(f"HUBMAP END {kernel} {status} build_id={build_id} utc={time.strftime(UTC, time.gmtime())}{share}", flush=True)
+    if "get_ipython" in globals():  # in a notebook the process belongs to Jupyter, and Kaggle calls a run whose process ends a crash
+        return
+    # At once: a worker or a thread that somebody left behind would burn the week's GPU hours until the session's limit.
+    os._exit(1 if status == "failed" else 0)
 
 
 def find(build_id):

@@ -27,6 +27,11 @@ def infer(overrides, hours, accelerator, weights):
     return "complete", f"{os.environ['HUBMAP_BUILD_ID']} {__file__} {overrides} {hours} {accelerator}", {"weights": [weights]}
 def tiles(config, overrides):
     raise MemoryError("no memory")
+def train(config, folds, overrides, hours, accelerator, resume):
+    import atexit, threading, time
+    threading.Thread(target=time.sleep, args=(300,)).start()
+    atexit.register(time.sleep, 300)
+    return "degraded", "most failed", {"slides": 5000, "failed_slides": 4998}
 """
 
 
@@ -141,11 +146,11 @@ def rendered(name: str, tmp_path: Path, build: str) -> Path:
     return path
 
 
-def run(script: Path, tmp_path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, object]]:
+def run(script: Path, tmp_path: Path, timeout: float | None = None) -> tuple[subprocess.CompletedProcess[str], dict[str, object]]:
     # A machine's own settings of pip: nothing would be installed.
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "PIP_DRY_RUN": "1", "PIP_REQUIRE_VIRTUALENV": "1"}
     (tmp_path / "tmp").mkdir(exist_ok=True)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=timeout)
     return done, json.loads((tmp_path / "working" / "kernel.json").read_text())
 
 
@@ -176,10 +181,18 @@ def test_a_crash_and_a_refusal_end_with_the_marker_too(tmp_path: Path) -> None:
         assert done.stdout.splitlines()[-1].startswith(f"HUBMAP END {kernel} failed build_id=")
 
 
+def test_after_its_marker_a_kernel_leaves_at_once_whatever_still_runs(tmp_path: Path) -> None:
+    wanted = bundle(tmp_path / "input" / LAYOUTS[0])
+    done, facts = run(rendered("train", tmp_path, wanted), tmp_path, timeout=60)
+    assert done.returncode == 0 and facts["status"] == "degraded" and facts["failed_slides"] == 4998
+    last = done.stdout.splitlines()[-1]
+    assert re.fullmatch(rf"HUBMAP END train degraded build_id={wanted} utc=\S+ failed=4998/5000", last)
+
+
 @pytest.mark.parametrize("name", ["train", "infer", "tiles"])
 def test_scripts_stay_short_and_need_only_the_standard_library(name: str, tmp_path: Path) -> None:
     text = rendered(name, tmp_path, "b").read_text()
-    assert len(text.splitlines()) <= 80
+    assert len(text.splitlines()) <= 90
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE)) - {"hubmap_kit"}
     assert imported and imported <= sys.stdlib_module_names
     metadata = json.loads((KERNELS / name / "kernel-metadata.json").read_text())
