@@ -22,10 +22,11 @@ hubmap_make_venv() {
     "$python" -m venv --clear "$hubmap_venv" || hubmap_die "could not make a virtual environment in $hubmap_venv (on Debian: apt install python3-venv)"
 }
 
-# uv resolves and installs several times faster than pip; it comes from PyPI like everything else. Plain pip where it cannot be had.
+# uv resolves and installs several times faster than pip; it comes from PyPI like everything else. Plain pip where it cannot be had. Both compile
+# what they install: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process would compile torch again.
 hubmap_pip_install() {
     if "$HUBMAP_PYTHON" -m uv --version >/dev/null 2>&1 || "$HUBMAP_PYTHON" -m pip install --quiet uv 2>/dev/null; then
-        "$HUBMAP_PYTHON" -m uv pip install --python "$HUBMAP_PYTHON" -c "$hubmap_root/constraints.txt" -c "$hubmap_root/scripts/constraints-tools.txt" "$@"
+        "$HUBMAP_PYTHON" -m uv pip install --compile-bytecode --python "$HUBMAP_PYTHON" -c "$hubmap_root/constraints.txt" -c "$hubmap_root/scripts/constraints-tools.txt" "$@"
     else
         echo "uv could not be installed; going on with pip, which takes minutes"
         "$HUBMAP_PYTHON" -m pip install -c "$hubmap_root/constraints.txt" -c "$hubmap_root/scripts/constraints-tools.txt" "$@"

@@ -23,6 +23,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from family import check_gone
+
 PUBLISHING = ("requests", "kagglesdk", "bleach", "slugify", "dateutil.parser", "tqdm", "typer", "rich", "yaml", "pydantic", "numpy")
 TRAINING = (
     "torch", "torch.utils.data", "torch._dynamo", "timm", "albumentations", "segmentation_models_pytorch", "pandas", "pyarrow.parquet", "scipy.ndimage",
@@ -36,7 +38,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """As `subprocess.run(command, capture_output=True, text=True, check=False)`; `command` is [sys.executable, -m MODULE or -c CODE, ...].
 
-    It and all that it started get a SIGKILL as soon as `kill_when` holds.
+    It and all that it started get a SIGKILL as soon as `kill_when` holds. Fails where a process of it is left ten seconds after its last line.
     """
     python, *words = map(str, command)
     environment = dict(os.environ if env is None else env)
@@ -61,6 +63,7 @@ def run(
                 if late:
                     raise subprocess.TimeoutExpired(list(command), timeout)
             code = int(lines.readline())
+        check_gone(pid, max(os.fstat(file.fileno()).st_mtime for file in (out, err)))
         texts = []
         for file in (out, err):
             file.seek(0)

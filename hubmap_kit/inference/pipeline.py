@@ -8,6 +8,7 @@ number of items. Reading and finishing spend their time in OpenCV, numpy and zli
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -111,8 +112,9 @@ class _Line(Generic[T, R, W, F]):
         except BaseException as error:
             self._stop(error)
         if self._error is not None:
+            deadline = time.monotonic() + GRACE_S
             for thread in self._threads:
-                thread.join(GRACE_S)
+                thread.join(max(0.0, deadline - time.monotonic()))
             raise self._error
 
     def _begin(self, name: str, target: Callable[..., None], *arguments: Any) -> None:

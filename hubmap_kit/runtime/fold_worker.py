@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -46,13 +44,12 @@ class Job:
 
 
 def work(job: Job, device: str, messages: Connection) -> None:
-    """The life of a worker process on one device.
+    """The life of a worker process (see `hubmap_kit.processes`) on one device.
 
     Sends ("begun", fold), ("epoch", fold, the new row), ("stopped", how far it came) or ("error", class, sentence) as they come,
     and ("end",) as its last word. After an error that a sentence explains, the next fold has its turn; after any other the
     process is not to be trusted, and the others take what is left.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone answers it
     lines = _Lines(sys.stderr, device)
     sys.stdout = sys.stderr = lines  # type: ignore[assignment]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=lines, force=True)  # type: ignore[type-var]
@@ -68,11 +65,6 @@ def work(job: Job, device: str, messages: Connection) -> None:
 
 
 def _work(job: Job, device: str, messages: Connection, lines: _Lines) -> None:
-    parent = multiprocessing.parent_process()
-
-    def told() -> bool:
-        return job.stop.is_set() or (parent is not None and not parent.is_alive())
-
     def tell(fold: int, row: Row) -> None:
         messages.send(("epoch", fold, row))
 
@@ -86,7 +78,7 @@ def _work(job: Job, device: str, messages: Connection, lines: _Lines) -> None:
         lines.prefix = f"fold {number}, {device}"
         messages.send(("begun", number))
         try:
-            train_fold(job.planned, number, chosen, tell, Stoppable(job.clock, told))
+            train_fold(job.planned, number, chosen, tell, Stoppable(job.clock, job.stop.is_set))
         except OutOfTime as stop:
             messages.send(("stopped", stop.where))
             return

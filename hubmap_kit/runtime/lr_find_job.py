@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def lr_find(
     train = [row for row, slide_id in enumerate(tiles.slides["id"]) if folds[slide_id] != fold]
     # The folder of this task is never made: there is no checkpoint to take over, and none is written.
     trainer = FoldTrainer(settings, FoldTask(fold, store, train, valid, out / ".lr-find", chosen, tiles=tiles))
-    with preserved(trainer.network, trainer.learner.optimizer, chosen), bar(steps, "range test", "step") as progress:
+    with closing(trainer), preserved(trainer.network, trainer.learner.optimizer, chosen), bar(steps, "range test", "step") as progress:
         test = sweep(_stepper(trainer, progress.update), trainer.learner.optimizer, low, high, steps)
     return _written(test, settings, out, fold, words)
 

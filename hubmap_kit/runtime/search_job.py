@@ -21,7 +21,8 @@ from hubmap_kit.files import atomic_path, write_yaml
 from hubmap_kit.models.device import choose_devices
 from hubmap_kit.report.search_page import save_page, short
 from hubmap_kit.report.tables import text_table
-from hubmap_kit.runtime import sigterm, train_job
+from hubmap_kit.processes import sigterm_noticed
+from hubmap_kit.runtime import train_job
 from hubmap_kit.training.clock import Clock, OutOfTime
 from hubmap_kit.training.run import check_folds, split
 from hubmap_kit.training.search import Outcome, Pruned, Search, Trial, Watch
@@ -96,7 +97,7 @@ def search(
 
 def _run(job: _Job, study: Search) -> str:
     """Train trial after trial; returns why that ended before the last one, or nothing."""
-    with sigterm.noticed() as told:
+    with sigterm_noticed() as told:
         while job.total is None or len(study.outcomes()) < job.total:
             if told():
                 return "SIGTERM came"
@@ -209,7 +210,7 @@ def _write(job: _Job, study: Search, last: bool = False) -> None:
 def _finish(job: _Job, study: Search, stopped: str) -> Found:
     outcomes = study.outcomes()
     if outcomes:
-        _write(job, study, last="SIGTERM" not in stopped)  # who sends a SIGTERM waits some ten seconds before he kills
+        _write(job, study, last="SIGTERM" not in stopped)  # a batch system kills some ten seconds after its SIGTERM
     failed = [each for each in outcomes if each.state == "failed"]
     if failed and len(failed) == len(outcomes) and not stopped:
         raise HubmapError(f"all {len(failed)} trials of {job.out} failed, the last one with: {failed[-1].reason.rstrip('.')}; mend --config or --search")

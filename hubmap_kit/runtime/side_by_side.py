@@ -18,7 +18,7 @@ import torch
 
 from hubmap_kit import errors
 from hubmap_kit.errors import HubmapError
-from hubmap_kit.runtime import sigterm
+from hubmap_kit.processes import end, start_worker
 from hubmap_kit.runtime.fold_worker import Job, work
 from hubmap_kit.training.clock import Clock, OutOfTime, Stoppable, was_told
 from hubmap_kit.training.fold import OnEpoch
@@ -66,9 +66,7 @@ def train_side_by_side(
     try:
         for device in used:
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=work, args=(job, str(device), theirs))
-            with sigterm.held_back():
-                process.start()
+            process = start_worker(context, work, job, str(device), theirs)
             theirs.close()
             workers.append(_Worker(device, process, ours))
         ends = _listen(workers, job, on_epoch, clock)
@@ -141,11 +139,8 @@ def _error_of(name: str) -> type[HubmapError]:
 
 
 def _end(workers: Sequence[_Worker], job: Job) -> None:
-    """Ask every worker to stop, and end those that do not; they do not listen to SIGTERM."""
+    """Ask every worker to stop, and end those that do not."""
     job.stop.set()
+    end([worker.process for worker in workers], PATIENCE_S)
     for worker in workers:
-        worker.process.join(PATIENCE_S)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join(PATIENCE_S)
         worker.messages.close()

@@ -21,9 +21,9 @@ from hubmap_kit.files import write_json, write_yaml
 from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders, load_fold, read_thresholds, run_settings
 from hubmap_kit.inference.postprocess import threshold_for, to_mask
 from hubmap_kit.models.device import choose_device, choose_devices
+from hubmap_kit.processes import sigterm_noticed
 from hubmap_kit.report.curves import save_curves, save_threshold_curves
 from hubmap_kit.report.overlays import save_overlay
-from hubmap_kit.runtime import sigterm
 from hubmap_kit.runtime.environment import describe
 from hubmap_kit.runtime.preflight import check_experiment
 from hubmap_kit.runtime.side_by_side import train_side_by_side
@@ -88,11 +88,11 @@ def auto_batched(settings: Experiment, out: Path, device: str) -> Experiment:
 def _train_to_the_end(planned: Plan, devices: Sequence[torch.device], clock: Clock | None, on_epoch: OnEpoch | None) -> None:
     """Train all planned folds; whatever ends that early, the tables of what is done are written."""
     out = planned.run
-    with sigterm.noticed() as told:
+    with sigterm_noticed() as told:
         try:
             _train_planned(planned, devices, _Curves(out, planned.settings, on_epoch), Stoppable(clock, told))
         except OutOfTime as stop:
-            _write_tables(planned, pictures=not told())  # who sends a SIGTERM waits some ten seconds before he kills
+            _write_tables(planned, pictures=not told())  # a batch system kills some ten seconds after its SIGTERM
             others = [phrase for number, phrase in remaining(planned).items() if f"fold {number} " not in stop.where]
             same = f"'hubmap train --out {out} --resume'" if planned.world.size == 1 else "the same torchrun command and --resume"
             advice = f"everything so far is in {out}, go on with {same}"

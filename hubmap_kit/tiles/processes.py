@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +11,7 @@ from typing import TypeVar
 import cv2
 
 from hubmap_kit.errors import StoreError
+from hubmap_kit.processes import become_worker, sigterm_held_back
 
 T = TypeVar("T")
 AHEAD = 2  # tasks handed out per process
@@ -47,7 +45,8 @@ def _hand_out(pool: ProcessPoolExecutor, work: Callable[[T], None], tasks: Seque
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
-        running.add(pool.submit(work, task))
+        with sigterm_held_back():
+            running.add(pool.submit(work, task))
     while running:
         done, running = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
@@ -55,13 +54,5 @@ def _hand_out(pool: ProcessPoolExecutor, work: Callable[[T], None], tasks: Seque
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the process that waits for this one
+    become_worker()
     cv2.setNumThreads(0)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()  # a parent that is killed leaves its workers waiting for ever
-        os._exit(1)

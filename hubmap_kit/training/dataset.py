@@ -7,13 +7,15 @@ that is resumed draws what it would have drawn. With `training.hard_share` the l
 from __future__ import annotations
 
 import math
-import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from hubmap_kit.augment.changes import Changes
 from hubmap_kit.augment.classic import apply, pipeline
@@ -21,6 +23,7 @@ from hubmap_kit.augment.mixing import Mixing
 from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.config import Experiment, TrainingConfig
 from hubmap_kit.errors import ConfigError, TableError
+from hubmap_kit.processes import become_worker, end, sigterm_held_back
 from hubmap_kit.tiles.scaling import resize_image, resize_mask
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training.mining import NOT_AIMED, HardTiles
@@ -272,7 +275,24 @@ class Shares(BatchSampler):
         return super().__len__() - int(not self.drop_last and 0 < left < self.world.size)
 
 
-def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool, world: World = ALONE) -> DataLoader[Tile]:
+class TileLoader(DataLoader[Tile]):
+    """A loader whose workers, which stay from epoch to epoch, are ended by `close`: Python itself would wait for the garbage collector."""
+
+    def __iter__(self) -> Any:
+        with sigterm_held_back():
+            return super().__iter__()
+
+    def close(self) -> None:
+        """End the workers. A later epoch would start new ones."""
+        iterator, self._iterator = self._iterator, None
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            try:
+                iterator._shutdown_workers()  # torch has no public name for it
+            finally:
+                end(iterator._workers)
+
+
+def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool, world: World = ALONE) -> TileLoader:
     """Batches of (N, S, S, 3) uint8 images and (N, S, S) uint8 masks. Its `batch_sampler.sampler.epoch` chooses the epoch.
 
     With several processes a batch is what all of them take together; raises ConfigError where it cannot be shared. A last batch of one tile is dropped, if there are others, because batch norm cannot train on a single small map.
@@ -282,14 +302,16 @@ def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool, w
     sampler, drop_last = DrawSampler(len(dataset), hard), len(dataset) > batch and len(dataset) % batch == 1
     if batch % world.size:
         raise ConfigError(f"training.batch_size is {batch}, which {world.size} processes cannot share; make it a multiple of {world.size}")
-    return DataLoader(
+    return TileLoader(
         dataset,
         batch_sampler=Shares(sampler, batch, drop_last, world) if world.size > 1 else BatchSampler(sampler, batch, drop_last),
         collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_begin_worker,
+        # By itself a fold that trains beside others, in a spawned process, would spawn these too, and each would import torch for itself.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         # A loader with workers draws one number from torch's global generator when it starts, which a resumed run does once more.
         generator=torch.Generator(),
     )
@@ -299,9 +321,8 @@ def _as_it_is(batch: Tile) -> Tile:
     return batch
 
 
-def _quiet_worker(_: int) -> None:
-    # A signal to the whole group of processes is answered by the one that trains, which then ends its workers in order.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _begin_worker(_: int) -> None:
+    become_worker()
     # OpenCV and OpenMP would start as many threads in every worker as the machine has cores.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -134,9 +134,14 @@ class FoldTrainer:
         try:
             self._epochs(on_epoch, sinks)
         finally:
+            self.close()
             for sink in sinks:
                 sink.close()
         return self.state.history
+
+    def close(self) -> None:
+        """End the processes that read tiles. `run` does so itself; whoever takes `groups` must do it."""
+        self.loader.close()
 
     def _epochs(self, on_epoch: OnEpoch | None, sinks: Sequence[Sink]) -> None:
         while not history.is_over(self.state.history, self.config):

@@ -65,12 +65,14 @@ def _run(command: list[str], values: dict[str, str]) -> int:
     except OSError as error:
         print(f"error: {command[0]} cannot be run: {error.strerror}", file=sys.stderr)
         return 127
-    # Ctrl-C reaches the command as well; how it ends is its own affair.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the command as well; how it ends is its own affair. What reaches this process alone is passed on to it.
+    handlers = {signal.SIGINT: signal.SIG_IGN, **dict.fromkeys((signal.SIGTERM, signal.SIGHUP), lambda number, _: process.send_signal(number))}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         code = process.wait()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 128 - code if code < 0 else code
 
 

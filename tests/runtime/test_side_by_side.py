@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from multiprocessing import forkserver
@@ -134,7 +135,7 @@ def test_a_sigterm_that_reaches_a_worker_while_it_starts_is_the_parents_to_answe
         while not (children := multiprocessing.active_children()):
             time.sleep(0.005)
         pids.append(children[0].pid)
-        os.kill(pids[0], signal.SIGTERM)
+        subprocess.run(["kill", "-TERM", str(pids[0])], check=True)  # from another process: a worker heeds its parent alone
 
     sender = threading.Thread(target=terminate_the_first, daemon=True)
     sender.start()
