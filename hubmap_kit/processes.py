@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -77,6 +78,19 @@ def end(workers: Iterable[BaseProcess], patience_s: float = PATIENCE_S) -> None:
         if worker.is_alive():
             worker.kill()
             worker.join(PATIENCE_S)  # not for ever: a process that waits for a broken disk cannot even be killed
+
+
+@contextmanager
+def threads(most: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A pool of at most `most` threads, no more than there are processors. What it has not begun is dropped when the block ends early.
+
+    Python's own pool would work through all of it, after Ctrl-C as well.
+    """
+    pool = ThreadPoolExecutor(max(1, min(most or 64, os.cpu_count() or 1)))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import warm
 from clocks import Countdown
 from tiny import TINY, overrides
 
-from hubmap_kit import experiment
+from hubmap_kit import experiment, processes
 from hubmap_kit.config import Experiment
 from hubmap_kit.runtime.lr_find_job import lr_find
 from hubmap_kit.runtime.train_job import train
@@ -119,3 +119,16 @@ def test_all_workers_end_with_a_parent_that_is_killed(sample_data: Path, tmp_pat
     finally:
         for pid in family.members(process.pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_threads_drop_what_they_have_not_begun() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        time.sleep(0.05)
+
+    with pytest.raises(KeyboardInterrupt), processes.threads(2) as pool:
+        for _ in pool.map(work, range(200)):
+            raise KeyboardInterrupt
+    assert len(begun) < 20

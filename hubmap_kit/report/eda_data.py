@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from hubmap_kit.competition import rle
 from hubmap_kit.competition.csv_rows import read_rows
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import Slide, read_train
+from hubmap_kit.processes import threads
 from hubmap_kit.progress import track
 from hubmap_kit.report.eda_units import MaskCounts, Unit, count
 
@@ -70,21 +69,15 @@ def _people(age: str, sex: str) -> People:
 def measure(slides: Sequence[Slide], people: dict[str, People]) -> Tables:
     """Count every mask; as many are in memory at a time as there are processors, at most WORKERS."""
     rows, units = [], []
-    for slide, counts in zip(slides, track(_counts(slides), "masks", "slide", len(slides)), strict=True):
-        rows.append(_slide_row(slide, people[slide.id], counts))
-        units += [_unit_row(slide, number, unit) for number, unit in enumerate(sorted(counts.units, key=lambda unit: -unit.area), start=1)]
+    with threads(WORKERS) as pool:  # nearly all of the time is spent in OpenCV, outside Python's lock
+        counted = pool.map(lambda slide: count(rle.decode(slide.rle or "", slide.height, slide.width)), slides)
+        for slide, counts in zip(slides, track(counted, "masks", "slide", len(slides)), strict=True):
+            rows.append(_slide_row(slide, people[slide.id], counts))
+            units += [_unit_row(slide, number, unit) for number, unit in enumerate(sorted(counts.units, key=lambda unit: -unit.area), start=1)]
     table = pd.DataFrame(units, columns=[name for name in UNIT_COLUMNS if name != "fragment"])
     # Sizes in um, so that slides of different scales share one median.
     table["fragment"] = table["area_um2"] < FRAGMENT * table.groupby("organ")["area_um2"].transform("median")
     return Tables(pd.DataFrame(rows), table)
-
-
-def _counts(slides: Sequence[Slide]) -> Iterator[MaskCounts]:
-    pool = ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1))  # threads do: nearly all of the time is spent in OpenCV, outside Python's lock
-    try:
-        yield from pool.map(lambda slide: count(rle.decode(slide.rle or "", slide.height, slide.width)), slides)
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the slides that are left
 
 
 def _slide_row(slide: Slide, people: People, counts: MaskCounts) -> dict[str, object]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.errors import ConfigError, HubmapError, SlideError, TableError, did_you_mean
 from hubmap_kit.files import sweep
+from hubmap_kit.processes import threads
 from hubmap_kit.progress import track
 from hubmap_kit.report.overlays import CELL, Item, contact_sheet
 from hubmap_kit.runtime.restaining import KIND, Recipe
@@ -106,14 +105,16 @@ def restain(plan: Plan, jobs: int = 1) -> Restained:
     """
     sweep(plan.recipe.folder, ".*.tmp*")
     done = Restained()
-    for slide, found in zip(plan.slides, track(_all(plan, jobs), "restain", "slide", len(plan.slides)), strict=True):
-        if isinstance(found, str):
-            done.left_out[slide.id] = found
-            log.warning("slide %s is left out: %s", slide.id, found)
-            continue
-        rows, kept = found
-        done.rows += rows
-        done.kept += kept
+    with threads(jobs) as pool:
+        all_found = pool.map(lambda slide: _one(plan, slide), plan.slides)
+        for slide, found in zip(plan.slides, track(all_found, "restain", "slide", len(plan.slides)), strict=True):
+            if isinstance(found, str):
+                done.left_out[slide.id] = found
+                log.warning("slide %s is left out: %s", slide.id, found)
+                continue
+            rows, kept = found
+            done.rows += rows
+            done.kept += kept
     if not done.rows:
         raise SlideError(f"{plan.out}: none of {len(plan.slides)} slides could be restained, the first because: {next(iter(done.left_out.values()))}")
     left_out = [{"id": slide_id, "reason": reason} for slide_id, reason in done.left_out.items()]
@@ -201,16 +202,8 @@ def _bytes_per_pixel(slides: Sequence[Slide], reduce: int) -> float:
     return float(np.mean(shares)) if shares else 3.0
 
 
-def _all(plan: Plan, jobs: int) -> Iterator[tuple[list[Row], int] | str]:
-    """What became of every slide, in their order: the rows of its copies and how many were there, or why it is left out."""
-    pool = ThreadPoolExecutor(max(1, min(jobs, os.cpu_count() or 1)))
-    try:
-        yield from pool.map(lambda slide: _one(plan, slide), plan.slides)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _one(plan: Plan, slide: Slide) -> tuple[list[Row], int] | str:
+    """What became of a slide: the rows of its copies and how many were there, or why it is left out."""
     recipe, copies = plan.recipe, plan.copies[slide.id]
     try:
         found = {copy_id: recipe.kept(slide, copy_id, look) for copy_id, look in copies.items()}

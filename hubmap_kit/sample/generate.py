@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from hubmap_kit.competition import organs, rle
 from hubmap_kit.errors import ConfigError
+from hubmap_kit.processes import threads
 from hubmap_kit.progress import track
 from hubmap_kit.sample.slide import SlideSpec, draw
 from hubmap_kit.sample.writing import write_table, write_tiff
@@ -50,7 +49,7 @@ def generate(folder: Path, seed: int = 0, slides_per_organ: int = 4, size: int =
     plans = plan_slides(seed, slides_per_organ, size)
     _check_folder(folder, plans)
     # NumPy and OpenCV let go of the interpreter while they compute, so threads draw side by side; every slide has its own seed.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads() as pool:
         drawn = pool.map(lambda plan: _write_slide(folder, plan, seed), plans)
         rles = dict(zip((plan.id for plan in plans), track(drawn, "drawing the sample", "slide", len(plans)), strict=True))
     train, test = [plan for plan in plans if plan.split == "train"], [plan for plan in plans if plan.split == "test"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +10,7 @@ import numpy as np
 from hubmap_kit.competition import rle
 from hubmap_kit.config import PostprocessChoices
 from hubmap_kit.inference.postprocess import after_steps, rescue
+from hubmap_kit.processes import threads
 from hubmap_kit.training.counts import THRESHOLDS, dice_curve, threshold_counts
 
 
@@ -79,7 +78,7 @@ def score_slide(
     empty = np.flatnonzero(counts[1] == 0) if rescued else np.empty(0, np.int64)
     jobs = [(0, float(THRESHOLDS[index])) for index in empty]
     jobs += [(number, float(level)) for number in range(1, len(candidates)) for level in LEVELS]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # OpenCV and NumPy work outside Python's lock
+    with threads(4) as pool:  # OpenCV and NumPy work outside Python's lock
         found = np.array(list(pool.map(dice, jobs)))
     first_final = first.copy()
     first_final[empty] = found[: len(empty), 1]

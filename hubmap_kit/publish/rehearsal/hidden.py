@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from hubmap_kit.competition.csv_rows import read_rows
 from hubmap_kit.competition.organs import FACTS, ORGANS, SOURCES
 from hubmap_kit.errors import RehearsalError
 from hubmap_kit.files import atomic_path
+from hubmap_kit.processes import threads
 from hubmap_kit.progress import track
 from hubmap_kit.publish.rehearsal.request import check_slides
 from hubmap_kit.publish.rehearsal.subjects import Subject, drawn, real_subjects
@@ -147,7 +147,7 @@ def _write_all(mount: Path, plans: Sequence[HiddenSlide], seed: int, real: Draw 
         index, plan = numbered
         return _write(mount, plan, (real or drawn)(plan, np.random.default_rng([seed, index])))
 
-    with ThreadPoolExecutor(1 if real else os.cpu_count()) as pool:
+    with threads(1 if real else None) as pool:
         written = list(track(pool.map(write, enumerate(plans)), "hidden slides", "slide", len(plans)))
     return [slide for slide, _ in written], {slide.id: text for slide, text in written}
 
