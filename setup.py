@@ -72,5 +72,5 @@ setup(
     package_data={"hubmap_kit": ["configs/*.yaml", "models/*.csv", "notebooks/*.ipynb", "report/*.csv"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["hubmap=hubmap_kit.__main__:main"]},
+    entry_points={"console_scripts": ["hubmap=hubmap_kit.__main__:command"]},
 )

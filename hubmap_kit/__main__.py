@@ -13,6 +13,7 @@ import typer
 
 from hubmap_kit.errors import HubmapError
 from hubmap_kit.options import Device, Folds, Set, Stores
+from hubmap_kit.processes import leave
 from hubmap_kit.publish import verbs as publishing
 from hubmap_kit.runtime import verbs as experimenting
 from hubmap_kit.words import INTERRUPTED, fold_numbers
@@ -326,5 +327,13 @@ def _fail(sentence: str, error: BaseException | None, code: int = 1) -> None:
     sys.exit(code)
 
 
+def command() -> None:
+    """The program `hubmap`: `main`, and then the process ends at once."""
+    try:
+        main()
+    except SystemExit as stop:
+        leave(stop.code if isinstance(stop.code, int) else 1)  # `main` gives nothing but numbers
+
+
 if __name__ == "__main__":
-    main()
+    command()

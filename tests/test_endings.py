@@ -132,3 +132,16 @@ def test_threads_drop_what_they_have_not_begun() -> None:
         for _ in pool.map(work, range(200)):
             raise KeyboardInterrupt
     assert len(begun) < 20
+
+
+def test_a_command_waits_for_no_thread_but_does_what_was_registered_for_its_exit() -> None:
+    code = (
+        "import atexit, sys, threading, time\n"
+        "from hubmap_kit import processes\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "atexit.register(print, 'registered')\n"
+        "sys.stdout.write('unflushed ')\n"
+        "processes.leave(3)\n"
+    )
+    done = warm.run([sys.executable, "-c", code], timeout=60)
+    assert (done.returncode, done.stdout) == (3, "unflushed registered\n"), done.stderr
