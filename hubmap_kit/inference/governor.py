@@ -68,7 +68,7 @@ class Governor(Generic[E]):
         self._left, self._devices, self._describe = left, devices, describe
         self._place = {slide.id: place for place, slide in enumerate(slides)}
         # A step that saves nothing for a slide, such as less overlap of a single window, must not look dearer either.
-        table = np.array([[passes(slide, effort) for effort in self.ladder] for slide in slides], np.float64).reshape(len(slides), -1)
+        table = np.array([[passes(slide, effort) for effort in self.ladder] for slide in slides], np.float64).reshape(len(slides), len(self.ladder))
         self._passes = np.minimum.accumulate(table, axis=1)
         self._waiting = np.ones(len(slides), bool)
         self._begun: dict[str, tuple[float, float]] = {}  # id: (seconds left when it began, seconds expected)
