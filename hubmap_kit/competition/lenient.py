@@ -41,6 +41,7 @@ _TOP = 10  # lines among which a header is looked for, and lines that a quoted c
 _MOST_EXTRA = 20  # cells beyond the header's of which an id may be made
 _ODD = re.compile(r"[\W_]+")  # what two spellings of one name may differ in, beside the case
 _ID_NAME = re.compile(r"(?i:(?:.*[\W_]|image|slide|sample|file)?id)|.*[a-z]I[dD]")  # image_id, Slide ID, imageId; not "thyroid"
+_CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 NUMBERS = TEST_COLUMNS[3:]
 
 
@@ -113,6 +114,8 @@ def _rows(path: Path, files: _Files) -> list[dict[str, str]] | None:
     if not records:
         return []
     names, rows = _header(records, files)
+    if not names and len(_CONTROL.findall(text)) > len(text) / 20:
+        return None  # a picture or an archive
     width = len(names or records[0])
     columns = _columns(names, rows, width, files)
     if not columns:
@@ -161,17 +164,20 @@ def _fit(lines: Sequence[str], delimiter: str) -> tuple[int, int]:
 def _records(lines: Sequence[str], delimiter: str) -> list[list[str]]:
     """The cells of each row. A quoted cell may hold line ends; a quote that nothing closes costs its own row only."""
     rows: list[list[str]] = []
-    place, width = 0, lines[0].count(delimiter) + 1
+    counts = Counter(line.count(delimiter) for line in lines)
+    usual, place = max(counts, key=lambda count: (counts[count], count)), 0
     while place < len(lines):
         taken, cells = 1, _parsed(lines[place], delimiter)
         while cells is None and taken < min(_TOP, len(lines) - place):
             taken += 1
             cells = _parsed("".join(lines[place : place + taken]), delimiter)
-        # Where each of the lines is a whole row, the quote that begins in one of them and ends in another is in neither on purpose.
-        whole_rows = taken > 1 < width and all(line.count(delimiter) >= width - 1 for line in lines[place : place + taken])
-        if cells is None or whole_rows:
+        if cells is None:
             taken, cells = 1, _split(lines[place], delimiter)
-        rows.append(cells)
+        joined = lines[place : place + taken]
+        if taken > 1 and usual and all(line.count(delimiter) >= usual for line in joined):
+            rows += [_split(line, delimiter) for line in joined]  # each is a whole row, so its quote is there by mistake
+        else:
+            rows.append(cells)
         place += taken
     return [row for row in rows if any(cell.strip() for cell in row)]
 
