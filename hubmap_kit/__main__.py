@@ -194,7 +194,7 @@ def predict(
     for failure in done.failures:
         typer.echo(f"slide {failure.id} has an empty mask: {failure.reason}")
     report, verdict = done.report, f"its check failed: {done.doubt}" if done.doubt else "checked"
-    failed = f"; {len(done.failures)} of {report.rows} slides failed" if done.failures else ""
+    failed = f"; {len(done.failures)} of {report.rows} slides failed" if done.failures or on_error == "degrade" else ""
     typer.echo(f"{done.path}: {report.rows} rows, {report.empty} empty masks, mean coverage {report.mean_coverage:.2%}; {verdict}{failed}")
 
 

@@ -164,8 +164,9 @@ def _fit(lines: Sequence[str], delimiter: str) -> tuple[int, int]:
 def _records(lines: Sequence[str], delimiter: str) -> list[list[str]]:
     """The cells of each row. A quoted cell may hold line ends; a quote that nothing closes costs its own row only."""
     rows: list[list[str]] = []
+    place = 0
     counts = Counter(line.count(delimiter) for line in lines)
-    usual, place = max(counts, key=lambda count: (counts[count], count)), 0
+    usual = max(lines[0].count(delimiter), max(counts, key=lambda count: (counts[count], count)))
     while place < len(lines):
         taken, cells = 1, _parsed(lines[place], delimiter)
         while cells is None and taken < min(_TOP, len(lines) - place):
@@ -173,9 +174,10 @@ def _records(lines: Sequence[str], delimiter: str) -> list[list[str]]:
             cells = _parsed("".join(lines[place : place + taken]), delimiter)
         if cells is None:
             taken, cells = 1, _split(lines[place], delimiter)
-        joined = lines[place : place + taken]
-        if taken > 1 and usual and all(line.count(delimiter) >= usual for line in joined):
-            rows += [_split(line, delimiter) for line in joined]  # each is a whole row, so its quote is there by mistake
+        joined = [line.count(delimiter) for line in lines[place : place + taken]]
+        quoted = sum(joined) - (len(cells) - 1)  # delimiters within quotes
+        if taken > 1 and min(quoted, *joined) >= usual > 0:
+            rows += [_split(line, delimiter) for line in lines[place : place + taken]]  # whole rows, so the quotes are there by mistake
         else:
             rows.append(cells)
         place += taken
@@ -188,7 +190,7 @@ def _parsed(text: str, delimiter: str) -> list[str] | None:
         (cells,) = csv_format.reader([text], delimiter=delimiter, strict=True)
     except (csv_format.Error, ValueError):
         return None
-    return cells
+    return [cell for cell in cells if cell] if delimiter == " " else cells  # blanks may be there to line cells up
 
 
 def _split(line: str, delimiter: str) -> list[str]:

@@ -69,7 +69,8 @@ def predict(
 
     Before the file takes its name, the checker reads it back; what it knows of run-length strings is its own, not the writer's.
     `overlays` is a folder for one picture a slide. Missing slide files and rows that are not as they should be are an error with
-    on_error="raise"; with "degrade" they cost an empty mask at most, and a table without rows gives a file without. Several devices (cuda:0,cuda:1) share the slides.
+    on_error="raise"; with "degrade" they cost an empty mask at most, and a table without rows gives a file without. Several devices
+    (cuda:0,cuda:1) share the slides.
 
     `left` gives the seconds left, see `predict_slides`; `deadline` does the same in seconds since the start of this process, less a
     twentieth of it (five minutes at most) for what comes after the last slide.

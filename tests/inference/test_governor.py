@@ -69,6 +69,11 @@ def test_no_machine_is_late(speed: float, kind: str, devices: int) -> None:
         assert sum(a != b for a, b in pairwise(large)) <= 8  # it does not flap
 
 
+def test_no_slides_need_no_time() -> None:
+    governor: Governor[Effort] = Governor([], LADDER, lambda: 1.0, passes)
+    assert governor.report() == []
+
+
 def test_the_bound_of_the_perfect_planner_is_one() -> None:
     """Against the best of all plans, tried one by one, for few slides."""
     slides, steps = SLIDES[:5], LADDER[::3]
