@@ -192,9 +192,11 @@ def predict(
 
     limit = parse_deadline(deadline) if deadline else None
     done = job(runs_at(blend) if blend else runs or [], test, out, numbers, set_, device, on_error, overlays, deadline=limit, blend=blend)
-    typer.echo(f"{done.path}: {done.report.rows} rows, {done.report.empty} empty masks, mean coverage {done.report.mean_coverage:.2%}; checked")
     for failure in done.failures:
         typer.echo(f"slide {failure.id} has an empty mask: {failure.reason}")
+    report, verdict = done.report, f"its check failed: {done.doubt}" if done.doubt else "checked"
+    failed = f"; {len(done.failures)} of {report.rows} slides failed" if done.failures or on_error == "degrade" else ""
+    typer.echo(f"{done.path}: {report.rows} rows, {report.empty} empty masks, mean coverage {report.mean_coverage:.2%}; {verdict}{failed}")
 
 
 @app.command()

@@ -267,6 +267,7 @@ class InferenceConfig(Section):
         default_factory=lambda: ["normalise", "overlap", "views", "folds", "reduce"],
         description="what is given up, in this order and step by step, where a deadline would be missed",
     )
+    tolerated_failures: Share = Field(0.2, description="share of slides that may fail; with more, a kernel calls its submission degraded")
 
 
 class Experiment(Section):

@@ -33,12 +33,16 @@ class SubmissionReport:
 
 
 def check_submission(path: str | Path, test_csv: str | Path, images_dir: str | Path | None = None) -> SubmissionReport:
-    """Check a submission against its test table; sizes come from the slide files where they exist, else from the table.
+    """Check a submission against its test table, as `check_rows` does; raises TableError for a bad test table."""
+    return check_rows(path, read_test(test_csv, images_dir, check_files=False))
 
-    Raises TableError for a bad test table, and SubmissionError that counts all problems and names the first few.
+
+def check_rows(path: str | Path, slides: Sequence[Slide]) -> SubmissionReport:
+    """Check a submission against the slides that it must answer; their sizes come from their files where these exist.
+
+    Raises SubmissionError that counts all problems and names the first few.
     """
     path = Path(path)
-    slides = read_test(test_csv, images_dir, check_files=False)
     text, problems = _text(path)
     rows = _rows(text, problems)
     problems += _order_problems([row[0] for row in rows], [slide.id for slide in slides])
@@ -46,13 +50,13 @@ def check_submission(path: str | Path, test_csv: str | Path, images_dir: str | P
     shares: list[float] = []
     for slide_id, rle in rows:
         if slide_id in by_id:
-            pixels = _pixel_count(by_id[slide_id])
+            pixels = _pixel_count(by_id[slide_id]) if rle else 1  # nothing lies outside of any slide
             covered, wrong = _covered(rle, pixels)
             problems += [f"id {slide_id} {what}" for what in wrong]
             shares.append(covered / pixels)
     if problems:
         raise SubmissionError(_sentence(path, problems))
-    return SubmissionReport(rows=len(shares), empty=shares.count(0.0), mean_coverage=sum(shares) / len(shares))
+    return SubmissionReport(rows=len(shares), empty=shares.count(0.0), mean_coverage=sum(shares) / max(1, len(shares)))
 
 
 def _text(path: Path) -> tuple[str, list[str]]:

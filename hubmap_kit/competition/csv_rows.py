@@ -22,7 +22,7 @@ def read_rows(path: str | Path, required: Sequence[str]) -> list[tuple[int, dict
     or a row has more or fewer fields than the header (a sign of a file that was cut off).
     """
     path = Path(path)
-    with _wide_fields():
+    with wide_fields():
         reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
         try:
             lines = [(reader.line_num, fields) for fields in reader if fields]
@@ -68,7 +68,8 @@ def _check_header(path: Path, header: list[str], required: Sequence[str]) -> Non
 
 
 @contextmanager
-def _wide_fields() -> Iterator[None]:
+def wide_fields() -> Iterator[None]:
+    """Let the csv module take fields of any length within the block."""
     before = csv.field_size_limit(_WIDEST_FIELD)
     try:
         yield

@@ -1,14 +1,15 @@
 """Whether the pixel sizes of a table can be true: against what the slide files state, and against how much tissue a slide can show.
 
-Nothing here is an error, and the table is always believed: the competition's slides are what counts, and a tag of a file may be left over
-from another size of it. But a slide from elsewhere with a wrong pixel size is learnt or predicted at a wrong scale without a word.
+Nothing here is an error, and the table is believed wherever somebody can mend it: the competition's slides are what counts, and a tag of a
+file may be left over from another size of it. But a slide from elsewhere with a wrong pixel size is learnt or predicted at a wrong scale
+without a word.
 """
 
 from __future__ import annotations
 
 import logging
 
-from hubmap_kit.competition.slides import stated_um_per_px
+from hubmap_kit.competition.slides import MICROSCOPIC_UM, stated_um_per_px
 from hubmap_kit.competition.tables import Slide
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,17 @@ def odd_file(slide: Slide) -> str:
     if stated is None or slide.um_per_px / APART <= stated <= slide.um_per_px * APART:
         return ""
     return f"the table says {slide.um_per_px:g} um a pixel, {slide.path.name} says {stated:.4g} um; the table is believed"
+
+
+def believable_um(stated: float, usual: float, longer_side: int) -> float:
+    """`stated`, the pixel size in um that a table gives, where tissue can have it; else `usual`, the organ's own.
+
+    Tissue cannot where no microscope makes such pixels, and where the slide's `longer_side` (pixels; 1: not known) would show less than
+    0.1 or more than 5 mm, while `usual` is not half or twice as large either. For a table that nobody can mend.
+    """
+    least, most = (1000 * extent / longer_side if longer_side > 1 else stated for extent in EXTENT_MM)
+    microscopic = MICROSCOPIC_UM[0] <= stated <= MICROSCOPIC_UM[1]
+    return stated if microscopic and min(least, usual / 2) <= stated <= max(most, usual * 2) else usual
 
 
 class PixelSizeWatch:

@@ -15,6 +15,7 @@ from hubmap_kit.errors import SubmissionError
 logger = logging.getLogger(__name__)
 
 _CELL = re.compile(r"[0-9 ]*")
+_NEEDS_QUOTES = re.compile(r"[,\"\r\n]")
 
 
 class SubmissionWriter:
@@ -66,7 +67,7 @@ class SubmissionWriter:
                 f"{self.path} got {str(rle)[:40]!r} as the mask of {id}, but a run-length string of digits and blanks was "
                 "expected; encode the mask, and give an empty string for an empty one"
             )
-        self._write(f"{id},{_without_first_pixel(rle)}\n")
+        self._write(f"{_quoted(id)},{_without_first_pixel(rle)}\n")
         self._done += 1
 
     def __exit__(
@@ -94,6 +95,11 @@ class SubmissionWriter:
         assert self._file is not None
         self._file.write(text)
         self._file.flush()
+
+
+def _quoted(id: str) -> str:
+    # By hand: with "\n" as its line end, the csv module of Python 3.11 leaves a "\r" without quotes.
+    return '"' + id.replace('"', '""') + '"' if _NEEDS_QUOTES.search(id) else id
 
 
 def _without_first_pixel(rle: str) -> str:

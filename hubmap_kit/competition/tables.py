@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 TEST_COLUMNS = ("id", "organ", "data_source", "img_height", "img_width", "pixel_size", "tissue_thickness")
 TRAIN_COLUMNS = (*TEST_COLUMNS, "rle")
-_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # an id becomes a file name, so it may not walk through folders
+FILE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")  # an id becomes a file name, so it may not walk through folders
 _WHOLE = re.compile(r"[0-9]{1,9}(\.0+)?")  # pandas writes 3000.0 once a column held an empty cell
 _MISSING = frozenset({"", "nan", "na", "n/a", "none", "null"})
 
@@ -132,10 +132,11 @@ class _Row:
 
     def _id(self) -> str:
         text = self.cells["id"]
-        if not _ID.fullmatch(text):
+        if not FILE_ID.fullmatch(text):
+            shown = text if len(text) <= 60 else text[:57] + "..."
             raise TableError(
-                f"{self.csv}, line {self.line} has the id {text!r}, but an id names the slide's file and so holds only letters, "
-                "digits, '_', '-' and '.'; mend the cell"
+                f"{self.csv}, line {self.line} has the id {shown!r}, but an id names the slide's file and so holds only letters, "
+                "digits, '_', '-' and '.', 200 at most; mend the cell"
             )
         return text
 

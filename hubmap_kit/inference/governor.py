@@ -68,7 +68,7 @@ class Governor(Generic[E]):
         self._left, self._devices, self._describe = left, devices, describe
         self._place = {slide.id: place for place, slide in enumerate(slides)}
         # A step that saves nothing for a slide, such as less overlap of a single window, must not look dearer either.
-        table = np.array([[passes(slide, effort) for effort in self.ladder] for slide in slides], np.float64).reshape(len(slides), -1)
+        table = np.array([[passes(slide, effort) for effort in self.ladder] for slide in slides], np.float64).reshape(len(slides), len(self.ladder))
         self._passes = np.minimum.accumulate(table, axis=1)
         self._waiting = np.ones(len(slides), bool)
         self._begun: dict[str, tuple[float, float]] = {}  # id: (seconds left when it began, seconds expected)
@@ -214,12 +214,12 @@ class Governor(Generic[E]):
     # ---------------------------------------------------------------- what it did
 
     def report(self) -> list[str]:
-        """How many slides got which effort, one line each, from the config's own down."""
+        """How many slides got which effort, one line each, from the config's own down; then how many got none, by reason."""
         counts = Counter((record.step, record.effort) for record in self.records.values())
         named = sorted(((step, text, count) for (step, text), count in counts.items() if step is not None), key=lambda row: row[0])
         lines = [f"{count} slides with {'all that is configured' if step == 0 else text}" for step, text, count in named]
-        none = sum(count for (step, _), count in counts.items() if step is None)
-        return lines + ([f"{none} slides without a mask, for want of time"] if none else [])
+        none = Counter(record.reason for record in self.records.values() if record.step is None)
+        return lines + [f"{count} slides without a mask: {reason}" for reason, count in none.items()]
 
     def write(self, path: Path) -> None:
         """Write every decision as a table, in the order in which they were made."""

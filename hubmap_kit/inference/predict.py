@@ -32,6 +32,14 @@ GOVERNOR_TABLE = "governor.csv"  # beside the submission
 OnMask = Callable[[Slide, np.ndarray, np.ndarray], None]
 
 
+class NothingWorkedError(SubmissionError):
+    """A submission is written, but every single one of its `slides` (a number) failed, so it holds nothing but empty masks."""
+
+    def __init__(self, message: str, slides: int) -> None:
+        super().__init__(message)
+        self.slides = slides
+
+
 @dataclass(frozen=True)
 class Failure:
     """A slide that got an empty mask because it could not be read or predicted, or came too late."""
@@ -53,7 +61,7 @@ def predict_slides(
     is logged and returned; a device that breaks is replaced by `spare()`, if given. With "raise" the first fault ends the run; the
     rows before it stay in `<out>.partial`. `check` sees the complete file before it takes its name. `left` tells the seconds that
     are left: a governor then takes effort away where not all slides would be done in time, down to an empty mask, as a failure,
-    and writes its decisions to governor.csv beside `out`. Raises SubmissionError, after writing, when every single slide failed.
+    and writes its decisions to governor.csv beside `out`. Raises NothingWorkedError, after writing, when every single slide failed.
     """
     governor = None if left is None else govern(slides, teams[0], left, len(teams))
     workers = [Worker(team, governor, on_mask is not None, spare if on_error == "degrade" else None) for team in teams]
@@ -71,7 +79,8 @@ def predict_slides(
     for line in governor.report() if governor is not None else ():
         log.info("%s", line)
     if rows.failures and len(rows.failures) == len(slides):
-        raise SubmissionError(f"{out} holds nothing but empty masks: all {len(slides)} slides failed, the first because: {rows.failures[0].reason}")
+        why = f"all {len(slides)} slides failed, the first because: {rows.failures[0].reason}"
+        raise NothingWorkedError(f"{out} holds nothing but empty masks: {why}", len(slides))
     return rows.failures
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hubmap_kit.competition.checker import SubmissionReport, check_submission
+from hubmap_kit.competition.checker import SubmissionReport, check_rows
+from hubmap_kit.competition.csv_rows import wide_fields
 from hubmap_kit.competition.lenient import read_test_leniently
 from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide, read_test
-from hubmap_kit.errors import SubmissionError, TableError
+from hubmap_kit.errors import SubmissionError
 from hubmap_kit.inference.blend import Blended, read_blend
 from hubmap_kit.inference.ensemble import load_ensemble
 from hubmap_kit.inference.predict import Failure, OnError, predict_slides
@@ -28,11 +32,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Submission:
-    """A written and checked submission, and the slides that got an empty mask because of a fault."""
+    """A written submission, what its check found, and the slides that got an empty mask because of a fault.
+
+    `tolerated` is the share of slides that may; `doubt` is what the check refused, where the file was kept all the same.
+    """
 
     path: Path
     report: SubmissionReport
     failures: list[Failure]
+    tolerated: float
+    doubt: str = ""
+
+    @property
+    def trouble(self) -> str:
+        """Why this file is worth less than it should be, in one sentence; "" where it is not."""
+        if self.doubt:
+            return f"{self.path} is kept although its check failed: {self.doubt}"
+        if len(self.failures) <= self.tolerated * self.report.rows:
+            return ""
+        # Slides that failed alike differ in their names and numbers.
+        alike = [re.sub(r"\d+", "", failure.reason.replace(failure.id, "")) for failure in self.failures]
+        usual, count = Counter(alike).most_common(1)[0]
+        first = self.failures[alike.index(usual)]
+        return (
+            f"{self.path}: {len(self.failures)} of {self.report.rows} slides failed and have empty masks, more than the {self.tolerated:.0%} of "
+            f"inference.tolerated_failures; {count} failed as slide {first.id} did: {first.reason}"
+        )
 
 
 def predict(
@@ -44,7 +69,8 @@ def predict(
 
     Before the file takes its name, the checker reads it back; what it knows of run-length strings is its own, not the writer's.
     `overlays` is a folder for one picture a slide. Missing slide files and rows that are not as they should be are an error with
-    on_error="raise"; with "degrade" they cost an empty mask at most. Several devices (cuda:0,cuda:1) share the slides.
+    on_error="raise"; with "degrade" they cost an empty mask at most, and a table without rows gives a file without. Several devices
+    (cuda:0,cuda:1) share the slides.
 
     `left` gives the seconds left, see `predict_slides`; `deadline` does the same in seconds since the start of this process, less a
     twentieth of it (five minutes at most) for what comes after the last slide.
@@ -67,23 +93,23 @@ def predict(
 
     def draw(slide: Slide, pixels: np.ndarray, mask: np.ndarray) -> None:
         assert overlays is not None
-        save_overlay(overlays / f"{slide.id}.png", pixels, None, mask, f"{slide.organ} {slide.id} ({slide.source}), covered {mask.mean():.1%}")
+        save_overlay(overlays / f"{slide.path.stem}.png", pixels, None, mask, f"{slide.organ} {slide.id} ({slide.source}), covered {mask.mean():.1%}")
 
-    reports: list[SubmissionReport] = []
+    checked: list[tuple[SubmissionReport, str]] = []
 
     def check(partial: Path) -> None:
         try:
-            reports.append(check_submission(partial, test_csv))
-        except (TableError, SubmissionError, OSError) as error:
+            checked.append((check_rows(partial, slides), ""))
+        except SubmissionError as error:
             if on_error == "raise":
                 raise
             # The masks that are there are worth more than a doubt about one row.
-            log.warning("%s is kept although its check failed: %s; it holds every id that could be read", out, error)
-            reports.append(_counted(partial))
+            checked.append((_counted(partial), str(error)))
 
     drawn = draw if overlays is not None else None
     failures = predict_slides(slides, teams, out, on_error, drawn, check, left, spare=lambda: team(choose_device("cpu")))
-    return Submission(out, reports[0], failures)
+    inference = teams[0].inference if isinstance(teams[0], Blended) else teams[0][0].experiment.inference
+    return Submission(out, checked[0][0], failures, inference.tolerated_failures, checked[0][1])
 
 
 def empty_submission(test_csv: Path, out: Path) -> int:
@@ -100,5 +126,6 @@ def _earlier(left: Callable[[], float] | None, other: Callable[[], float]) -> Ca
 
 
 def _counted(path: Path) -> SubmissionReport:
-    rows = path.read_text(encoding="utf-8").splitlines()[1:]
-    return SubmissionReport(len(rows), sum(row.endswith(",") for row in rows), float("nan"))
+    with wide_fields(), path.open(encoding="utf-8", newline="") as file:
+        masks = [row[-1] for row in csv.reader(file)][1:]
+    return SubmissionReport(len(masks), masks.count(""), float("nan"))

@@ -23,7 +23,8 @@ SUBMISSION = "submission.csv"
 
 
 class Outcome(NamedTuple):
-    """How a kernel ended: status complete, stopped (all is saved, the next session goes on) or failed; one sentence; more for kernel.json."""
+    """How a kernel ended: status complete, degraded (a valid submission, but too many slides failed), stopped (all is saved, the next session
+    goes on) or failed; one sentence; more for kernel.json."""
 
     status: str
     sentence: str
@@ -69,11 +70,13 @@ def infer(
     `weights` is the build of published weights that must be mounted, "" takes whichever is; kernel.json names those that were used.
     Weights that were published as a blend are weighed as it says, and other runs left out; where one of its runs is missing, all runs
     count alike, because a mean scores more than empty masks.
-    The file is always complete: a slide that fails, or for which no time is left, gets an empty mask; where nothing worked at all,
-    every slide does, and the outcome is failed.
+    The file is always complete: a slide that fails, or for which no time is left, gets an empty mask. The facts count all slides and those
+    that failed; with more than the share `inference.tolerated_failures` of them the outcome is degraded, and where nothing worked at all
+    every mask is empty and the outcome is failed.
     """
 
     def job(temporary: Path) -> Outcome:
+        from hubmap_kit.inference.predict import NothingWorkedError
         from hubmap_kit.runtime import mounts
         from hubmap_kit.runtime.accelerator import prove
         from hubmap_kit.runtime.clock import SessionClock
@@ -87,18 +90,20 @@ def infer(
             raise KernelError(f"no trained run is attached; attach the weights dataset or the output of a training; mounted are {attached.tree()}")
         runs, blend = _weighed(runs, attached.blend())
         log.info("runs: %s", ", ".join(str(run) for run in runs))
-        table = attached.competition(("test.csv",)) / "test.csv"  # a rerun need not mount what training uses
-        done = predict(runs, table, working / SUBMISSION, None, overrides, devices, "degrade", left=clock.left, blend=blend)
-        report = done.report
-        return Outcome(
-            "complete", f"{done.path}: {report.rows} rows, {report.empty} empty masks, {len(done.failures)} of them after a failure, "
-            f"mean coverage {report.mean_coverage:.2%}", {"weights": attached.weights_ids()} | ({"blend": [run.name for run in runs]} if blend else {}),
-        )  # fmt: skip
+        facts = {"weights": attached.weights_ids()} | ({"blend": [run.name for run in runs]} if blend else {})
+        try:
+            done = predict(runs, attached.test_table(), working / SUBMISSION, None, overrides, devices, "degrade", left=clock.left, blend=blend)
+        except NothingWorkedError as error:
+            return Outcome("failed", str(error), facts | _counts(error.slides, error.slides))
+        report, failed = done.report, len(done.failures)
+        sentence = f"{done.path}: {report.rows} rows, {report.empty} empty masks, {failed} of them after a failure, mean coverage {report.mean_coverage:.2%}"
+        return Outcome("degraded" if done.trouble else "complete", done.trouble or sentence, facts | _counts(report.rows, failed))
 
     outcome = _guarded(job, working, scratch)
     if outcome.status == "failed" and not (working / SUBMISSION).is_file():
         try:
-            _leave_empty(root, working)
+            rows = _leave_empty(root, working)
+            return outcome._replace(facts={**outcome.facts, **_counts(rows, rows)})
         except Exception as error:
             log.error("not even a submission of empty masks could be written: %s", error)
     return outcome
@@ -170,10 +175,16 @@ def _weighed(runs: list[Path], blend: Path | None) -> tuple[list[Path], Path | N
     return chosen, blend
 
 
-def _leave_empty(root: Path, working: Path) -> None:
+def _counts(slides: int, failed: int) -> dict[str, int]:
+    """What the end marker tells of the slides."""
+    return {"slides": slides, "failed_slides": failed}
+
+
+def _leave_empty(root: Path, working: Path) -> int:
     from hubmap_kit.runtime import mounts
     from hubmap_kit.runtime.infer_job import empty_submission
 
     # No dataset is unfolded for this, so there is no need for a folder to do it in.
-    rows = empty_submission(mounts.inputs(root, working).competition(("test.csv",)) / "test.csv", working / SUBMISSION)
+    rows = empty_submission(mounts.inputs(root, working).test_table(), working / SUBMISSION)
     log.warning("%s holds %d empty masks, so that there is a complete file", working / SUBMISSION, rows)
+    return rows

@@ -11,9 +11,11 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hubmap_kit.competition.lenient import SAMPLE
 from hubmap_kit.errors import KernelError
 from hubmap_kit.inference.blend import BLEND_FILE
 from hubmap_kit.inference.ensemble import MODEL_FILE, fold_folders
@@ -49,7 +51,7 @@ class Inputs:
     def competition(self, tables: tuple[str, ...] = TABLES) -> Path:
         """The folder with these tables of the competition. Raises KernelError unless there is exactly one."""
         for known in (self.root / "competitions" / COMPETITION, self.root / COMPETITION):
-            if all((known / name).is_file() for name in tables):
+            if all((known / name).exists() for name in tables):
                 return known
         found = [folder.path for folder in self.folders if folder.names.issuperset(tables)]
         if len(found) != 1:
@@ -59,6 +61,16 @@ class Inputs:
                 f"{COMPETITION} and accept its rules; mounted are {self.tree()}"
             )
         return found[0]
+
+    def test_table(self) -> Path:
+        """test.csv of the competition; where it is not mounted, its place beside what else tells the ids. Raises KernelError as `competition`.
+
+        A rerun need not mount what training uses.
+        """
+        for name in ("test.csv", SAMPLE, "test_images"):
+            with suppress(KernelError):
+                return self.competition((name,)) / "test.csv"
+        return self.competition(("test.csv",))
 
     def runs(self) -> list[Path]:
         """All trained runs: folders in the outputs of kernels, and those of published weights, whose hashes are checked.

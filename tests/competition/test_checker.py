@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubmap_kit.competition import rle
-from hubmap_kit.competition.checker import SubmissionReport, check_submission
+from hubmap_kit.competition.checker import SubmissionReport, check_rows, check_submission
 from hubmap_kit.competition.submission import SubmissionWriter
+from hubmap_kit.competition.tables import read_test
 from hubmap_kit.errors import SubmissionError, TableError
 
 HEADER = "id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness"
@@ -95,6 +98,22 @@ def test_no_file_and_no_table(test_csv: Path, tmp_path: Path) -> None:
         check_submission(tmp_path / "none.csv", test_csv)
     with pytest.raises(TableError, match=r"no\.csv does not exist"):
         check_submission(tmp_path / "none.csv", tmp_path / "no.csv")
+
+
+def test_rows_are_checked_against_slides_of_any_table(test_csv: Path) -> None:
+    """Cells that a check does not need may hold anything; ids may need quotes."""
+    slides = read_test(test_csv, check_files=False)
+    odd = [replace(slides[0], id='a,"1"', organ="unknown", um_per_px=math.nan), *slides[1:]]
+    path = test_csv.with_name("submission.csv")
+    path.write_text('id,rle\n"a,""1""",1 10\nb,\nc,599 1\n')
+    assert check_rows(path, odd) == SubmissionReport(3, 1, pytest.approx((10 + 1) / 1800))
+    path.write_text('id,rle\n"a,""1""",1 10\nb,\nc,599 2\n')
+    with pytest.raises(SubmissionError, match=r"1 problem: id c ends at pixel 601"):
+        check_rows(path, odd)
+    path.write_text("id,rle\n")
+    assert check_rows(path, []) == SubmissionReport(0, 0, 0.0)
+    with pytest.raises(SubmissionError, match=r"3 problems: id a,\"1\" is missing"):
+        check_rows(path, odd)
 
 
 def test_the_slide_file_counts_more_than_the_table(test_csv: Path, tmp_path: Path) -> None:

@@ -57,6 +57,20 @@ def test_a_second_try_starts_afresh(tmp_path: Path) -> None:
     assert path.read_text() == "id,rle\na,3 1\n"
 
 
+IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(ids=st.lists(IDS, unique=True, max_size=5))
+def test_ids_of_any_text_come_back_from_the_file(ids: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("ids") / "submission.csv"
+    with SubmissionWriter(path, ids) as writer:
+        for name in ids:
+            writer.add(name, "1 2")
+    with path.open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file, strict=True)) == [["id", "rle"], *([name, "1 2"] for name in ids)]
+
+
 BAD = {
     "unknown id": ("z", "1 2", "got a row for z, but a was expected; add every id"),
     "late id": ("b", "1 2", "got a row for b, but a was expected"),

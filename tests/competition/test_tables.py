@@ -96,6 +96,7 @@ BAD_CELLS = {
     "empty id": ("62,", ",", TableError, ["train.csv, line 2", "id ''", "mend"]),
     "id that walks": ("62,", "../62,", TableError, ["train.csv, line 2", "'../62'", "mend"]),
     "id with a folder": ("62,", "a\\62,", TableError, ["line 2", "letters", "mend"]),
+    "id of 201 letters": ("62,", f"{'x' * 201},", TableError, ["line 2", "xxx...'", "200 at most", "mend"]),
     "id with a blank": ("62,", " 62,", TableError, ["line 2", "' 62'", "mend"]),
     "height in words": (",30,", ",tall,", TableError, ["id 62", "img_height 'tall'", "mend"]),
     "half a pixel": (",30,", ",30.5,", TableError, ["id 62", "img_height '30.5'", "mend"]),

@@ -69,6 +69,21 @@ def test_no_machine_is_late(speed: float, kind: str, devices: int) -> None:
         assert sum(a != b for a, b in pairwise(large)) <= 8  # it does not flap
 
 
+def test_no_slides_need_no_time() -> None:
+    governor: Governor[Effort] = Governor([], LADDER, lambda: 1.0, passes)
+    assert governor.report() == []
+
+
+def test_the_report_tells_why_slides_have_no_mask() -> None:
+    left = iter([9.0, 9.0, 0.0, 0.0])
+    governor: Governor[Effort] = Governor(SLIDES[:4], LADDER, lambda: next(left), passes)
+    for slide in SLIDES[:2]:
+        governor.skip(slide, "it could not be read")
+    for slide in SLIDES[2:4]:
+        assert governor.effort_for(slide) is None
+    assert governor.report() == ["2 slides without a mask: it could not be read", "2 slides without a mask: the time is up"]
+
+
 def test_the_bound_of_the_perfect_planner_is_one() -> None:
     """Against the best of all plans, tried one by one, for few slides."""
     slides, steps = SLIDES[:5], LADDER[::3]

@@ -54,7 +54,8 @@ def test_the_journey_passes_from_tiles_to_a_submission(rehearsed: Path) -> None:
     assert report["passed"]
     steps = {step["name"]: step for step in report["steps"]}
     assert list(steps) == ["tiles", "train", "train-resumed", "infer-new", "infer-flat"]
-    assert [step["status"] for step in steps.values()] == ["complete", "stopped", "complete", "complete", "complete"]
+    # Two of the seven hidden slides cannot be read, which is more than a kernel tolerates, and is expected here.
+    assert [step["status"] for step in steps.values()] == ["complete", "stopped", "complete", "degraded", "degraded"]
     assert all(step["peak_gib"] > 0.05 and step["network"] == [] and step["problems"] == [] for step in steps.values())
     text = (rehearsed.parent / "stdout.txt").read_text()
     assert text.rstrip().endswith("the rehearsal passed")
@@ -93,7 +94,9 @@ def test_both_layouts_give_the_same_submission_for_exactly_the_hidden_table(rehe
     # The masks lie beside what is mounted, and were proven not to be seen.
     assert {str(rehearsed / "hidden" / name) for name in ("truth", "truth.csv")} <= set(steps["infer-new"]["probes"]["absent"])
     broken = next(slide.id for slide in made.slides if slide.fault == "truncated")
-    assert f"slide {broken} gets an empty mask: " in (rehearsed / "infer-new/kernel.log").read_text()  # as the verdict looks for it
+    log = (rehearsed / "infer-new/kernel.log").read_text()
+    assert f"slide {broken} gets an empty mask: " in log and "2 of 7 slides failed" in log  # as the verdict looks for it
+    assert log.rstrip().endswith(" failed=2/7")
 
 
 @needs_namespaces

@@ -28,7 +28,7 @@ from hubmap_kit.publish.rehearsal.reporting import table
 from hubmap_kit.publish.rehearsal.request import LEAST
 from hubmap_kit.publish.rehearsal.sandbox import CANARY, GIB, Limits, Outcome
 from hubmap_kit.publish.rehearsal.scoring import score
-from hubmap_kit.publish.rehearsal.steps import Step
+from hubmap_kit.publish.rehearsal.steps import Plan, Step, expected
 
 BUILD = "0123456789ab-ba9876543210"
 
@@ -216,6 +216,35 @@ def test_a_good_session_passes(good: tuple[Outcome, Expected], hidden: HiddenSet
     assert [each.fault for each in verdict.scores if each.unreadable] == ["truncated", "missing"]
 
 
+def test_a_degraded_session_fails_with_its_sentence_unless_it_is_expected(good: tuple[Outcome, Expected], hidden: HiddenSet) -> None:
+    outcome, expected = good
+    facts = json.loads((outcome.working / "kernel.json").read_text())
+    marker = f"HUBMAP END infer %s build_id={BUILD} utc=2026-11-23T00:00:00Z failed=%d/12\n"
+    outcome.log.write_text("fine\n" + marker % ("complete", 2))
+    assert verdict_of(good).problems == []
+    outcome.log.write_text("degraded: 9 of 12 slides failed\n" + marker % ("degraded", 9))
+    (outcome.working / "kernel.json").write_text(json.dumps(facts | {"status": "degraded"}))
+    verdict = verdict_of(good)
+    assert (verdict.status, verdict.problems) == ("degraded", ["the end marker says degraded, expected complete: 9 of 12 slides failed"])
+    # Where it is expected, the submission is judged as ever.
+    good = outcome, replace(expected, statuses=("complete", "degraded"))
+    assert verdict_of(good).problems == [] and len(verdict_of(good).scores) == len(hidden.slides)
+    write_submission(outcome.working, {slide.id: "" for slide in hidden.slides[1:]})
+    assert "is missing" in verdict_of(good).problems[0]
+
+
+@pytest.mark.parametrize(("slides", "overrides", "statuses"), [
+    (12, [], ("complete",)), (7, [], ("complete", "degraded")), (7, ["inference.tolerated_failures=0.3"], ("complete",)),
+    (12, ["inference.tolerated_failures=0.1"], ("complete", "degraded")),
+])  # fmt: skip
+def test_planted_faults_may_make_a_session_degraded(
+    hidden: HiddenSet, slides: int, overrides: list[str], statuses: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Two of the hidden slides cannot be read."""
+    plan = Plan(tmp_path, Shelf({}, {}, {}), hidden=replace(hidden, slides=hidden.slides[:slides]))
+    assert expected("infer", {"BUILD_ID": BUILD, "OVERRIDES": overrides}, plan).statuses == statuses
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(dy=st.integers(-30, 30), dx=st.integers(-30, 30), seed=st.integers(0, 9))
 def test_dice_is_that_of_pycocotools(good: tuple[Outcome, Expected], hidden: HiddenSet, dy: int, dx: int, seed: int) -> None:
@@ -252,6 +281,7 @@ def test_a_log_without_the_right_end_is_refused(good: tuple[Outcome, Expected]) 
         ("HUBMAP END train complete build_id=0123456789ab-ba9876543210 utc=y\n", "the end marker is that of the kernel train, expected infer"),
         ("HUBMAP END infer complete build_id=old utc=y\n", f"the end marker names build old, expected {BUILD}"),
         (f"HUBMAP END infer stopped build_id={BUILD} utc=y\n", "the end marker says stopped, expected complete"),
+        (f"HUBMAP END infer complete build_id={BUILD} utc=y failed=2/x\n", "the log does not end with the kernel's end marker"),
     ):
         log.write_text(text)
         assert any(problem.startswith(sentence) for problem in verdict_of(good).problems), text

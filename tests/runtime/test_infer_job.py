@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hubmap_kit.__main__ import main
+from hubmap_kit.competition import rle
 from hubmap_kit.competition.checker import check_submission
 from hubmap_kit.errors import SlideError, SubmissionError, TableError
 from hubmap_kit.inference.predict import NO_TIME
@@ -89,3 +91,37 @@ def test_a_faulty_row_costs_no_other_slide(table: Path, tiny_run: Path, whole: d
         elif place not in (1, 2, 3):  # those have another scale or threshold now
             assert found[slide_id] == whole[slide_id]
     assert done.report.rows == len(ids) and done.report.empty == sum(text == "" for text in found.values())
+
+
+def test_the_check_sees_every_row_of_an_odd_table(
+    table: Path, tiny_run: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder with a mistake, which only the check of the finished file can see."""
+    encode = rle.encode
+    monkeypatch.setattr(rle, "encode", lambda mask: f"{encode(mask)} {mask.size} 5".strip())
+    table.write_text(table.read_text().replace("kidney", "kidny", 1))
+    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu", on_error="degrade")
+    assert list(rows_of(tmp_path / "s.csv")) == list(whole) and done.report.rows == len(whole)
+    assert f"{len(whole)} problems: id {next(iter(whole))} ends at pixel" in done.doubt and done.trouble.startswith(f"{done.path} is kept although")
+
+
+def test_the_last_line_tells_how_many_slides_failed(table: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", str(tiny_run), "--test", str(table), "--out", str(tmp_path / "s.csv"), "--device", "cpu", "--on-error", "degrade"]
+    words += [word for setting in SETTINGS for word in ("--set", setting)]
+    broken = sorted((tmp_path / "test_images").iterdir())[:3]
+    for path, last in ((None, "checked; 0 of 10 slides failed"), (broken, "checked; 3 of 10 slides failed")):
+        for each in path or ():
+            each.write_bytes(b"no slide")
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        lines = capsys.readouterr().out.splitlines()
+        assert stop.value.code == 0 and lines[-1].startswith(f"{tmp_path / 's.csv'}: 10 rows, ") and lines[-1].endswith(f"; {last}")
+    assert [line.split()[1] for line in lines[:-1]] == [path.stem for path in sorted(broken, key=lambda path: int(path.stem))]
+
+
+def test_a_table_without_rows(table: Path, tiny_run: Path, tmp_path: Path) -> None:
+    table.write_text(table.read_text().splitlines()[0])
+    with pytest.raises(TableError, match="no rows"):
+        predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu")
+    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu", on_error="degrade", left=lambda: 1e6)
+    assert (tmp_path / "s.csv").read_text() == "id,rle\n" and (done.report.rows, done.failures, done.trouble) == (0, [], "")

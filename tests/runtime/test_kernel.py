@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
 from pathlib import Path
 
+import cv2
+import pandas as pd
 import pytest
+import tifffile
 from clocks import Countdown
+from rle_oracle import coco_mask
 from safetensors.torch import save_file
 from tiny import TINY
 
@@ -127,7 +133,7 @@ def test_infer_takes_the_weights_that_it_was_rendered_for_and_no_others(
     report = check_submission(kaggle["working"] / "submission.csv", sample_data / "test.csv")
     assert report.rows == report.empty
     done = infer(["inference.views=none"], 8.5, "cpu", **kaggle, weights=held)
-    assert (done.status, done.facts) == ("complete", {"weights": [held]}), done.sentence
+    assert (done.status, done.facts) == ("complete", {"weights": [held], "slides": 10, "failed_slides": 0}), done.sentence
 
 
 @pytest.mark.parametrize("fault", ["no run", "no time", "damaged run", "bad setting"])
@@ -141,8 +147,182 @@ def test_whatever_fails_there_is_a_complete_file(fault: str, kaggle: dict[str, P
     outcome = infer(overrides, hours, "cpu", **kaggle)
     expected = {"no run": "no trained run", "no time": "no time left", "damaged run": "fold0__model", "bad setting": "windw"}
     assert outcome.status == "failed" and expected[fault] in outcome.sentence
+    assert (outcome.facts["slides"], outcome.facts["failed_slides"]) == (10, 10)
     report = check_submission(kaggle["working"] / "submission.csv", sample_data / "test.csv")
     assert report.rows == report.empty == len((sample_data / "test.csv").read_text().splitlines()) - 1
+
+
+# ---------------------------------------------------------------- the hidden table may look like anything
+
+SIDE = 80
+PLAIN = ["inference.views=none", "inference.tune_speed=false"]
+HEADER = "id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness"
+
+
+@pytest.fixture(scope="module")
+def hidden(sample_data: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three small slides (1, 2, 3) as the competition, and a run; each test writes its own test.csv."""
+    top = tmp_path_factory.mktemp("hidden")
+    folders = {"root": top / "input", "working": top / "working", "scratch": top / "scratch"}
+    (folders["root"] / "competitions" / COMPETITION).mkdir(parents=True)
+    for name in ("working", "scratch"):
+        folders[name].mkdir()
+    attach(folders, tiny_run, "hubmap-train", "baseline")
+    return folders
+
+
+def rows_of_sample(sample_data: Path) -> list[list[str]]:
+    """The first three rows of the sample's test table under the ids 1, 2, 3."""
+    rows = [line.split(",") for line in (sample_data / "test.csv").read_text().splitlines()[1:4]]
+    return [[str(number), *row[1:3], str(SIDE), str(SIDE), *row[5:]] for number, row in enumerate(rows, start=1)]
+
+
+def segmented(hidden: dict[str, Path], sample_data: Path, content: bytes | None, suffix: str = ".tiff") -> kernel.Outcome:
+    """Infer on a table of these bytes (None: no table), with corners of the sample's slides in files of this suffix."""
+    data = hidden["root"] / "competitions" / COMPETITION
+    shutil.rmtree(data)
+    shutil.rmtree(hidden["working"])
+    (data / "test_images").mkdir(parents=True)
+    hidden["working"].mkdir()
+    for number, line in enumerate((sample_data / "test.csv").read_text().splitlines()[1:4], start=1):
+        source, target = sample_data / "test_images" / f"{line.split(',')[0]}.tiff", data / "test_images" / f"{number}{suffix}"
+        pixels = tifffile.imread(source)[:SIDE, :SIDE]
+        if suffix == ".png":
+            cv2.imwrite(str(target), pixels[..., ::-1])
+        else:
+            tifffile.imwrite(target, pixels, photometric="rgb", compression="zlib")
+    if content is not None:
+        (data / "test.csv").write_bytes(content)
+    return infer(PLAIN, 8.5, "cpu", **hidden)
+
+
+def handed_in(hidden: dict[str, Path]) -> dict[str, str]:
+    """The submission as pandas reads it: id -> mask; every mask lies within its slide."""
+    found = pd.read_csv(hidden["working"] / "submission.csv", dtype=str, keep_default_na=False)
+    assert list(found.columns) == ["id", "rle"]
+    for text in filter(None, found["rle"]):
+        assert not text.startswith("0 ") and coco_mask(text, SIDE, SIDE).any()
+    return dict(zip(found["id"], found["rle"], strict=True))
+
+
+def written(rows: list[list[str]], header: str | None = HEADER, delimiter: str = ",", end: str = "\n") -> str:
+    lines = [*([header.replace(",", delimiter)] if header else []), *(delimiter.join(row) for row in rows)]
+    return end.join(lines) + end
+
+
+# The rows of the good table -> the bytes of a table from which nothing is missing: every mask must be the one of the good table.
+SAME = {
+    "a mark of UTF-8": lambda rows: b"\xef\xbb\xbf" + written(rows).encode(), "UTF-16": lambda rows: written(rows).encode("utf-16"),
+    "NULs": lambda rows: written(rows).replace("a", "a\0").encode() + bytes(99),
+    "tabs": lambda rows: written(rows, delimiter="\t").encode(), "semicolons": lambda rows: written(rows, delimiter=";").encode(),
+    "CR": lambda rows: written(rows, end="\r").encode(),
+    "quotes": lambda rows: written([[f'"{cell}"' for cell in row] for row in rows], end="\r\n").encode(),
+    "an open quote": lambda rows: written([[rows[0][0], '"' + rows[0][1], *rows[0][2:]], *rows[1:]]).encode(),
+    "capitals": lambda rows: written(rows, HEADER.upper()).encode(), "another name of the id": lambda rows: written(rows, "image_" + HEADER).encode(),
+    "no header": lambda rows: written(rows, None).encode(), "more cells": lambda rows: written([[*row, "9", "9"] for row in rows]).encode(),
+    "another order": lambda rows: written([row[::-1] for row in rows], ",".join(HEADER.split(",")[::-1])).encode(),
+    "repeated and blank ids": lambda rows: written([rows[0], ["", *rows[0][1:]], *rows, rows[0], [" "]]).encode(),
+    "sizes that cannot be": lambda rows: written([[*row[:3], "1e30", "-5", *row[5:]] for row in rows]).encode(),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def good(hidden: dict[str, Path], sample_data: Path) -> dict[str, str]:
+    """The masks of the good table."""
+    outcome = segmented(hidden, sample_data, written(rows_of_sample(sample_data)).encode())
+    found = handed_in(hidden)
+    assert outcome.status == "complete" and all(found.values())
+    return found
+
+
+def test_odd_tables_give_the_masks_of_the_good_one(hidden: dict[str, Path], sample_data: Path, good: dict[str, str]) -> None:
+    for name, change in SAME.items():
+        outcome = segmented(hidden, sample_data, change(rows_of_sample(sample_data)))
+        assert handed_in(hidden) == good, name
+        assert (outcome.status, outcome.facts["slides"], outcome.facts["failed_slides"]) == ("complete", 3, 0), name
+    for suffix in (".TIF", ".png"):
+        segmented(hidden, sample_data, written(rows_of_sample(sample_data)).encode(), suffix)
+        assert handed_in(hidden) == good, suffix
+
+
+@pytest.mark.parametrize("ids", [
+    ("1.0", "2.00", "3.0"), ("01", "002", "0003"), ("a,b", "2", 'c"d'), ("caf\xe9", "2", "3"), (" 1", "2 ", "3"), ("../1", "x" * 300, "\u4e2d"), ("1", "2\n2", "3"),
+])  # fmt: skip
+def test_ids_are_handed_in_as_they_are_written(ids: tuple[str, ...], hidden: dict[str, Path], sample_data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "test.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([HEADER.split(","), *([name, *row[1:]] for name, row in zip(ids, rows_of_sample(sample_data), strict=True))])
+    segmented(hidden, sample_data, path.read_bytes())
+    assert list(handed_in(hidden)) == list(pd.read_csv(path, dtype=str)["id"]) == list(ids)
+    if "\xe9" in ids[0]:
+        segmented(hidden, sample_data, path.read_text(encoding="utf-8").encode("latin-1"))
+        assert list(handed_in(hidden)) == list(ids)
+
+
+def test_a_pixel_size_that_cannot_be_is_the_organ_s(hidden: dict[str, Path], sample_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [[row[0], "spleen", "Hubmap", *row[3:5], "0.4945", "4"] for row in rows_of_sample(sample_data)]
+    segmented(hidden, sample_data, written(rows).encode())
+    expected = handed_in(hidden)
+    for cell in ("1e6", "-1", "inf", "wide"):
+        capsys.readouterr()
+        assert segmented(hidden, sample_data, written([[*row[:5], cell, "4"] for row in rows]).encode()).status == "complete"
+        assert handed_in(hidden) == expected
+        assert f"3 pixel sizes are missing or none that tissue can have: {cell!r} of '1' becomes 0.4945 um" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [HEADER.encode(), f"{HEADER}\n".encode(), b"", b"\n \r\n\n", HEADER.encode("utf-16"), f"{HEADER}\n,lung\n".encode()])
+def test_a_table_without_ids_gives_a_header_without_rows(content: bytes, hidden: dict[str, Path], sample_data: Path) -> None:
+    outcome = segmented(hidden, sample_data, content)
+    assert (hidden["working"] / "submission.csv").read_bytes() == b"id,rle\n"
+    assert (outcome.status, outcome.facts["slides"], outcome.facts["failed_slides"]) == ("complete", 0, 0), outcome.sentence
+
+
+def test_without_a_table_the_sample_or_the_files_tell_the_ids(hidden: dict[str, Path], sample_data: Path) -> None:
+    for content in (None, bytes(range(256))):
+        assert segmented(hidden, sample_data, content).status == "complete"
+        assert list(handed_in(hidden)) == ["1", "2", "3"]
+    (hidden["root"] / "competitions" / COMPETITION / "sample_submission.csv").write_text("id,rle\n3,1 1\n1,\n")
+    shutil.rmtree(hidden["working"])
+    hidden["working"].mkdir()
+    assert infer(PLAIN, 8.5, "cpu", **hidden).facts["slides"] == 2
+    assert (hidden["working"] / "submission.csv").read_text().startswith("id,rle\n3,")
+    # The same where there is nothing to predict with.
+    shutil.rmtree(hidden["working"])
+    hidden["working"].mkdir()
+    outcome = infer(["inference.windw=1"], 8.5, "cpu", **hidden)
+    assert outcome.status == "failed" and (hidden["working"] / "submission.csv").read_text() == "id,rle\n3,\n1,\n"
+
+
+# ---------------------------------------------------------------- how many slides failed
+
+
+def test_too_many_failures_make_the_end_degraded(kaggle: dict[str, Path], sample_data: Path, tiny_run: Path) -> None:
+    attach(kaggle, tiny_run, "hubmap-train", "baseline")
+    data = kaggle["root"] / "competitions" / COMPETITION
+    data.unlink()
+    (data / "test_images").mkdir(parents=True)
+    shutil.copyfile(sample_data / "test.csv", data / "test.csv")
+    ids = list(pd.read_csv(data / "test.csv", dtype=str)["id"])
+    for name in ids:
+        pixels = tifffile.imread(sample_data / "test_images" / f"{name}.tiff")[:SIDE, :SIDE]
+        tifffile.imwrite(data / "test_images" / f"{name}.tiff", pixels, photometric="rgb")
+    for count, status in ((2, "complete"), (3, "degraded")):
+        for name in ids[:count]:
+            (data / "test_images" / f"{name}.tiff").write_bytes(b"II*\0 and no more" + name.encode())
+        outcome = infer(PLAIN, 8.5, "cpu", **kaggle)
+        assert (outcome.status, outcome.facts["slides"], outcome.facts["failed_slides"]) == (status, 10, count), outcome.sentence
+        masks = pd.read_csv(kaggle["working"] / "submission.csv", dtype=str, keep_default_na=False)
+        assert list(masks["id"]) == ids and list(masks["rle"] == "") == [place < count for place in range(10)]
+        json.dumps(dict(outcome.facts))  # they become kernel.json
+    (data / "test_images" / f"{ids[9]}.tiff").unlink()
+    outcome = infer(PLAIN, 8.5, "cpu", **kaggle)
+    assert "4 of 10 slides failed and have empty masks, more than the 20% of inference.tolerated_failures" in outcome.sentence
+    assert f"3 failed as slide {ids[0]} did: " in outcome.sentence and "truncated or damaged" in outcome.sentence
+    assert infer([*PLAIN, "inference.tolerated_failures=0.4"], 8.5, "cpu", **kaggle).status == "complete"
+    for name in ids:
+        (data / "test_images" / f"{name}.tiff").unlink(missing_ok=True)
+    outcome = infer([*PLAIN, "inference.tolerated_failures=1"], 8.5, "cpu", **kaggle)
+    assert (outcome.status, outcome.facts["slides"], outcome.facts["failed_slides"]) == ("failed", 10, 10), outcome.sentence
 
 
 def test_an_unexpected_fault_is_an_outcome_too(kaggle: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from hubmap_kit.publish.rehearsal.hidden import LZW, NO_PIXEL_SIZE, SIZE, Hidden
 from hubmap_kit.publish.rehearsal.sandbox import CANARY, GIB, Limits, Outcome, amount
 from hubmap_kit.publish.rehearsal.scoring import Score, score
 
-END = re.compile(r"HUBMAP END (\S+) (complete|stopped|failed) build_id=(\S*) utc=\S+")
+END = re.compile(r"HUBMAP END (\S+) (complete|degraded|stopped|failed) build_id=(\S*) utc=\S+(?: failed=\d+/\d+)?")
 KERNEL_JSON, SUBMISSION = "kernel.json", "submission.csv"
 # What the inference says of a slide that failed, and of the first for which there was no time.
 FAILED = re.compile(r"slide (\S+) gets an empty mask: (.*)$", re.MULTILINE)
@@ -69,7 +69,7 @@ def judge(outcome: Outcome, limits: Limits, expected: Expected) -> Verdict:
     verdict.problems += _files(outcome.working, expected, complete=outcome.code == 0)
     if outcome.copy_error:
         verdict.problems.append(outcome.copy_error)
-    if expected.hidden is not None and verdict.status == "complete":
+    if expected.hidden is not None and verdict.status in ("complete", "degraded"):
         _submission(outcome, expected.hidden, log, verdict)
     return verdict
 
@@ -77,8 +77,13 @@ def judge(outcome: Outcome, limits: Limits, expected: Expected) -> Verdict:
 def error_line(log: str) -> str:
     """The sentence that a failed kernel ends with, or the last line of its log."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error:")]
-    return (errors or [line for line in lines if not END.fullmatch(line)] or ["error: the log is empty"])[-1].removeprefix("error:").strip()
+    return _sentence(log, "error") or ([line for line in lines if not END.fullmatch(line)] or ["the log is empty"])[-1]
+
+
+def _sentence(log: str, word: str) -> str:
+    """What follows the last `word:` that begins a line; "" without one."""
+    found = re.findall(rf"^\s*{word}:(.*)$", log, re.MULTILINE)
+    return found[-1].strip() if found else ""
 
 
 def _stopped(outcome: Outcome, limits: Limits) -> list[str]:
@@ -111,7 +116,8 @@ def _marker(log: str, expected: Expected, verdict: Verdict) -> list[str]:
     if build_id != expected.build_id:
         problems.append(f"the end marker names build {build_id or 'none'}, expected {expected.build_id}")
     if verdict.status != "failed" and verdict.status not in expected.statuses:
-        problems.append(f"the end marker says {verdict.status}, expected {' or '.join(expected.statuses)}")
+        why = f": {_sentence(log, verdict.status)}" if verdict.status == "degraded" else ""
+        problems.append(f"the end marker says {verdict.status}, expected {' or '.join(expected.statuses)}{why}")
     return problems
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hubmap_kit.errors import RehearsalError
 from hubmap_kit.files import write_text
 from hubmap_kit.publish.kernel_metadata import KERNELS, read_metadata
 from hubmap_kit.publish.kernels import rendered_constants
-from hubmap_kit.publish.rehearsal.hidden import TRUTH, HiddenSet
+from hubmap_kit.publish.rehearsal.hidden import TRUTH, UNREADABLE, HiddenSet
 from hubmap_kit.publish.rehearsal.image import Image
 from hubmap_kit.publish.rehearsal.inputs import Shelf, mounts
 from hubmap_kit.publish.rehearsal.judge import KERNEL_JSON, SUBMISSION, Expected, Verdict, describe, judge
@@ -113,6 +113,8 @@ def expected(kernel: str, constants: Mapping[str, Any], plan: Plan) -> Expected:
     statuses = ("complete", "stopped") if plan.may_stop else ("complete",)
     build = str(constants["BUILD_ID"])
     if kernel == "infer":
+        if plan.hidden is not None and _is_broken(plan.hidden, constants.get("OVERRIDES", ())):
+            statuses += ("degraded",)
         return Expected(kernel, build, statuses, (SUBMISSION, GOVERNOR), (SUBMISSION, KERNEL_JSON), plan.hidden)
     if kernel == "tiles":
         return Expected(kernel, build, statuses, ("stores/**",), ("stores", KERNEL_JSON))
@@ -120,6 +122,12 @@ def expected(kernel: str, constants: Mapping[str, Any], plan: Plan) -> Expected:
     folds = [f"{run_}/fold{number}/model.safetensors" for number in constants["FOLDS"]]
     done = [] if plan.may_stop else [f"{run_}/thresholds.json", f"{run_}/oof.csv", *folds]
     return Expected(kernel, build, statuses, (f"{run_}/**",), (f"{run_}/config.yaml", KERNEL_JSON, *done))
+
+
+def _is_broken(hidden: HiddenSet, overrides: Sequence[str]) -> bool:
+    """Whether so many slides were made unreadable that a kernel with these overrides calls its submission degraded, as it must."""
+    tolerated = experiment.load("baseline", overrides).inference.tolerated_failures
+    return sum(slide.fault in UNREADABLE for slide in hidden.slides) > tolerated * len(hidden.slides)
 
 
 def run_folder(constants: Mapping[str, Any]) -> str:
