@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hubmap_kit.errors import RehearsalError
 from hubmap_kit.files import write_text
+from hubmap_kit.publish.rehearsal.leash import leashed
 
 log = logging.getLogger(__name__)
 KAGGLE_PYTHON = "3.13"  # of Kaggle's image since October 2026, as users report
@@ -106,7 +107,7 @@ def _check(folder: Path) -> None:
 
 
 def _run(command: Sequence[str], why: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(leashed(*command), capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
         raise RehearsalError(f"{why} ({said[-1].strip()})")
