@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -95,15 +96,16 @@ class Scratch:
 def run(spec: dict[str, Any], log: Log, notes: Notes) -> dict[str, Any]:
     """Run the kernel to its end or to a limit. Returns its exit code, seconds, peaks, what stopped it and why, and what it left over."""
     scratch, began = Scratch(spec["scratch_bytes"]), time.monotonic()
-    kernel, lines = confine.start(spec["argv"], spec["env"], WORKING), {notes.line.fileno(): notes.read}
+    kernel, lines, crowd = confine.start(spec["argv"], spec["env"], WORKING), {notes.line.fileno(): notes.read}, list[int]()
+    threading.Thread(target=end_a_crowd, args=(kernel.pid, crowd), daemon=True).start()
     peak = disk = 0
     stopped, why, left, over, ended = "", "", list[str](), False, 0.0
     while not over:
         now = time.monotonic()
         pids = processes(kernel.pid)
-        tasks, disk = hold_to_cores(pids) if len(pids) <= confine.TASKS else len(pids), max(disk, used(WORKING))
-        peak = max(peak, memory(pids) if tasks <= confine.TASKS else 0)
-        stopped, why = _limit(spec, tasks, peak, now - began, log, scratch)
+        hold_to_cores(pids)
+        peak, disk = max(peak, memory(pids)), max(disk, used(WORKING))
+        stopped, why = _limit(spec, peak, now - began, log, scratch)
         ended = ended or log.ended or (now if kernel.code is not None else 0.0)
         if ended and now - ended > GRACE and not stopped:
             left = command_lines(pids)
@@ -112,16 +114,16 @@ def run(spec: dict[str, Any], log: Log, notes: Notes) -> dict[str, Any]:
             kernel.kill(log.write, lines)
             break
         over = kernel.follow(max(TICK, (time.monotonic() - now) * (1 / SHARE - 1)), log.write, lines)
+    if crowd:
+        stopped, why = "processes", f"too many processes: {crowd[0]} with their threads ran at once, more than {confine.TASKS}, and were ended"
     return {
         "code": -signal.SIGKILL if kernel.code is None else kernel.code, "seconds": time.monotonic() - began, "peak_bytes": peak,
         "disk_bytes": max(disk, used(WORKING)), "stopped": stopped, "why": why, "left": left, "network": list(notes.found.values()),
     }  # fmt: skip
 
 
-def _limit(spec: dict[str, Any], tasks: int, peak: int, seconds: float, log: Log, scratch: Scratch) -> tuple[str, str]:
+def _limit(spec: dict[str, Any], peak: int, seconds: float, log: Log, scratch: Scratch) -> tuple[str, str]:
     """Which limit was met, with a sentence where the one who asked for the session has none."""
-    if tasks > confine.TASKS:
-        return "processes", f"too many processes: {tasks} of them and of their threads ran at once, more than {confine.TASKS}, and were ended"
     if peak > spec["memory_bytes"]:
         return "memory", ""
     if seconds > spec["seconds"]:
@@ -154,16 +156,30 @@ def command_lines(pids: list[str]) -> list[str]:
     return found
 
 
-def hold_to_cores(pids: list[str]) -> int:
-    """Take back more processors than a session has: a program needs no right to give them to itself. Returns the number of tasks."""
-    allowed, count = confine.cores(), 0
+def end_a_crowd(waiter: int, found: list[int]) -> None:
+    """End the session once it has too many processes and threads; their number goes into `found`.
+
+    In a thread of its own, for it may wait for nothing: a look at the memory of a process waits until that one has its turn.
+    """
+    while not found:
+        time.sleep(TICK / 4)
+        count = 0
+        for pid in processes(waiter):
+            with suppress(OSError):
+                count += os.stat(f"/proc/{pid}/task").st_nlink - 2
+        if count > confine.TASKS:
+            found.append(count)
+            os.kill(-1, signal.SIGKILL)
+
+
+def hold_to_cores(pids: list[str]) -> None:
+    """Take back more processors than a session has: a program needs no right to give them to itself."""
+    allowed = confine.cores()
     for pid in pids:
         with suppress(OSError):
             for task in os.listdir(f"/proc/{pid}/task"):
-                count += 1
                 if not os.sched_getaffinity(int(task)) <= allowed:
                     os.sched_setaffinity(int(task), allowed)
-    return count
 
 
 def memory(pids: list[str]) -> int:
