@@ -6,7 +6,9 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -107,11 +109,18 @@ def _check(folder: Path) -> None:
 
 
 def _run(command: Sequence[str], why: str) -> str:
-    done = subprocess.run(leashed(*command), capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
+    """The output of a command; a break of any kind ends it with all that it has started."""
+    process = subprocess.Popen(leashed(*command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        said = (err.strip() or out.strip()).splitlines() or [f"exit code {process.returncode}"]
         raise RehearsalError(f"{why} ({said[-1].strip()})")
-    return done.stdout
+    return out
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def _left_over(outcome: Outcome) -> list[str]:
     if not outcome.left:
         return []
     count, shown = len(outcome.left), ", ".join(outcome.left[:SHOWN])
-    return [f"{count} process{'es were' if count > 1 else ' was'} still there 10 s after the kernel's end, and the session was ended: {shown}"]
+    return [f"{count} process{'es were' if count > 1 else ' was'} still running 10 s after the end marker or the kernel's exit, and the session was ended: {shown}"]
 
 
 def _ended(outcome: Outcome, log: str) -> list[str]:

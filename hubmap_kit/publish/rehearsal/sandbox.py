@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,11 +25,11 @@ from hubmap_kit.files import write_json
 from hubmap_kit.progress import bar
 from hubmap_kit.publish.rehearsal.image import MISSING, Image
 from hubmap_kit.publish.rehearsal.leash import leashed
+from hubmap_kit.publish.rehearsal.room import TEMPORARY, remove
 
 INSIDE = Path(__file__).with_name("inside")
 GIB = 1 << 30
 SPEC = "spec.json"
-TEMPORARY = ".session-"  # a session's own folder; one that was killed leaves it behind
 SHOWN = 60  # characters of the log's last line beside the progress bar
 CANARY = "canary-7f3a91c4e2"  # the value of every variable that holds a secret on Kaggle; it may never be seen again
 SECRETS = ("KAGGLE_USER_SECRETS_TOKEN", "KAGGLE_API_V1_TOKEN", "KAGGLE_DATA_PROXY_TOKEN")
@@ -131,7 +130,7 @@ def run(session: Session, image: Image, folder: Path, title: str = "kernel") -> 
     check_machine()
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / "working", folder / "kernel.log", *folder.glob(f"{TEMPORARY}*")):
-        _remove(path)
+        remove(path)
     private = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder)).resolve()
     try:
         for part in ("root", "scratch", "out"):
@@ -140,7 +139,7 @@ def run(session: Session, image: Image, folder: Path, title: str = "kernel") -> 
         done = _wait(_start(image, private), folder / "kernel.log", title, private / "report.json")
         (private / "out").rename(folder / "working")
     finally:
-        _remove(private)
+        remove(private)
     return _outcome(done, folder)
 
 
@@ -250,23 +249,3 @@ def _outcome(done: dict[str, Any], folder: Path) -> Outcome:
         copy_error=done["copy_error"], why=done["why"], left=tuple(done["left"]), probes=done["probes"],
     )  # fmt: skip
 
-
-def _remove(path: Path) -> None:
-    """Remove a file or folder, also where a kernel nested folders deeper than Python can follow, or closed them to itself."""
-    if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
-        return
-    flat, numbers = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent)), count()
-    folders = [path.rename(flat / f"{next(numbers)}")]
-    while folders:
-        folder = folders.pop()
-        folder.chmod(0o700)
-        with os.scandir(folder) as entries:
-            for entry in list(entries):
-                if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.path, 0o700)
-                    folders.append(Path(entry.path).rename(flat / f"{next(numbers)}"))
-                else:
-                    os.unlink(entry.path)
-        folder.rmdir()
-    flat.rmdir()

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from contextlib import suppress
 from typing import Any
 
 import confine
@@ -50,6 +51,8 @@ def main() -> None:
 
 def _session(spec: dict[str, Any]) -> None:
     os.umask(0o022)
+    with suppress(PermissionError):  # an ordinary account's groups stay, but no file of theirs is in sight
+        os.setgroups([])
     log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     report = os.open(spec["report"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     working = os.open(spec["out"], os.O_RDONLY | os.O_DIRECTORY)  # of the machine, and of no mount that the kernel has

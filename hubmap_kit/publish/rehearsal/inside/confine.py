@@ -1,9 +1,9 @@
-"""Running a program without any right over its session: namespaces of its own, no capability, few system calls, bounded processes.
+"""Running a program without any right over its session: namespaces of its own, no capability, fewer system calls, bounded processes.
 
 A session has two layers. The watcher is process 1 of the outer one, builds the file system there, and has all capabilities over
-it, none over the machine. A program runs in the inner one: its user namespace owns nothing that the watcher has mounted, so that
-the kernel itself keeps mounts read-only and in place; its process namespace shows neither the watcher nor its descriptors. Process
-1 there only waits for others to end. Where root starts the session, the program is another user of the machine than root.
+it, none over the machine. A program runs in the inner one: its user namespace owns nothing that the watcher has mounted, so Linux
+keeps these mounts read-only and in place; its process namespace shows neither the watcher nor the watcher's files. Process 1 there
+only waits for others to end. Where root starts the session, the program is another user of the machine than root.
 """
 
 from __future__ import annotations
@@ -42,17 +42,20 @@ CAPABILITIES_V3 = 0x20080522
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # Refused: what gives rights back in a namespace, what looks into other processes, what namespaces do not hold back (keys, file
-# handles), memory that no process shows (shmget), and interfaces that go round this list or need none of it to find a fault.
+# handles), memory that no process shows (shmget), a whole disk in one call (fallocate; it is written instead), and interfaces that go
+# round this list or are known for their faults.
 REFUSED = {
     "x86_64": {
         "mount": 165, "umount2": 166, "pivot_root": 155, "open_tree": 428, "move_mount": 429, "fsopen": 430, "mount_setattr": 442, "unshare": 272,
         "setns": 308, "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "keyctl": 250, "add_key": 248, "request_key": 249, "bpf": 321,
         "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425, "name_to_handle_at": 303, "open_by_handle_at": 304, "shmget": 29,
+        "fallocate": 285,
     },
     "aarch64": {
         "mount": 40, "umount2": 39, "pivot_root": 41, "open_tree": 428, "move_mount": 429, "fsopen": 430, "mount_setattr": 442, "unshare": 97,
         "setns": 268, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "keyctl": 219, "add_key": 217, "request_key": 218, "bpf": 280,
         "perf_event_open": 241, "userfaultfd": 282, "io_uring_setup": 425, "name_to_handle_at": 264, "open_by_handle_at": 265, "shmget": 194,
+        "fallocate": 47,
     },
 }  # fmt: skip
 CLONE, SOCKET, KEYCTL = {"x86_64": (56, 41, 250), "aarch64": (220, 198, 219)}.get(platform.machine(), (-1, -1, -1))
@@ -60,43 +63,43 @@ X32 = 0x40000000  # system calls of another form begin here on x86_64
 JOIN_SESSION_KEYRING = 1
 # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: the others are not bound to a network namespace; AF_VSOCK talks to the host of a virtual machine.
 FAMILIES = (1, 2, 10, 16)
-EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
+EPERM, ENOSYS, EOPNOTSUPP, EAFNOSUPPORT = 1, 38, 95, 97
 
+Write, Lines = Callable[[bytes], Any], Mapping[int, Callable[[], Any]]
 _libc = ctypes.PyDLL(None, use_errno=True)  # which keeps the interpreter's lock: `clone` may run no other thread
 
 
 class Program:
-    """A program that runs. `pid` is process 1 of its namespace as this process sees it; `code` is the program's own exit code once it has one."""
+    """A program that runs. `pid` is process 1 of its namespace as this process sees it; `code` is the program's own exit code once it has one.
 
-    def __init__(self, pid: int, printed: int, news: int) -> None:
-        self.pid, self.printed, self.news = pid, printed, news
+    What it prints goes to `write`; each function of `lines` is called when its descriptor has something to read.
+    """
+
+    def __init__(self, pid: int, printed: int, news: int, write: Write, lines: Lines) -> None:
+        self.pid, self.printed, self.news, self.write, self.lines = pid, printed, news, write, lines
         self.code: int | None = None
 
-    def follow(self, seconds: float, write: Callable[[bytes], Any], lines: Mapping[int, Callable[[], Any]]) -> bool:
-        """Give what it prints to `write`, and call whatever of `lines` (by descriptor) has something to read; whether all its processes are gone.
-
-        Raises SetupError when the program could not be started.
-        """
+    def follow(self, seconds: float) -> bool:
+        """Pass on what comes, for a while; returns whether all its processes are gone. Raises SetupError when it could not be started."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            for ready in select.select([self.news, self.printed, *lines], [], [], left)[0]:
-                if ready in lines:
-                    lines[ready]()
+            for ready in select.select([self.news, self.printed, *self.lines], [], [], left)[0]:
+                if ready in self.lines:
+                    self.lines[ready]()
                 elif ready == self.printed:
-                    write(os.read(self.printed, PIPE_BYTES))
+                    self.write(os.read(self.printed, PIPE_BYTES))
                 elif not self._hear():
-                    self._end(write, lines)
+                    self._end()
                     return True
         return False
 
-    def kill(self, write: Callable[[bytes], Any], lines: Mapping[int, Callable[[], Any]]) -> None:
-        """End every process but the watcher, and take in what is still on its way.
+    def kill(self) -> None:
+        """End every process but the watcher, and pass on what is still on its way.
 
-        All get the signal at once. Process 1 of the namespace alone would pass it on, but only when it has its turn among thousands;
-        and with it nothing can be started any more.
+        All get the signal at once: process 1 of the namespace would pass it on, but only when it has its turn among thousands.
         """
         os.kill(-1, signal.SIGKILL)
-        self._end(write, lines)
+        self._end()
 
     def _hear(self) -> bytes:
         text = os.read(self.news, PIPE_BYTES)
@@ -107,13 +110,13 @@ class Program:
             self.code = news["code"]
         return text
 
-    def _end(self, write: Callable[[bytes], Any], lines: Mapping[int, Callable[[], Any]]) -> None:
+    def _end(self) -> None:
         os.waitpid(self.pid, 0)  # which returns when its namespace is empty
         while self._hear():
             pass
         while data := os.read(self.printed, PIPE_BYTES):
-            write(data)
-        for read in lines.values():
+            self.write(data)
+        for read in self.lines.values():
             read()
         os.close(self.printed)
         os.close(self.news)
@@ -160,7 +163,7 @@ def program_user() -> int:
     return len(Path("/proc/self/uid_map").read_text().splitlines()) - 1
 
 
-def start(argv: Sequence[str], environment: Mapping[str, str], folder: str) -> Program:
+def start(argv: Sequence[str], environment: Mapping[str, str], folder: str, write: Write, lines: Lines) -> Program:
     """Run a program in an inner layer of its own, as its user 0 without any right. For the watcher alone."""
     output, printed = os.pipe()
     news, told = os.pipe()
@@ -174,7 +177,7 @@ def start(argv: Sequence[str], environment: Mapping[str, str], folder: str) -> P
         _wait_for_all(argv, environment, folder, printed, told)
     os.close(printed)
     os.close(told)
-    return Program(pid, output, news)
+    return Program(pid, output, news, write, lines)
 
 
 def _wait_for_all(argv: Sequence[str], environment: Mapping[str, str], folder: str, printed: int, told: int) -> None:
@@ -205,11 +208,11 @@ def _settle(printed: int, told: int) -> None:
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):  # Python's own handlers
         signal.signal(number, signal.SIG_DFL)
     os.sched_setaffinity(0, cores())
-    most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-    most = 2 * TASKS if most == resource.RLIM_INFINITY else min(most, 2 * TASKS)
-    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if tuple(map(int, re.findall(r"\d+", platform.release())[:2])) >= (6, 14):  # before, this was the whole machine's; root passes the limit above
+    linux, most = tuple(map(int, re.findall(r"\d+", platform.release())[:2])), resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    if linux >= (5, 14) and (most == resource.RLIM_INFINITY or most > 2 * TASKS):  # before, it counted what the user runs elsewhere, too
+        resource.setrlimit(resource.RLIMIT_NPROC, (2 * TASKS, 2 * TASKS))
+    if linux >= (6, 14):  # before, this was the whole machine's setting; it holds for the machine's root as well, the limit does not
         Path("/proc/sys/kernel/pid_max").write_text(str(2 * TASKS))
     Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out all the same, this is what goes
     Path("/proc/sys/user/max_user_namespaces").write_text("0")
@@ -256,8 +259,8 @@ def call_filter(machine: str) -> bytes:
     lines = [(load, 0, 0, 4), (equal, 1, 0, ARCHITECTURES[machine]), (answer, 0, 0, refuse | ENOSYS), (load, 0, 0, 0)]
     if machine == "x86_64":
         lines += [(at_least, 0, 1, X32), (answer, 0, 0, refuse | ENOSYS)]
-    for number in REFUSED[machine].values():
-        lines += [(equal, 0, 1, number), (answer, 0, 0, refuse | EPERM)]
+    for name, number in REFUSED[machine].items():
+        lines += [(equal, 0, 1, number), (answer, 0, 0, refuse | (EOPNOTSUPP if name == "fallocate" else EPERM))]
     lines += [(equal, 1, 0, SOCKET), (answer, 0, 0, allow), (load, 0, 0, 16)]  # the first argument
     for family in FAMILIES:
         lines += [(equal, 0, 1, family), (answer, 0, 0, allow)]

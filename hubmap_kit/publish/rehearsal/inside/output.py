@@ -57,5 +57,5 @@ def carry_out(source: str, target: int, room: int) -> str:
         os.close(folder)
     refused = copier.refused
     more = f" and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
-    left = f"the output holds what was left behind: {', '.join(refused[:SHOWN])}{more}" if refused else ""
+    left = f"not all of the output can be kept: {', '.join(refused[:SHOWN])}{more}" if refused else ""
     return "; ".join(text for text in (problem, left) if text)

@@ -75,9 +75,9 @@ def _without_rights(facts: dict[str, Any], spec: dict[str, Any]) -> None:
 def _seen(spec: dict[str, Any]) -> dict[str, Any]:
     """What the kernel's Python says of the session."""
     words, text = (json.dumps(spec["missing"]), json.dumps(spec["read_only"])), bytearray()
-    python = confine.start([spec["python"], SEEN, *words], spec["env"], "/tmp")
-    if not python.follow(PATIENCE, text.extend, {}):
-        python.kill(text.extend, {})
+    python = confine.start([spec["python"], SEEN, *words], spec["env"], "/tmp", text.extend, {})
+    if not python.follow(PATIENCE):
+        python.kill()
     lines = text.decode(errors="replace").strip().splitlines() or ["no output"]
     if python.code != 0:
         raise SetupError(f"Python does not start inside the sandbox ({lines[-1]})")

@@ -95,9 +95,9 @@ class Scratch:
 
 def run(spec: dict[str, Any], log: Log, notes: Notes) -> dict[str, Any]:
     """Run the kernel to its end or to a limit. Returns its exit code, seconds, peaks, what stopped it and why, and what it left over."""
-    scratch, began = Scratch(spec["scratch_bytes"]), time.monotonic()
-    kernel, lines, crowd = confine.start(spec["argv"], spec["env"], WORKING), {notes.line.fileno(): notes.read}, list[int]()
-    threading.Thread(target=end_a_crowd, args=(kernel.pid, crowd), daemon=True).start()
+    scratch, began, alarm = Scratch(spec["scratch_bytes"]), time.monotonic(), list[tuple[str, str]]()
+    kernel = confine.start(spec["argv"], spec["env"], WORKING, log.write, {notes.line.fileno(): notes.read})
+    threading.Thread(target=_guard, args=(kernel.pid, scratch, alarm), daemon=True).start()
     peak = disk = 0
     stopped, why, left, over, ended = "", "", list[str](), False, 0.0
     while not over:
@@ -105,36 +105,52 @@ def run(spec: dict[str, Any], log: Log, notes: Notes) -> dict[str, Any]:
         pids = processes(kernel.pid)
         hold_to_cores(pids)
         peak, disk = max(peak, memory(pids)), max(disk, used(WORKING))
-        stopped, why = _limit(spec, peak, now - began, log, scratch)
+        if peak > spec["memory_bytes"]:
+            stopped = "memory"
+        elif now - began > spec["seconds"]:
+            stopped = "time"
+        elif log.size >= LOG_BYTES:
+            stopped, why = "log", f"log full: the kernel printed more than {LOG_BYTES // MIB} MiB and was ended"
         ended = ended or log.ended or (now if kernel.code is not None else 0.0)
         if ended and now - ended > GRACE and not stopped:
             left = command_lines(pids)
             stopped = "left" if left and kernel.code is None else ""
         if stopped or left:
-            kernel.kill(log.write, lines)
+            kernel.kill()
             break
-        over = kernel.follow(max(TICK, (time.monotonic() - now) * (1 / SHARE - 1)), log.write, lines)
-    if crowd:
-        stopped, why = "processes", f"too many processes: {crowd[0]} with their threads ran at once, more than {confine.TASKS}, and were ended"
+        over = kernel.follow(max(TICK, (time.monotonic() - now) * (1 / SHARE - 1)))
+    if alarm:
+        (stopped, why), left = alarm[0], []
     return {
         "code": -signal.SIGKILL if kernel.code is None else kernel.code, "seconds": time.monotonic() - began, "peak_bytes": peak,
         "disk_bytes": max(disk, used(WORKING)), "stopped": stopped, "why": why, "left": left, "network": list(notes.found.values()),
     }  # fmt: skip
 
 
-def _limit(spec: dict[str, Any], peak: int, seconds: float, log: Log, scratch: Scratch) -> tuple[str, str]:
-    """Which limit was met, with a sentence where the one who asked for the session has none."""
-    if peak > spec["memory_bytes"]:
-        return "memory", ""
-    if seconds > spec["seconds"]:
-        return "time", ""
-    if log.size >= LOG_BYTES:
-        return "log", f"log full: the kernel printed more than {LOG_BYTES // MIB} MiB and was ended"
-    if full := scratch.full():
-        return "scratch", f"disk full: {full}, and the session was ended"
-    if (free := memory_left()) < LEFT_BYTES:
-        return "machine", f"this machine ran out of memory: {free // MIB} MiB were left, and the session was ended"
-    return "", ""
+def _guard(waiter: int, scratch: Scratch, alarm: list[tuple[str, str]]) -> None:
+    """End the session once it threatens the machine; the limit and a sentence go into `alarm`.
+
+    In a thread of its own, which never waits: a look at a process's memory waits for that process to have its turn.
+    """
+    while not alarm:
+        time.sleep(TICK / 4)
+        tasks, full, free = _tasks(waiter), scratch.full(), memory_left()
+        if tasks > confine.TASKS:
+            alarm.append(("processes", f"too many processes: {tasks} with their threads ran at once, more than {confine.TASKS}, and were ended"))
+        elif full:
+            alarm.append(("scratch", f"disk full: {full}, and the session was ended"))
+        elif free < LEFT_BYTES:
+            alarm.append(("machine", f"this machine ran out of memory: {free // MIB} MiB were left, and the session was ended"))
+    os.kill(-1, signal.SIGKILL)
+
+
+def _tasks(waiter: int) -> int:
+    """The session's processes and threads."""
+    count = 0
+    for pid in processes(waiter):
+        with suppress(OSError):
+            count += os.stat(f"/proc/{pid}/task").st_nlink - 2
+    return count
 
 
 def processes(waiter: int) -> list[str]:
@@ -154,22 +170,6 @@ def command_lines(pids: list[str]) -> list[str]:
             if rest[0] not in "ZX":  # dead, and only not yet collected
                 found.append("".join(one if one.isprintable() else "?" for one in words or name))
     return found
-
-
-def end_a_crowd(waiter: int, found: list[int]) -> None:
-    """End the session once it has too many processes and threads; their number goes into `found`.
-
-    In a thread of its own, for it may wait for nothing: a look at the memory of a process waits until that one has its turn.
-    """
-    while not found:
-        time.sleep(TICK / 4)
-        count = 0
-        for pid in processes(waiter):
-            with suppress(OSError):
-                count += os.stat(f"/proc/{pid}/task").st_nlink - 2
-        if count > confine.TASKS:
-            found.append(count)
-            os.kill(-1, signal.SIGKILL)
 
 
 def hold_to_cores(pids: list[str]) -> None:

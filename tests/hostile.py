@@ -1,7 +1,8 @@
 """A hostile kernel: tries every way out of its session that its author could think of, and prints one JSON line for each.
 
-Run inside the sandbox by the tests, never outside. It needs the standard library alone. Each probe is a function whose docstring
-says what it would gain; it returns what it got, or raises. The last line counts the probes, so that one that ends the process shows.
+Run inside the sandbox, never outside; tests import it for `plan`, which tells it of the machine, and `surprises`, which judges what
+it printed. It needs the standard library alone. A probe returns what it got. The last line counts them, so that it shows when one
+has ended the process.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PLAN = json.loads(Path("/kaggle/input/one/plan.json").read_text())  # facts of the host: a file, a variable, a key, its disk
-INPUT, SECRET, HOST_FILE = "/kaggle/input/one/a.txt", PLAN["secret"], PLAN["file"]
+INPUT, PLAN = "/kaggle/input/one/a.txt", "/kaggle/input/one/plan.json"
+SECRET = "host-secret-5b1f"  # the value of a variable and of a key of the machine
+KEY = "hubmap-canary"
+FACTS: dict[str, Any] = {}  # of the machine: a file of its own, the input's number on its disk, the disk
 libc = ctypes.CDLL(None, use_errno=True)
 X86 = platform.machine() == "x86_64"
 # name: (x86_64, aarch64)
@@ -36,7 +39,7 @@ CALLS = {
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265), "clone": (56, 220), "clone3": (435, 435), "open_tree": (428, 428), "fsopen": (430, 430), "mount_setattr": (442, 442),
     "pidfd_getfd": (438, 438), "init_module": (175, 105), "kexec_load": (246, 104), "reboot": (169, 142), "swapon": (167, 224), "acct": (163, 89),
-    "shmget": (29, 194), "syslog": (103, 116), "settimeofday": (164, 170), "kcmp": (312, 272), "unshare": (272, 97), "setns": (308, 268), "quotactl": (179, 60),
+    "shmget": (29, 194), "fallocate": (285, 47), "syslog": (103, 116), "settimeofday": (164, 170), "kcmp": (312, 272), "unshare": (272, 97), "setns": (308, 268), "quotactl": (179, 60),
 }  # fmt: skip
 RDONLY, REMOUNT, BIND, REC, DETACH = 1, 32, 4096, 16384, 2
 NEW = {"mount": 0x20000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000, "ipc": 0x8000000, "uts": 0x4000000, "cgroup": 0x2000000, "time": 0x80}
@@ -250,7 +253,7 @@ def roots_of_other_processes() -> Any:
     """`/proc/N/root`, `cwd` and `fd` lead into the file system of process N."""
     found = {}
     for pid in others():
-        tries = {link: lambda link=link, pid=pid: os.path.exists(f"/proc/{pid}/{link}/..{HOST_FILE}") for link in ("root", "cwd")}
+        tries = {link: lambda link=link, pid=pid: os.path.exists(f"/proc/{pid}/{link}/..{FACTS['file']}") for link in ("root", "cwd")}
         tries |= {"list": lambda pid=pid: len(os.listdir(f"/proc/{pid}/root/"))}
         found[pid] = answers(tries) | {"fds": attempt(lambda pid=pid: _opened(pid))}
     return found
@@ -277,7 +280,7 @@ def chroot() -> Any:
         for _ in range(64):
             os.chdir("..")
         os.chroot(".")
-        return os.path.exists(HOST_FILE)
+        return os.path.exists(FACTS["file"])
 
     return in_child(out)
 
@@ -289,7 +292,7 @@ def pivot_root() -> Any:
 
 @probe
 def dotdot() -> Any:
-    return [os.path.exists("/.." * 40 + HOST_FILE), os.path.exists("/proc/self/root" + HOST_FILE), os.path.exists(HOST_FILE)]
+    return [os.path.exists("/.." * 40 + FACTS["file"]), os.path.exists("/proc/self/root" + FACTS["file"]), os.path.exists(FACTS["file"])]
 
 
 @probe
@@ -301,13 +304,13 @@ def file_handles() -> Any:
         descriptor = call("open_by_handle_at", os.open("/kaggle/input/one/a.txt", os.O_RDONLY), handle, os.O_RDONLY)
         return f"opened {os.readlink(f'/proc/self/fd/{descriptor}')}"
 
-    return answers({"root of the disk": lambda: crafted(2), "the file": lambda: crafted(PLAN["inode"])})
+    return answers({"root of the disk": lambda: crafted(2), "the file": lambda: crafted(FACTS["inode"])})
 
 
 @probe
 def devices() -> Any:
     """The disk itself."""
-    disk = os.makedev(*PLAN["disk"])
+    disk = os.makedev(*FACTS["disk"])
 
     def made(kind: int, device: int, folder: str) -> str:
         path = f"{folder}/device"
@@ -382,7 +385,7 @@ def keys() -> Any:
     """Keyrings outlast namespaces: tickets and tokens of the user lie there."""
 
     def key(ring: int) -> str:
-        found = call("keyctl", 10, ring, ctypes.c_char_p(b"user"), ctypes.c_char_p(PLAN["key"].encode()), 0)
+        found = call("keyctl", 10, ring, ctypes.c_char_p(b"user"), ctypes.c_char_p(KEY.encode()), 0)
         text = ctypes.create_string_buffer(256)
         call("keyctl", 11, found, text, 256)
         return holds_secret(text.raw)
@@ -401,7 +404,7 @@ def wide_calls() -> Any:
     return answers({
         "io_uring": lambda: call("io_uring_setup", 4, ctypes.create_string_buffer(120)), "bpf": lambda: call("bpf", 5, bpf, 120),
         "perf": lambda: call("perf_event_open", attributes, 0, -1, -1, 0), "userfaultfd": lambda: call("userfaultfd", 0),
-        "shmget": lambda: call("shmget", 0, 4096, 0o1600),
+        "shmget": lambda: call("shmget", 0, 4096, 0o1600), "fallocate": lambda: call("fallocate", os.open("/tmp/all", os.O_CREAT | os.O_RDWR), 0, 0, 1 << 20),
     })  # fmt: skip
 
 
@@ -556,9 +559,9 @@ def output() -> Any:
     """Links to the machine's files, devices, pipes, a setuid program, names that break lines, a file larger than any disk."""
     os.chdir("/kaggle/working")
     os.makedirs("folder")
-    way_out = "../" * 40 + HOST_FILE.lstrip("/")
+    way_out = "../" * 40 + FACTS["file"].lstrip("/")
     return answers({
-        "absolute": lambda: os.symlink(HOST_FILE, "absolute"), "relative": lambda: os.symlink(way_out, "folder/relative"),
+        "absolute": lambda: os.symlink(FACTS["file"], "absolute"), "relative": lambda: os.symlink(way_out, "folder/relative"),
         "folder": lambda: os.symlink("/etc", "etc"), "proc": lambda: os.symlink("/proc/self/root", "proc"), "inner": lambda: os.symlink("folder", "inner"),
         "chain": lambda: os.symlink(f"inner/../{way_out}", "chain"), "hard": lambda: os.link(INPUT, "hard"), "hard script": lambda: os.link("/kaggle/src/script.py", "hard2"),
         "pipe": lambda: os.mkfifo("pipe"), "socket": lambda: socket.socket(socket.AF_UNIX).bind("socket"), "device": lambda: os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3)),
@@ -572,15 +575,13 @@ def output() -> Any:
 @probe
 def deep_output() -> Any:
     """Deeper than a recursion or a path may be."""
-    for start in ("/kaggle/working/deep", "/tmp/deep"):
-        os.mkdir(start)
-        folder = os.open(start, os.O_RDONLY)
-        for _ in range(3000):
-            os.mkdir("d", dir_fd=folder)
-            deeper = os.open("d", os.O_RDONLY, dir_fd=folder)
-            os.close(folder)
-            folder = deeper
+    os.mkdir("/kaggle/working/deep")
+    folder = os.open("/kaggle/working/deep", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=folder)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=folder)
         os.close(folder)
+        folder = deeper
     os.mkdir("/tmp/closed")
     Path("/tmp/closed/file").touch()
     os.chmod("/tmp/closed", 0)
@@ -603,20 +604,67 @@ def processor_time_of_process_1() -> Any:
     return attempt(lambda: resource.prlimit(1, resource.RLIMIT_CPU, (0, 0)) and "limited")
 
 
+REFUSED = {"EPERM", "EACCES", "EROFS", "ENOSPC", "ENOENT", "ENOSYS", "EINVAL", "EXDEV", "EAFNOSUPPORT", "ENOTSUP", "ENXIO", "ESPIPE", "EBUSY"}
+NOTHING = "0" * 16
+# Everything that can be written to: its room in bytes; None for the machine's disk, which the watcher looks at.
+ROOM = {"/root": 2 << 30, "/opt/venv": 2 << 30, "/dev/shm": 29 << 30, "/kaggle/working": 20 << 30, "/kaggle/tmp": None, "/tmp": None}
+# What probes may get that are not refused outright.
+HARMLESS: dict[str, Callable[[Any], bool]] = {
+    "privileges": lambda got: got == {**dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), NOTHING), "NoNewPrivs": "1", "Seccomp": "2", "Groups": ""},
+    "privileges_of_a_setuid_program": lambda got: got == NOTHING, "descriptors": lambda got: got == [], "user": lambda got: got == [0, 0, 0],
+    "roots_of_other_processes": lambda got: list(got) == ["1"] and not any((got["1"]["root"], got["1"]["cwd"])) and got["1"]["list"] in REFUSED
+    and (got["1"]["fds"] == [] or got["1"]["fds"] in REFUSED),
+    "dotdot": lambda got: got == [False] * 3, "devices": lambda got: got.pop("listed") == [] and refused(got),
+    "environments": lambda got: list(got) == ["1"] and got["1"]["environ"] in REFUSED and got["1"]["cmdline"] == "nothing",
+    "own_environment": lambda got: got == ["nothing"] * 2, "command_lines": lambda got: list(got) == ["1"] and got["1"][1:] == ["-I", "-B", "inside", ""],
+    "forged_notes": lambda got: got == "sent", "sizes": lambda got: {path: room[1] for path, room in got.items()} == {
+        path: got[path][1] if room is None else room for path, room in ROOM.items()} and all(room[2] <= 200_000 for room in got.values() if room[0] == "tmpfs"),
+    "writable_places": lambda got: all(path.startswith(tuple(ROOM)) for path in got),
+    "own_log": lambda got: refused([got["truncate"], got["seek"], got["read"]]) and got["place"].startswith("pipe:"),
+    # Without root the kernel is the same user as process 1, which does nothing but wait. A signal does not reach it; a limit may.
+    "higher_limits": lambda got: isinstance(got.pop("limits of 1"), (str, list)) and refused(got),
+    "signals_to_process_1": lambda got: got["state"] == "S", "processor_time_of_process_1": lambda got: got in ("EPERM", "limited"),
+    "output": lambda got: refused([got["hard"], got["hard script"], got["device"]]), "deep_output": lambda got: got == "made",
+}  # fmt: skip
+
+
+def refused(got: Any) -> bool:
+    """Whether every single answer is an error."""
+    if isinstance(got, dict):
+        return all(map(refused, got.values()))
+    return all(map(refused, got)) if isinstance(got, list) else got in REFUSED
+
+
+def plan(file: Path, source: Path) -> str:
+    """What the kernel must know of the machine: a file that it must not reach, and where the file lies that is its input."""
+    facts = source.stat()
+    return json.dumps({"file": str(file), "inode": facts.st_ino, "disk": [os.major(facts.st_dev), os.minor(facts.st_dev)]})
+
+
+def plant_key() -> None:
+    """Put the secret into the session keyring of this process, which children inherit."""
+    with contextlib.suppress(OSError):
+        call("add_key", ctypes.c_char_p(b"user"), ctypes.c_char_p(KEY.encode()), ctypes.c_char_p(SECRET.encode()), len(SECRET), -3)
+
+
+def surprises(log: str) -> list[str]:
+    """The lines of the probes that got something, or that are missing."""
+    lines = [json.loads(line) for line in log.splitlines()]
+    names = [line["probe"] for line in lines]
+    odd = [json.dumps(line) for line in lines[:-1] if not HARMLESS.get(line["probe"], refused)(line["got"])]
+    return odd if names == [*PROBES, "end"] else [*odd, f"the probes ended with {names[-1:]}"]
+
+
 def main() -> None:
-    count = 0
-    skipped = PLAN.get("skip", [])
+    FACTS.update(json.loads(Path(PLAN).read_text()))
     for name, function in PROBES.items():
-        if name in skipped:
-            continue
         try:
             got = attempt(function)
-        except BaseException as error:  # noqa: BLE001  one probe that breaks must not spare the sandbox the others
+        except Exception as error:  # noqa: BLE001  one probe that breaks must not spare the sandbox the others
             got = f"{type(error).__name__}: {error}"
         print(json.dumps({"probe": name, "got": got}), flush=True)
-        count += 1
-    time.sleep(0.5)
-    print(json.dumps({"probe": "end", "got": count}), flush=True)
+    time.sleep(0.5)  # for what comes later than its cause
+    print(json.dumps({"probe": "end", "got": len(PROBES)}), flush=True)
 
 
 if __name__ == "__main__":
