@@ -35,14 +35,18 @@ libc = ctypes.CDLL(None, use_errno=True)
 X86 = platform.machine() == "x86_64"
 # name: (x86_64, aarch64)
 CALLS = {
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "pivot_root": (155, 41), "keyctl": (250, 219), "add_key": (248, 217), "bpf": (321, 280),
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "pivot_root": (155, 41), "keyctl": (250, 219), "add_key": (248, 217),
+    "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265), "clone": (56, 220), "clone3": (435, 435), "open_tree": (428, 428), "fsopen": (430, 430), "mount_setattr": (442, 442),
-    "pidfd_getfd": (438, 438), "init_module": (175, 105), "kexec_load": (246, 104), "reboot": (169, 142), "swapon": (167, 224), "acct": (163, 89),
-    "shmget": (29, 194), "fallocate": (285, 47), "syslog": (103, 116), "settimeofday": (164, 170), "kcmp": (312, 272), "unshare": (272, 97), "setns": (308, 268), "quotactl": (179, 60),
+    "open_by_handle_at": (304, 265), "clone": (56, 220), "clone3": (435, 435), "open_tree": (428, 428), "fsopen": (430, 430),
+    "mount_setattr": (442, 442),
+    "pidfd_getfd": (438, 438), "init_module": (175, 105), "kexec_load": (246, 104), "reboot": (169, 142), "swapon": (167, 224),
+    "acct": (163, 89),
+    "shmget": (29, 194), "fallocate": (285, 47), "syslog": (103, 116), "settimeofday": (164, 170), "kcmp": (312, 272),
+    "unshare": (272, 97), "setns": (308, 268), "quotactl": (179, 60),
 }  # fmt: skip
 RDONLY, REMOUNT, BIND, REC, DETACH = 1, 32, 4096, 16384, 2
-NEW = {"mount": 0x20000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000, "ipc": 0x8000000, "uts": 0x4000000, "cgroup": 0x2000000, "time": 0x80}
+NEW = {"mount": 0x20000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000, "ipc": 0x8000000, "uts": 0x4000000, "cgroup": 0x2000000}
 PROBES: dict[str, Callable[[], Any]] = {}
 
 
@@ -63,7 +67,8 @@ def call(name: str, *arguments: Any) -> int:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int = 0, options: str | None = None) -> int:
-    return checked(libc.mount(*(text and text.encode() for text in (source, target, kind)), ctypes.c_ulong(flags), options and options.encode()))
+    names = [text and text.encode() for text in (source, target, kind, options)]
+    return checked(libc.mount(*names[:3], ctypes.c_ulong(flags), names[3]))
 
 
 def answers(tries: dict[str, Callable[[], Any]]) -> dict[str, Any]:
@@ -158,13 +163,15 @@ def user() -> Any:
 
 @probe
 def write_to_inputs() -> Any:
-    return answers({path: lambda path=path: write(path) for path in (INPUT, "/kaggle/input/new", "/usr/new", "/opt/image/new", "/opt/hook/new")})
+    paths = (INPUT, "/kaggle/input/new", "/usr/new", "/opt/image/new", "/opt/hook/new")
+    return answers({path: lambda path=path: write(path) for path in paths})
 
 
 @probe
 def replace_the_hook_or_the_script() -> Any:
     paths = ("/opt/hook/rehearsal_hook.py", "/kaggle/src/script.py")
-    return answers({path: lambda path=path: [write(path), os.unlink(path)] for path in paths}) | answers({"rename": lambda: os.rename("/opt/hook", "/opt/hooks")})
+    tries = {path: lambda path=path: [write(path), os.unlink(path)] for path in paths}
+    return answers(tries | {"rename": lambda: os.rename("/opt/hook", "/opt/hooks")})
 
 
 @probe
@@ -177,9 +184,11 @@ def remount_inputs() -> Any:
 @probe
 def unmount_and_cover() -> Any:
     return answers({
-        "umount": lambda: checked(libc.umount2(b"/kaggle/input/one", DETACH)), "umount all": lambda: checked(libc.umount2(b"/kaggle/input", DETACH)),
+        "umount": lambda: checked(libc.umount2(b"/kaggle/input/one", DETACH)),
+        "umount all": lambda: checked(libc.umount2(b"/kaggle/input", DETACH)),
         "tmpfs": lambda: mount("none", "/mnt" if os.path.isdir("/mnt") else "/tmp", "tmpfs"), "proc": lambda: mount("none", "/tmp", "proc"),
-        "sysfs": lambda: mount("none", "/tmp", "sysfs"), "overlay": lambda: mount("none", "/tmp", "overlay", 0, "lowerdir=/usr:/kaggle/input"),
+        "sysfs": lambda: mount("none", "/tmp", "sysfs"),
+        "overlay": lambda: mount("none", "/tmp", "overlay", 0, "lowerdir=/usr:/kaggle/input"),
         "bind": lambda: [mount("/kaggle/input/one", "/tmp", None, BIND | REC), mount("none", "/tmp", None, REMOUNT | BIND), write("/tmp/a.txt")],
     })  # fmt: skip
 
@@ -227,7 +236,7 @@ def new_namespaces() -> Any:
         return "cloned"
 
     tries = {f"unshare {name}": lambda flag=flag: in_child(lambda: call("unshare", flag)) for name, flag in NEW.items()}
-    tries |= {f"clone {name}": lambda flag=flag: cloned(flag) for name, flag in NEW.items() if name != "time"}
+    tries |= {f"clone {name}": lambda flag=flag: cloned(flag) for name, flag in NEW.items()}
     return answers(tries | {"clone3 user": lambda: cloned3(NEW["user"])})
 
 
@@ -245,7 +254,8 @@ def namespaces_of_process_1() -> Any:
         return call("setns", os.pidfd_open(1), flag)
 
     kinds = ("mnt", "user", "pid", "net", "ipc", "uts", "cgroup")
-    return answers({kind: lambda kind=kind: in_child(lambda: entered(kind)) for kind in kinds} | {"pidfd": lambda: in_child(lambda: by_pid(NEW["mount"]))})
+    tries = {kind: lambda kind=kind: in_child(lambda: entered(kind)) for kind in kinds}
+    return answers(tries | {"pidfd": lambda: in_child(lambda: by_pid(NEW["mount"]))})
 
 
 @probe
@@ -320,20 +330,24 @@ def devices() -> Any:
         finally:
             os.unlink(path)
 
-    tries = {f"disk in {folder}": lambda folder=folder: made(stat.S_IFBLK, disk, folder) for folder in ("/tmp", "/kaggle/working", "/dev/shm")}
+    folders, known = ("/tmp", "/kaggle/working", "/dev/shm"), {"mem", "kmem", "port", "vda", "sda", "nvme0n1", "kmsg", "fuse", "kvm"}
+    tries = {f"disk in {folder}": lambda folder=folder: made(stat.S_IFBLK, disk, folder) for folder in folders}
     tries |= {"memory": lambda: made(stat.S_IFCHR, os.makedev(1, 1), "/tmp"), "kmsg": lambda: opens("/dev/kmsg")}
-    return answers(tries | {"listed": lambda: sorted(set(os.listdir("/dev")) & {"mem", "kmem", "port", "vda", "sda", "nvme0n1", "kmsg", "fuse", "kvm"})})
+    return answers(tries | {"listed": lambda: sorted(set(os.listdir("/dev")) & known)})
 
 
 @probe
 def settings_of_the_machine() -> Any:
     """As the machine's root one may write these without any capability: `core_pattern` names a program that its kernel starts."""
     paths = (
-        "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/overcommit_memory", "/proc/sys/fs/file-max", "/proc/sysrq-trigger",
-        "/proc/sys/net/ipv4/ip_forward", "/proc/irq/default_smp_affinity", "/sys/kernel/uevent_helper", "/sys/kernel/mm/transparent_hugepage/enabled",
-        "/sys/power/state", "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/memory/cgroup.procs", "/proc/self/oom_score_adj", "/proc/kcore", "/proc/kmsg",
+        "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/overcommit_memory", "/proc/sys/fs/file-max",
+        "/proc/sysrq-trigger",
+        "/proc/sys/net/ipv4/ip_forward", "/proc/irq/default_smp_affinity", "/sys/kernel/uevent_helper",
+        "/sys/kernel/mm/transparent_hugepage/enabled",
+        "/sys/power/state", "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/memory/cgroup.procs", "/proc/self/oom_score_adj",
     )  # fmt: skip
-    return answers({path: lambda path=path: opens(path, os.O_RDONLY if path in ("/proc/kcore", "/proc/kmsg") else os.O_WRONLY) for path in paths})
+    read = answers({path: lambda path=path: opens(path, os.O_RDONLY) for path in ("/proc/kcore", "/proc/kmsg")})
+    return read | answers({path: lambda path=path: opens(path) for path in paths})
 
 
 @probe
@@ -341,9 +355,12 @@ def calls_for_the_administrator() -> Any:
     one = ctypes.create_string_buffer(64)
     return answers({
         "sethostname": lambda: socket.sethostname("hostile"), "settimeofday": lambda: call("settimeofday", one, 0),
-        "init_module": lambda: call("init_module", one, 64, one), "kexec": lambda: call("kexec_load", 0, 0, 0, 0), "reboot": lambda: call("reboot", 0, 0, 0, 0),
-        "swapon": lambda: call("swapon", ctypes.c_char_p(b"/tmp/x"), 0), "acct": lambda: call("acct", 0), "syslog": lambda: call("syslog", 3, one, 64),
-        "quotactl": lambda: call("quotactl", 0x80000200, ctypes.c_char_p(b"/dev/vda"), 0, one), "chown": lambda: os.chown("/tmp", 12345, 12345),
+        "init_module": lambda: call("init_module", one, 64, one), "kexec": lambda: call("kexec_load", 0, 0, 0, 0),
+        "reboot": lambda: call("reboot", 0, 0, 0, 0),
+        "swapon": lambda: call("swapon", ctypes.c_char_p(b"/tmp/x"), 0), "acct": lambda: call("acct", 0),
+        "syslog": lambda: call("syslog", 3, one, 64),
+        "quotactl": lambda: call("quotactl", 0x80000200, ctypes.c_char_p(b"/dev/vda"), 0, one),
+        "chown": lambda: os.chown("/tmp", 12345, 12345),
         "setuid": lambda: in_child(lambda: os.setresuid(12345, 12345, 12345)), "setgroups": lambda: in_child(lambda: os.setgroups([0])),
     })  # fmt: skip
 
@@ -354,7 +371,11 @@ def calls_for_the_administrator() -> Any:
 @probe
 def environments() -> Any:
     """The second attack that worked: the variables of whoever started the session, with their tokens."""
-    return {pid: answers({name: lambda name=name, pid=pid: holds_secret(Path(f"/proc/{pid}/{name}").read_bytes()) for name in ("environ", "cmdline")}) for pid in others()}
+
+    def held(pid: str, name: str) -> Any:
+        return attempt(lambda: holds_secret(Path(f"/proc/{pid}/{name}").read_bytes()))
+
+    return {pid: {name: held(pid, name) for name in ("environ", "cmdline")} for pid in others()}
 
 
 @probe
@@ -371,9 +392,10 @@ def command_lines() -> Any:
 def memory_of_process_1() -> Any:
     """Its specification, its log, its descriptors."""
     local, remote = ctypes.create_string_buffer(8), ctypes.c_void_p(id(libc) & ~0xFFF)
-    places = ctypes.create_string_buffer(struct.pack("PP", ctypes.addressof(local), 8)), ctypes.create_string_buffer(struct.pack("PP", remote.value, 8))
+    places = [ctypes.create_string_buffer(struct.pack("PP", address, 8)) for address in (ctypes.addressof(local), remote.value)]
     return answers({
-        "mem": lambda: opens("/proc/1/mem", os.O_RDWR), "maps": lambda: bool(Path("/proc/1/maps").read_bytes()), "attach": lambda: call("ptrace", 16, 1, 0, 0),
+        "mem": lambda: opens("/proc/1/mem", os.O_RDWR), "maps": lambda: bool(Path("/proc/1/maps").read_bytes()),
+        "attach": lambda: call("ptrace", 16, 1, 0, 0),
         "seize": lambda: call("ptrace", 0x4206, 1, 0, 0), "readv": lambda: call("process_vm_readv", 1, places[0], 1, places[1], 1, 0),
         "pidfd_getfd": lambda: call("pidfd_getfd", os.pidfd_open(1), 3, 0), "auxv": lambda: bool(Path("/proc/1/auxv").read_bytes()),
         "stack": lambda: bool(Path("/proc/1/stack").read_bytes()), "kcmp": lambda: call("kcmp", os.getpid(), 1, 0, 0, 3),
@@ -391,8 +413,8 @@ def keys() -> Any:
         return holds_secret(text.raw)
 
     rings = {"session": -3, "user": -4, "user session": -5}
-    return answers({name: lambda ring=ring: key(ring) for name, ring in rings.items()}
-                   | {"add": lambda: call("add_key", ctypes.c_char_p(b"user"), ctypes.c_char_p(b"mine"), ctypes.c_char_p(b"x"), 1, -4)})  # fmt: skip
+    texts = [ctypes.c_char_p(text) for text in (b"user", b"mine", b"x")]
+    return answers({name: lambda ring=ring: key(ring) for name, ring in rings.items()} | {"add": lambda: call("add_key", *texts, 1, -4)})
 
 
 @probe
@@ -400,11 +422,13 @@ def wide_calls() -> Any:
     """Calls that are the usual way to a fault of the machine's kernel, or around a filter of calls."""
     attributes = ctypes.create_string_buffer(struct.pack("II", 1, 128) + bytes(120))
     program = ctypes.create_string_buffer(struct.pack("QQ", 0x00000000000000B7, 0x95))
-    bpf = ctypes.create_string_buffer(struct.pack("IIQQII", 1, 2, ctypes.addressof(program), ctypes.addressof(attributes), 0, 0) + bytes(88))
+    facts = (1, 2, ctypes.addressof(program), ctypes.addressof(attributes), 0, 0)
+    bpf = ctypes.create_string_buffer(struct.pack("IIQQII", *facts) + bytes(88))
     return answers({
         "io_uring": lambda: call("io_uring_setup", 4, ctypes.create_string_buffer(120)), "bpf": lambda: call("bpf", 5, bpf, 120),
         "perf": lambda: call("perf_event_open", attributes, 0, -1, -1, 0), "userfaultfd": lambda: call("userfaultfd", 0),
-        "shmget": lambda: call("shmget", 0, 4096, 0o1600), "fallocate": lambda: call("fallocate", os.open("/tmp/all", os.O_CREAT | os.O_RDWR), 0, 0, 1 << 20),
+        "shmget": lambda: call("shmget", 0, 4096, 0o1600),
+        "fallocate": lambda: call("fallocate", os.open("/tmp/all", os.O_CREAT | os.O_RDWR), 0, 0, 1 << 20),
     })  # fmt: skip
 
 
@@ -416,16 +440,20 @@ def calls_of_another_form() -> Any:
     code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(b"\x53\xbb\x00\x00\x02\x00\xb8\x36\x01\x00\x00\xcd\x80\x5b\xc3")  # push rbx; ebx = NEWNS; eax = 310; int 0x80; pop rbx; ret
     old = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
-    return answers({"32 bits": lambda: in_child(lambda: errno.errorcode.get(-old(), "done")),
-                    "x32": lambda: in_child(lambda: checked(libc.syscall(ctypes.c_long(272 | 0x40000000), ctypes.c_long(NEW["mount"])))) })  # fmt: skip
+    x32 = ctypes.c_long(CALLS["unshare"][0] | 0x40000000), ctypes.c_long(NEW["mount"])
+    return {
+        "32 bits": in_child(lambda: errno.errorcode.get(-old(), "done")),
+        "x32": in_child(lambda: checked(libc.syscall(*x32))),
+    }
 
 
 @probe
 def sockets() -> Any:
     """Families that no network namespace holds back: AF_VSOCK talks to the host of a virtual machine."""
     families = {"vsock": 40, "packet": 17, "alg": 38, "bluetooth": 31, "can": 29, "tipc": 30, "xdp": 44, "qrtr": 42, "kcm": 41}
-    kinds = {"packet": socket.SOCK_RAW, "alg": socket.SOCK_SEQPACKET, "can": socket.SOCK_RAW, "xdp": socket.SOCK_RAW, "qrtr": socket.SOCK_DGRAM, "bluetooth": socket.SOCK_RAW}
-    tries = {name: lambda name=name, number=number: bool(socket.socket(number, kinds.get(name, socket.SOCK_STREAM))) for name, number in families.items()}
+    kinds = dict.fromkeys(("packet", "can", "xdp", "bluetooth"), socket.SOCK_RAW) | {"alg": socket.SOCK_SEQPACKET, "qrtr": socket.SOCK_DGRAM}
+    asked = [(name, number, kinds.get(name, socket.SOCK_STREAM)) for name, number in families.items()]
+    tries = {name: lambda number=number, kind=kind: bool(socket.socket(number, kind)) for name, number, kind in asked}
     return answers(tries | {"raw": lambda: bool(socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))})
 
 
@@ -437,8 +465,8 @@ def routes() -> Any:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
             name = ctypes.create_string_buffer(b"lo")
             anywhere = struct.pack("HH4s8x", socket.AF_INET, 0, bytes(4))
-            entry = struct.pack("Q", 0) + anywhere + anywhere + anywhere + struct.pack("HhQBxxxxxxxhxxxxxxPQQH", 1, 0, 0, 0, 0, ctypes.addressof(name), 0, 0, 0)
-            fcntl.ioctl(one, 0x890B, entry + bytes(120 - len(entry)))
+            device = struct.pack("HhQBxxxxxxxhxxxxxxPQQH", 1, 0, 0, 0, 0, ctypes.addressof(name), 0, 0, 0)
+            fcntl.ioctl(one, 0x890B, (bytes(8) + 3 * anywhere + device).ljust(120, b"\0"))
         return "routed"
 
     def down() -> str:
@@ -452,7 +480,8 @@ def routes() -> Any:
 @probe
 def names_of_hosts() -> Any:
     """A name that is answered inside is never looked up outside."""
-    return answers({path: lambda path=path: write(path, b"") for path in ("/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/new")})
+    names = ("hosts", "resolv.conf", "nsswitch.conf", "new")
+    return answers({name: lambda name=name: write(f"/etc/{name}", b"") for name in names})
 
 
 # ---------------------------------------------------------------- the records
@@ -469,18 +498,23 @@ def record_of_the_network() -> Any:
     for folder in ("/rehearsal", "/run/rehearsal"):
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
             path = f"{folder}/{name}"
-            found[name] = answers({"empty": lambda path=path: opens(path, os.O_WRONLY | os.O_TRUNC), "move": lambda path=path: os.rename(path, path + ".gone"),
-                                   "remove": lambda path=path: os.unlink(path), "mode": lambda path=path: os.chmod(path, 0)})  # fmt: skip
+            found[name] = answers({
+                "empty": lambda path=path: opens(path, os.O_WRONLY | os.O_TRUNC), "move": lambda path=path: os.rename(path, path + ".gone"),
+                "remove": lambda path=path: os.unlink(path), "mode": lambda path=path: os.chmod(path, 0),
+            })  # fmt: skip
         if os.path.isdir(folder):
-            found[folder] = answers({"move": lambda folder=folder: os.rename(folder, "/gone"), "new": lambda folder=folder: write(f"{folder}/new"),
-                                     "mode": lambda folder=folder: os.chmod(folder, 0)})  # fmt: skip
+            found[folder] = answers({
+                "move": lambda folder=folder: os.rename(folder, "/gone"), "new": lambda folder=folder: write(f"{folder}/new"),
+                "mode": lambda folder=folder: os.chmod(folder, 0),
+            })  # fmt: skip
     return found
 
 
 @probe
 def forged_notes() -> Any:
     """Notes that are no notes must neither break nor push out the true ones."""
-    for text in (b"x" * 100000, b"[]", b"{", b"\xff\0", b'{"host": 5}', b'{"event": "", "host": "a\\nFAIL forged", "line": "\\u001b[2J"}', b"null", b'{"host": []}', b"[" * 4000):
+    forged = b'{"event": "", "host": "a\\nFAIL forged", "line": "\\u001b[2J"}'
+    for text in (b"x" * 100000, b"[]", b"{", b"\xff\0", b'{"host": 5}', forged, b"null", b'{"host": []}', b"[" * 4000):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
             one.sendto(text, "/rehearsal/notes")
     for number in range(3000):
@@ -492,8 +526,11 @@ def forged_notes() -> Any:
 @probe
 def own_log() -> Any:
     """What was printed cannot be taken back."""
-    return answers({"truncate": lambda: os.ftruncate(1, 0), "open": lambda: opens("/proc/self/fd/1", os.O_WRONLY | os.O_TRUNC), "place": lambda: os.readlink("/proc/self/fd/1"),
-                    "seek": lambda: os.lseek(1, 0, os.SEEK_SET), "read": lambda: opens("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)})  # fmt: skip
+    return answers({
+        "truncate": lambda: os.ftruncate(1, 0), "seek": lambda: os.lseek(1, 0, os.SEEK_SET), "place": lambda: os.readlink("/proc/self/fd/1"),
+        "open": lambda: opens("/proc/self/fd/1", os.O_WRONLY | os.O_TRUNC),
+        "read": lambda: opens("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK),
+    })  # fmt: skip
 
 
 # ---------------------------------------------------------------- limits
@@ -508,7 +545,8 @@ def higher_limits() -> Any:
 
     tries = {name: lambda name=name: in_child(lambda: raised(name)) for name in ("NPROC", "CORE")}
     return answers(tries | {
-        "nice": lambda: in_child(lambda: os.nice(-5)), "real time": lambda: in_child(lambda: os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))),
+        "nice": lambda: in_child(lambda: os.nice(-5)),
+        "real time": lambda: in_child(lambda: os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))),
         "limits of 1": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (3, 3)) if os.getppid() == 1 else "no",
         "pages": lambda: opens("/proc/sys/vm/nr_hugepages"),
     })  # fmt: skip
@@ -562,12 +600,18 @@ def output() -> Any:
     way_out = "../" * 40 + FACTS["file"].lstrip("/")
     return answers({
         "absolute": lambda: os.symlink(FACTS["file"], "absolute"), "relative": lambda: os.symlink(way_out, "folder/relative"),
-        "folder": lambda: os.symlink("/etc", "etc"), "proc": lambda: os.symlink("/proc/self/root", "proc"), "inner": lambda: os.symlink("folder", "inner"),
-        "chain": lambda: os.symlink(f"inner/../{way_out}", "chain"), "hard": lambda: os.link(INPUT, "hard"), "hard script": lambda: os.link("/kaggle/src/script.py", "hard2"),
-        "pipe": lambda: os.mkfifo("pipe"), "socket": lambda: socket.socket(socket.AF_UNIX).bind("socket"), "device": lambda: os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3)),
-        "setuid": lambda: [Path("setuid").write_bytes(b"#!/bin/sh\n"), os.chmod("setuid", 0o6755)], "newline": lambda: write("a\nPASS forged"),
-        "escape": lambda: write("a\x1b[2J"), "bytes": lambda: write(b"\xff\xfe"), "dots": lambda: write("..."), "sparse": lambda: os.truncate(os.open("sparse", os.O_CREAT | os.O_RDWR), 1 << 50),
-        "closed": lambda: [os.mkdir("closed"), write("closed/file"), os.chmod("closed/file", 0), os.chmod("closed", 0)], "good": lambda: write("folder/good.txt", b"good"),
+        "folder": lambda: os.symlink("/etc", "etc"), "proc": lambda: os.symlink("/proc/self/root", "proc"),
+        "inner": lambda: os.symlink("folder", "inner"),
+        "chain": lambda: os.symlink(f"inner/../{way_out}", "chain"), "hard": lambda: os.link(INPUT, "hard"),
+        "hard script": lambda: os.link("/kaggle/src/script.py", "hard2"),
+        "pipe": lambda: os.mkfifo("pipe"), "socket": lambda: socket.socket(socket.AF_UNIX).bind("socket"),
+        "device": lambda: os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3)),
+        "setuid": lambda: [Path("setuid").write_bytes(b"#!/bin/sh\n"), os.chmod("setuid", 0o6755)],
+        "newline": lambda: write("a\nPASS forged"),
+        "escape": lambda: write("a\x1b[2J"), "bytes": lambda: write(b"\xff\xfe"), "dots": lambda: write("..."),
+        "sparse": lambda: os.truncate(os.open("sparse", os.O_CREAT | os.O_RDWR), 1 << 50),
+        "closed": lambda: [os.mkdir("closed"), write("closed/file"), os.chmod("closed/file", 0), os.chmod("closed", 0)],
+        "good": lambda: write("folder/good.txt", b"good"),
         "many links": lambda: [write("big", bytes(1 << 20)), *(os.link("big", f"folder/{number}") for number in range(200))] and "made",
     })  # fmt: skip
 
@@ -591,8 +635,8 @@ def deep_output() -> Any:
 @probe
 def signals_to_process_1() -> Any:
     """Whoever ends the watcher is watched no more."""
-    numbers = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGSEGV, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM)
-    tries = {number.name: lambda number=number: os.kill(1, number) for number in numbers}
+    names = ("KILL", "STOP", "TERM", "INT", "HUP", "SEGV", "USR1", "CHLD", "ALRM")
+    tries = {name: lambda name=name: os.kill(1, getattr(signal, f"SIG{name}")) for name in names}
     found = answers(tries)
     time.sleep(0.3)
     return found | {"state": Path("/proc/1/stat").read_text().rpartition(") ")[2][0]}
@@ -604,21 +648,25 @@ def processor_time_of_process_1() -> Any:
     return attempt(lambda: resource.prlimit(1, resource.RLIMIT_CPU, (0, 0)) and "limited")
 
 
-REFUSED = {"EPERM", "EACCES", "EROFS", "ENOSPC", "ENOENT", "ENOSYS", "EINVAL", "EXDEV", "EAFNOSUPPORT", "ENOTSUP", "ENXIO", "ESPIPE", "EBUSY"}
+REFUSED = set("EPERM EACCES EROFS ENOSPC ENOENT ENOSYS EINVAL EXDEV EAFNOSUPPORT ENOTSUP ENXIO ESPIPE EBUSY".split())
 NOTHING = "0" * 16
 # Everything that can be written to: its room in bytes; None for the machine's disk, which the watcher looks at.
 ROOM = {"/root": 2 << 30, "/opt/venv": 2 << 30, "/dev/shm": 29 << 30, "/kaggle/working": 20 << 30, "/kaggle/tmp": None, "/tmp": None}
 # What probes may get that are not refused outright.
 HARMLESS: dict[str, Callable[[Any], bool]] = {
-    "privileges": lambda got: got == {**dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), NOTHING), "NoNewPrivs": "1", "Seccomp": "2", "Groups": ""},
-    "privileges_of_a_setuid_program": lambda got: got == NOTHING, "descriptors": lambda got: got == [], "user": lambda got: got == [0, 0, 0],
-    "roots_of_other_processes": lambda got: list(got) == ["1"] and not any((got["1"]["root"], got["1"]["cwd"])) and got["1"]["list"] in REFUSED
-    and (got["1"]["fds"] == [] or got["1"]["fds"] in REFUSED),
+    "privileges": lambda got: got.pop("NoNewPrivs") == "1" and got.pop("Seccomp") == "2" and not got.pop("Groups").replace("65534", "").strip()
+    and set(got.values()) == {NOTHING},
+    "privileges_of_a_setuid_program": lambda got: got == NOTHING, "descriptors": lambda got: got == [],
+    "user": lambda got: got == [0, 0, 0],
+    "roots_of_other_processes": lambda got: list(got) == ["1"] and not (got["1"]["root"] or got["1"]["cwd"])
+    and got["1"]["list"] in REFUSED and (got["1"]["fds"] == [] or got["1"]["fds"] in REFUSED),
     "dotdot": lambda got: got == [False] * 3, "devices": lambda got: got.pop("listed") == [] and refused(got),
     "environments": lambda got: list(got) == ["1"] and got["1"]["environ"] in REFUSED and got["1"]["cmdline"] == "nothing",
-    "own_environment": lambda got: got == ["nothing"] * 2, "command_lines": lambda got: list(got) == ["1"] and got["1"][1:] == ["-I", "-B", "inside", ""],
-    "forged_notes": lambda got: got == "sent", "sizes": lambda got: {path: room[1] for path, room in got.items()} == {
-        path: got[path][1] if room is None else room for path, room in ROOM.items()} and all(room[2] <= 200_000 for room in got.values() if room[0] == "tmpfs"),
+    "own_environment": lambda got: got == ["nothing"] * 2,
+    "command_lines": lambda got: list(got) == ["1"] and got["1"][1:] == ["-I", "-B", "inside", ""],
+    "forged_notes": lambda got: got == "sent",
+    "sizes": lambda got: got.keys() == ROOM.keys() and all(
+        ROOM[path] in (None, size) and (files <= 200_000 or kind != "tmpfs") for path, (kind, size, files) in got.items()),
     "writable_places": lambda got: all(path.startswith(tuple(ROOM)) for path in got),
     "own_log": lambda got: refused([got["truncate"], got["seek"], got["read"]]) and got["place"].startswith("pipe:"),
     # Without root the kernel is the same user as process 1, which does nothing but wait. A signal does not reach it; a limit may.

@@ -32,6 +32,12 @@ def _command_lines() -> str:
     return "\n".join(found)
 
 
+def _below(pid: int) -> list[int]:
+    """A process's children, theirs, and so on."""
+    children = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+    return children + [other for child in children for other in _below(child)]
+
+
 PLAY = """
 import sys
 from pathlib import Path
@@ -91,11 +97,15 @@ def test_stopping_it_takes_every_process_along(bare: Image, tmp_path: Path, numb
     script = tmp_path / "kernel.py"
     start = f"subprocess.Popen(['sleep', '{odd}'], start_new_session=True)"
     script.write_text(f"import signal, subprocess\nsignal.signal(15, signal.SIG_IGN)\nchild = {start}\nprint('begun', flush=True)\nchild.wait()")
-    process = subprocess.Popen(player(bare, script, tmp_path / "session"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command, secret = player(bare, script, tmp_path / "session"), {"HUBMAP_STRANGER": hostile.SECRET}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | secret)
     log = tmp_path / "session" / "kernel.log"
     while process.poll() is None and not (log.is_file() and "begun" in log.read_text()):
         time.sleep(0.05)
     assert odd in _command_lines()
+    around = [pid for pid in _below(process.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\0-I\0-B\0inside\0")]
+    assert len(around) == 3  # what waits for the watcher, the watcher, process 1 of the kernel's namespace
+    assert not any(hostile.SECRET.encode() in Path(f"/proc/{pid}/environ").read_bytes() for pid in around)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == -number

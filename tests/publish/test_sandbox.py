@@ -241,7 +241,9 @@ def test_what_is_left_after_the_end_fails_the_session(bare: Image, tmp_path: Pat
     odd, late = "3600.03125", "3.0625"
     scripts = (
         f"import subprocess; subprocess.Popen(['sleep', '{odd}'], start_new_session=True); print('{MARKER}')",
-        f"import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'50%|##\\r{MARKER[:20]}'); os.write(1, b'{MARKER[20:]}\\n'); time.sleep(600)",
+        # Behind a progress bar, and in two pieces.
+        f"import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'50%|##\\r{MARKER[:20]}'); "
+        f"os.write(1, b'{MARKER[20:]}\\n'); time.sleep(600)",
         f"import subprocess; subprocess.Popen(['sleep', '{late}'], start_new_session=True); print('{MARKER}')",
         f"import subprocess; subprocess.Popen(['sleep', '{odd}']); raise SystemExit(3)",
     )  # fmt: skip

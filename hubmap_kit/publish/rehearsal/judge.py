@@ -99,8 +99,9 @@ def _left_over(outcome: Outcome) -> list[str]:
     """On Kaggle a session goes on, and costs quota, until its last process has ended."""
     if not outcome.left:
         return []
-    count, shown = len(outcome.left), ", ".join(outcome.left[:SHOWN])
-    return [f"{count} process{'es were' if count > 1 else ' was'} still running 10 s after the end marker or the kernel's exit, and the session was ended: {shown}"]
+    were = "1 process was" if len(outcome.left) == 1 else f"{len(outcome.left)} processes were"
+    shown = ", ".join(outcome.left[:SHOWN])
+    return [f"{were} still running 10 s after the end marker or the kernel's exit, and the session was ended: {shown}"]
 
 
 def _ended(outcome: Outcome, log: str) -> list[str]:

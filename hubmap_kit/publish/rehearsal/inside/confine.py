@@ -40,25 +40,37 @@ SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, DROP_BOUND, SET_SECUREBITS, SET_NO_
 SECUREBITS = 0b11101111
 CAPABILITIES_V3 = 0x20080522
 
-ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+MACHINES = ("x86_64", "aarch64")  # each pair of numbers below is of these
+AUDITED = (0xC000003E, 0xC00000B7)
 # Refused: what gives rights back in a namespace, what looks into other processes, what namespaces do not hold back (keys, file
 # handles), memory that no process shows (shmget), a whole disk in one call (fallocate; it is written instead), and interfaces that go
 # round this list or are known for their faults.
 REFUSED = {
-    "x86_64": {
-        "mount": 165, "umount2": 166, "pivot_root": 155, "open_tree": 428, "move_mount": 429, "fsopen": 430, "mount_setattr": 442, "unshare": 272,
-        "setns": 308, "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "keyctl": 250, "add_key": 248, "request_key": 249, "bpf": 321,
-        "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425, "name_to_handle_at": 303, "open_by_handle_at": 304, "shmget": 29,
-        "fallocate": 285,
-    },
-    "aarch64": {
-        "mount": 40, "umount2": 39, "pivot_root": 41, "open_tree": 428, "move_mount": 429, "fsopen": 430, "mount_setattr": 442, "unshare": 97,
-        "setns": 268, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "keyctl": 219, "add_key": 217, "request_key": 218, "bpf": 280,
-        "perf_event_open": 241, "userfaultfd": 282, "io_uring_setup": 425, "name_to_handle_at": 264, "open_by_handle_at": 265, "shmget": 194,
-        "fallocate": 47,
-    },
-}  # fmt: skip
-CLONE, SOCKET, KEYCTL = {"x86_64": (56, 41, 250), "aarch64": (220, 198, 219)}.get(platform.machine(), (-1, -1, -1))
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "mount_setattr": (442, 442),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "shmget": (29, 194),
+    "fallocate": (285, 47),
+}
+CLONE, SOCKET = (56, 220), (41, 198)
 X32 = 0x40000000  # system calls of another form begin here on x86_64
 JOIN_SESSION_KEYRING = 1
 # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: the others are not bound to a network namespace; AF_VSOCK talks to the host of a virtual machine.
@@ -70,7 +82,7 @@ _libc = ctypes.PyDLL(None, use_errno=True)  # which keeps the interpreter's lock
 
 
 class Program:
-    """A program that runs. `pid` is process 1 of its namespace as this process sees it; `code` is the program's own exit code once it has one.
+    """A program that runs. `pid` is process 1 of its namespace as this process sees it; `code` is the program's exit code once it has one.
 
     What it prints goes to `write`; each function of `lines` is called when its descriptor has something to read.
     """
@@ -122,16 +134,22 @@ class Program:
         os.close(self.news)
 
 
+def machine() -> int:
+    """Which of the two numbers of a system call is this machine's. Raises SetupError where neither is."""
+    if platform.machine() not in MACHINES:
+        raise SetupError(f"no sandbox is known for the processor {platform.machine()}; use one of {', '.join(MACHINES)}")
+    return MACHINES.index(platform.machine())
+
+
 def clone(flags: int, *maps: tuple[str, str]) -> int:
     """As fork(2), with new namespaces; the child ends with its parent. `maps` are of users and groups; the first that is allowed is taken.
 
     Returns the child's number, and 0 in the child. Raises SetupError where the machine refuses.
     """
     reader, writer = os.pipe()
-    pid = _libc.syscall(ctypes.c_long(CLONE), ctypes.c_ulong(flags | signal.SIGCHLD), None, None, None, None) if CLONE > 0 else -1
+    pid = _libc.syscall(ctypes.c_long(CLONE[machine()]), ctypes.c_ulong(flags | signal.SIGCHLD), None, None, None, None)
     if pid < 0:
-        why = os.strerror(ctypes.get_errno()) if CLONE > 0 else f"no way is known for the processor {platform.machine()}; use x86_64 or aarch64"
-        raise SetupError(f"new namespaces: {why}")
+        raise SetupError(f"new namespaces: {os.strerror(ctypes.get_errno())}")
     if pid == 0:
         os.close(writer)
         _prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
@@ -216,7 +234,7 @@ def _settle(printed: int, told: int) -> None:
         Path("/proc/sys/kernel/pid_max").write_text(str(2 * TASKS))
     Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out all the same, this is what goes
     Path("/proc/sys/user/max_user_namespaces").write_text("0")
-    _libc.syscall(ctypes.c_long(KEYCTL), ctypes.c_long(JOIN_SESSION_KEYRING), None)
+    _libc.syscall(ctypes.c_long(REFUSED["keyctl"][machine()]), ctypes.c_long(JOIN_SESSION_KEYRING), None)
     # Read-only: to the machine's root, settings of the machine are files in it, which need no capability.
     mounts.mount("proc", "/proc", "proc", mounts.NOSUID | mounts.NODEV | mounts.NOEXEC | mounts.RDONLY)
 
@@ -246,22 +264,22 @@ def _give_up() -> None:
     if _libc.capset(header, empty):
         raise SetupError(f"dropping capabilities: {os.strerror(ctypes.get_errno())}")
     _prctl(SET_NO_NEW_PRIVILEGES, 1)
-    code = call_filter(platform.machine())
+    code = _call_filter(machine())
     lines = ctypes.create_string_buffer(code)
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(lines)))
     _prctl(SET_SECCOMP, 2, ctypes.addressof(program))
     _prctl(SET_DUMPABLE, 0)  # until exec
 
 
-def call_filter(machine: str) -> bytes:
+def _call_filter(which: int) -> bytes:
     """A program for seccomp: the refused calls answer EPERM, sockets of other families EAFNOSUPPORT, calls of another form ENOSYS."""
     load, equal, at_least, answer, allow, refuse = 0x20, 0x15, 0x35, 0x06, 0x7FFF0000, 0x00050000
-    lines = [(load, 0, 0, 4), (equal, 1, 0, ARCHITECTURES[machine]), (answer, 0, 0, refuse | ENOSYS), (load, 0, 0, 0)]
-    if machine == "x86_64":
+    lines = [(load, 0, 0, 4), (equal, 1, 0, AUDITED[which]), (answer, 0, 0, refuse | ENOSYS), (load, 0, 0, 0)]
+    if MACHINES[which] == "x86_64":
         lines += [(at_least, 0, 1, X32), (answer, 0, 0, refuse | ENOSYS)]
-    for name, number in REFUSED[machine].items():
-        lines += [(equal, 0, 1, number), (answer, 0, 0, refuse | (EOPNOTSUPP if name == "fallocate" else EPERM))]
-    lines += [(equal, 1, 0, SOCKET), (answer, 0, 0, allow), (load, 0, 0, 16)]  # the first argument
+    for name, numbers in REFUSED.items():
+        lines += [(equal, 0, 1, numbers[which]), (answer, 0, 0, refuse | (EOPNOTSUPP if name == "fallocate" else EPERM))]
+    lines += [(equal, 1, 0, SOCKET[which]), (answer, 0, 0, allow), (load, 0, 0, 16)]  # the first argument
     for family in FAMILIES:
         lines += [(equal, 0, 1, family), (answer, 0, 0, allow)]
     return b"".join(struct.pack("HBBI", *line) for line in [*lines, (answer, 0, 0, refuse | EAFNOSUPPORT)])

@@ -21,7 +21,9 @@ def unreadable(folders: list[str]) -> list[str]:
     """The first input that this user may not read, if there is one."""
     for folder in folders:
         places = [folder, *(os.path.join(above, name) for above, below, names in os.walk(folder) for name in (*below, *names))]
-        closed = [path for path in places if not os.path.islink(path) and not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0))]
+        closed = [
+            path for path in places if not os.path.islink(path) and not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0))
+        ]
         if closed:
             return closed[:1]
     return []

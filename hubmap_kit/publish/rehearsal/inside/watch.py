@@ -17,9 +17,10 @@ from contextlib import suppress
 from typing import Any
 
 import confine
+from mounts import SetupError
 
-TICK = 0.2
-SHARE = 0.2  # of the time goes into looking, at most
+TICK, LOOK = 0.05, 0.2  # seconds between two checks of the limits, and between two looks at the memory
+SHARE = 0.2  # of the time goes into such looks, at most
 KIB, MIB, GIB = 1024, 1 << 20, 1 << 30
 LOG_BYTES = 64 * MIB
 NOTES, NOTE_BYTES, NOTE_CHARACTERS = 100, 4096, 300
@@ -68,8 +69,12 @@ class Notes:
                 self._take(json.loads(data))
 
     def _take(self, note: Any) -> None:
-        if isinstance(note, dict) and all(isinstance(note.get(name), str) for name in ("event", "host", "line")) and len(self.found) < NOTES:
-            text = {name: "".join(one if one.isprintable() else "?" for one in note[name][:NOTE_CHARACTERS]) for name in ("event", "host", "line")}
+        if (
+            isinstance(note, dict)
+            and all(isinstance(note.get(name), str) for name in ("event", "host", "line"))
+            and len(self.found) < NOTES
+        ):
+            text = {name: printable(note[name][:NOTE_CHARACTERS]) for name in ("event", "host", "line")}
             self.found.setdefault(tuple(text.values()), text)
 
 
@@ -87,61 +92,67 @@ class Scratch:
         facts = os.statvfs(SCRATCH)
         taken, files = self.free - facts.f_bavail * facts.f_frsize, self.files - facts.f_favail
         if taken > self.limit:
-            return f"the disk of /tmp and /kaggle/tmp lost {taken / GIB:.2f} GiB, more than the {self.limit / GIB:.2f} GiB that a session may take here"
+            lost, most = f"{taken / GIB:.2f} GiB", f"{self.limit / GIB:.2f} GiB"
+            return f"the disk of /tmp and /kaggle/tmp lost {lost}, more than the {most} that a session may take here"
         if self.most and files > self.most:
             return f"{files} files came to the disk of /tmp and /kaggle/tmp, more than the {self.most} that a session may make here"
         return ""
 
 
+class Meter(threading.Thread):
+    """Measures memory, and keeps tasks on the session's processors. Apart from all else, for a look at a process waits for that process."""
+
+    def __init__(self, waiter: int) -> None:
+        super().__init__(daemon=True)
+        self.waiter, self.peak = waiter, 0
+
+    def run(self) -> None:
+        """Go on until the watcher ends."""
+        while True:
+            began, pids = time.monotonic(), processes(self.waiter)
+            hold_to_cores(pids)
+            self.peak = max(self.peak, memory(pids))
+            time.sleep(max(LOOK, (time.monotonic() - began) * (1 / SHARE - 1)))
+
+
 def run(spec: dict[str, Any], log: Log, notes: Notes) -> dict[str, Any]:
     """Run the kernel to its end or to a limit. Returns its exit code, seconds, peaks, what stopped it and why, and what it left over."""
-    scratch, began, alarm = Scratch(spec["scratch_bytes"]), time.monotonic(), list[tuple[str, str]]()
+    scratch, began = Scratch(spec["scratch_bytes"]), time.monotonic()
     kernel = confine.start(spec["argv"], spec["env"], WORKING, log.write, {notes.line.fileno(): notes.read})
-    threading.Thread(target=_guard, args=(kernel.pid, scratch, alarm), daemon=True).start()
-    peak = disk = 0
-    stopped, why, left, over, ended = "", "", list[str](), False, 0.0
-    while not over:
-        now = time.monotonic()
-        pids = processes(kernel.pid)
-        hold_to_cores(pids)
-        peak, disk = max(peak, memory(pids)), max(disk, used(WORKING))
-        if peak > spec["memory_bytes"]:
-            stopped = "memory"
-        elif now - began > spec["seconds"]:
-            stopped = "time"
-        elif log.size >= LOG_BYTES:
-            stopped, why = "log", f"log full: the kernel printed more than {LOG_BYTES // MIB} MiB and was ended"
+    meter = Meter(kernel.pid)
+    meter.start()
+    disk, ended, stopped, why, left = 0, 0.0, "", "", list[str]()
+    while not kernel.follow(TICK):
+        disk, now = max(disk, used(WORKING)), time.monotonic()
         ended = ended or log.ended or (now if kernel.code is not None else 0.0)
-        if ended and now - ended > GRACE and not stopped:
-            left = command_lines(pids)
-            stopped = "left" if left and kernel.code is None else ""
+        if ended and now - ended > GRACE:
+            left = command_lines(processes(kernel.pid))
+        if left:
+            stopped = "left" if kernel.code is None else ""
+        elif meter.is_alive():
+            stopped, why = _limit(spec, now - began, kernel.pid, meter.peak, log, scratch)
+        else:
+            raise SetupError("the memory of the session can no longer be measured")
         if stopped or left:
             kernel.kill()
             break
-        over = kernel.follow(max(TICK, (time.monotonic() - now) * (1 / SHARE - 1)))
-    if alarm:
-        (stopped, why), left = alarm[0], []
     return {
-        "code": -signal.SIGKILL if kernel.code is None else kernel.code, "seconds": time.monotonic() - began, "peak_bytes": peak,
+        "code": -signal.SIGKILL if kernel.code is None else kernel.code, "seconds": time.monotonic() - began, "peak_bytes": meter.peak,
         "disk_bytes": max(disk, used(WORKING)), "stopped": stopped, "why": why, "left": left, "network": list(notes.found.values()),
     }  # fmt: skip
 
 
-def _guard(waiter: int, scratch: Scratch, alarm: list[tuple[str, str]]) -> None:
-    """End the session once it threatens the machine; the limit and a sentence go into `alarm`.
-
-    In a thread of its own, which never waits: a look at a process's memory waits for that process to have its turn.
-    """
-    while not alarm:
-        time.sleep(TICK / 4)
-        tasks, full, free = _tasks(waiter), scratch.full(), memory_left()
-        if tasks > confine.TASKS:
-            alarm.append(("processes", f"too many processes: {tasks} with their threads ran at once, more than {confine.TASKS}, and were ended"))
-        elif full:
-            alarm.append(("scratch", f"disk full: {full}, and the session was ended"))
-        elif free < LEFT_BYTES:
-            alarm.append(("machine", f"this machine ran out of memory: {free // MIB} MiB were left, and the session was ended"))
-    os.kill(-1, signal.SIGKILL)
+def _limit(spec: dict[str, Any], seconds: float, waiter: int, peak: int, log: Log, scratch: Scratch) -> tuple[str, str]:
+    """Which limit was met, with a sentence where whoever set it cannot say more than this one."""
+    if (tasks := _tasks(waiter)) > confine.TASKS:
+        return "processes", f"too many processes: {tasks} with their threads ran at once, more than {confine.TASKS}, and were ended"
+    if full := scratch.full():
+        return "scratch", f"disk full: {full}, and the session was ended"
+    if (free := memory_left()) < LEFT_BYTES:
+        return "machine", f"this machine ran out of memory: {free // MIB} MiB were left, and the session was ended"
+    if log.size >= LOG_BYTES:
+        return "log", f"log full: the kernel printed more than {LOG_BYTES // MIB} MiB and was ended"
+    return "memory" if peak > spec["memory_bytes"] else "time" if seconds > spec["seconds"] else "", ""
 
 
 def _tasks(waiter: int) -> int:
@@ -168,7 +179,7 @@ def command_lines(pids: list[str]) -> list[str]:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 words = file.read(COMMAND_BYTES).replace(b"\0", b" ").decode(errors="replace").strip()
             if rest[0] not in "ZX":  # dead, and only not yet collected
-                found.append("".join(one if one.isprintable() else "?" for one in words or name))
+                found.append(printable(words or name))
     return found
 
 
@@ -231,6 +242,11 @@ def _mapped(pid: str, unnamed: dict[int, int]) -> int:
             elif inside and line.startswith("Pss:"):
                 total += int(line.split()[1])
     return total
+
+
+def printable(text: str) -> str:
+    """What can break no line and play with no terminal."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def memory_left() -> int:
