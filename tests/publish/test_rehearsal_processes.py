@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
+import hostile
 import pytest
 from namespaces import needs_namespaces
 
@@ -31,6 +30,12 @@ def _command_lines() -> str:
         except OSError:
             continue
     return "\n".join(found)
+
+
+def _below(pid: int) -> list[int]:
+    """A process's children, theirs, and so on."""
+    children = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+    return children + [other for child in children for other in _below(child)]
 
 
 PLAY = """
@@ -65,34 +70,25 @@ def test_what_is_mounted_below_an_input_is_read_only_too(bare: Image, tmp_path: 
     assert "Read-only file system" in log
 
 
-def test_ending_all_processes_waits_for_their_end() -> None:
-    inside = ROOT / "hubmap_kit/publish/rehearsal/inside"
-    code = f"""
-        import json, os, subprocess, sys, time
-        sys.path.insert(0, {str(inside)!r})
-        import watch
-        for _ in range(20):
-            subprocess.Popen(["sh", "-c", "sleep 3600 & sleep 3600"], start_new_session=True)
-        time.sleep(0.2)
-        codes = watch.kill_all()
-        print(json.dumps([[name for name in os.listdir("/proc") if name.isdecimal()], sorted(set(codes.values())), len(codes) >= 20]))
-    """
-    command = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert json.loads(done.stdout) == [["1"], [-9], True], done.stderr
-
-
-def test_it_needs_no_root(bare: Image, tmp_path: Path) -> None:
-    script = tmp_path / "kernel.py"
-    script.write_text("open('done.txt', 'w').write('done')")
+def test_it_needs_no_root_and_holds_without_it(bare: Image, tmp_path: Path) -> None:
+    """The kernel and the watcher are one user of the machine then; what keeps the kernel in is all the more what it cannot do."""
+    data, secret = tmp_path / "data", {"HUBMAP_STRANGER": hostile.SECRET}
+    data.mkdir()
+    (data / "a.txt").write_text("a")
+    (tmp_path / "canary.txt").write_text("canary")
+    (data / "plan.json").write_text(hostile.plan(tmp_path / "canary.txt", data / "a.txt"))
     # Another user number than 0, and no capability at all: what an ordinary account has.
     as_user = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
     seen = subprocess.run([*as_user, sys.executable, "-c", "import os; print(os.getuid())"], capture_output=True, text=True, check=False)
     if seen.stdout.strip() != "1000":
         pytest.skip(f"this unshare cannot play an ordinary account: {seen.stderr.strip()}")
-    done = subprocess.run([*as_user, *player(bare, script, tmp_path / "session")], capture_output=True, text=True, check=False)
+    command = [*as_user, *player(bare, Path(hostile.__file__), tmp_path / "session", data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | secret)
     assert done.stdout.strip() == "0", done.stderr
-    assert (tmp_path / "session" / "working" / "done.txt").read_text() == "done"
+    assert hostile.surprises((tmp_path / "session/kernel.log").read_text()) == []
+    assert ((data / "a.txt").read_text(), (tmp_path / "canary.txt").read_text()) == ("a", "canary")
+    assert (tmp_path / "session/working/folder/good.txt").read_text() == "good"
+    assert sorted(path.name for path in (tmp_path / "session").iterdir()) == ["kernel.log", "working"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
@@ -101,11 +97,15 @@ def test_stopping_it_takes_every_process_along(bare: Image, tmp_path: Path, numb
     script = tmp_path / "kernel.py"
     start = f"subprocess.Popen(['sleep', '{odd}'], start_new_session=True)"
     script.write_text(f"import signal, subprocess\nsignal.signal(15, signal.SIG_IGN)\nchild = {start}\nprint('begun', flush=True)\nchild.wait()")
-    process = subprocess.Popen(player(bare, script, tmp_path / "session"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command, secret = player(bare, script, tmp_path / "session"), {"HUBMAP_STRANGER": hostile.SECRET}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | secret)
     log = tmp_path / "session" / "kernel.log"
     while process.poll() is None and not (log.is_file() and "begun" in log.read_text()):
         time.sleep(0.05)
     assert odd in _command_lines()
+    around = [pid for pid in _below(process.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\0-I\0-B\0inside\0")]
+    assert len(around) == 3  # what waits for the watcher, the watcher, process 1 of the kernel's namespace
+    assert not any(hostile.SECRET.encode() in Path(f"/proc/{pid}/environ").read_bytes() for pid in around)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == -number
@@ -129,14 +129,19 @@ def test_a_machine_that_forbids_namespaces_gets_a_sentence(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_a_machine_without_unshare_gets_a_sentence(tmp_path: Path) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name in ("sh", "git"):
-        found = shutil.which(name)
-        if found:
-            (programs / name).symlink_to(found)
-    command = [sys.executable, "-m", "hubmap_kit", "rehearse", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": str(programs)}, cwd=ROOT)
-    assert done.returncode == 1
-    assert "error: 'unshare' is not on the PATH" in done.stderr
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_stopping_it_while_the_environment_is_made_leaves_nothing_either(tmp_path: Path, number: signal.Signals) -> None:
+    odd, python = f"3600.1{number.value:03}15625", tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec sleep {odd}\n")
+    python.chmod(0o755)
+    command = [sys.executable, "-m", "hubmap_kit", "rehearse", "--python", str(python), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    while process.poll() is None and f"sleep\0{odd}" not in _command_lines():
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 130), err
+    end = time.monotonic() + 30
+    while odd in _command_lines() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert odd not in _command_lines()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+import hubmap_kit
 from hubmap_kit.errors import RehearsalError
 from hubmap_kit.publish.rehearsal.resumed import not_resumed
 from hubmap_kit.publish.rehearsal.room import MARKER, fresh, last, settle
+
+ROOT = Path(hubmap_kit.__file__).resolve().parents[1]
 
 
 def session(folder: Path, folds: dict[int, list[tuple[int, str]]]) -> Path:
@@ -78,3 +85,26 @@ def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path: Path) ->
     with pytest.raises(RehearsalError, match=r"train.previous is not empty and was not made by a rehearsal"):
         fresh(tmp_path / "train")
     assert (tmp_path / "train" / "output.txt").read_text() == "first"
+
+
+def test_whatever_a_kernel_leaves_can_be_removed() -> None:
+    """Folders within each other that no path and no recursion reaches, and folders that are closed to everybody."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:  # a disk takes milliseconds for each folder
+        home, folder = Path(name), os.open(name, os.O_RDONLY)
+        for each in ["left", *["deep"] * 2000]:
+            os.mkdir(each, dir_fd=folder)
+            inner = os.open(each, os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        os.close(folder)
+        (home / "kept").write_text("kept")
+        (home / "left/link").symlink_to(home, target_is_directory=True)
+        (home / "left/closed/inner").mkdir(parents=True)
+        (home / "left/closed/inner/file").touch()
+        for closed in ("left/closed/inner", "left/closed", "left"):
+            (home / closed).chmod(0)
+        as_user = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
+        code = "import sys; from pathlib import Path; from hubmap_kit.publish.rehearsal.room import remove; remove(Path(sys.argv[1]))"
+        done = subprocess.run([*as_user, sys.executable, "-c", code, str(home / "left")], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert os.listdir(home) == ["kept"]

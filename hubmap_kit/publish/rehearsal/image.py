@@ -6,7 +6,9 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from hubmap_kit.errors import RehearsalError
 from hubmap_kit.files import write_text
+from hubmap_kit.publish.rehearsal.leash import leashed
 
 log = logging.getLogger(__name__)
 KAGGLE_PYTHON = "3.13"  # of Kaggle's image since October 2026, as users report
@@ -106,11 +109,18 @@ def _check(folder: Path) -> None:
 
 
 def _run(command: Sequence[str], why: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
+    """The output of a command; a break of any kind ends it with all that it has started."""
+    process = subprocess.Popen(leashed(*command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        said = (err.strip() or out.strip()).splitlines() or [f"exit code {process.returncode}"]
         raise RehearsalError(f"{why} ({said[-1].strip()})")
-    return done.stdout
+    return out
 
 
 @contextmanager

@@ -64,6 +64,7 @@ def judge(outcome: Outcome, limits: Limits, expected: Expected) -> Verdict:
     if not stopped:
         verdict.problems += _marker(log, expected, verdict)
         verdict.problems += _kernel_json(outcome.working / KERNEL_JSON, expected, verdict)
+    verdict.problems += _left_over(outcome)
     verdict.problems += _secrets(outcome)
     verdict.problems += _network(outcome)
     verdict.problems += _files(outcome.working, expected, complete=outcome.code == 0)
@@ -87,6 +88,8 @@ def _sentence(log: str, word: str) -> str:
 
 
 def _stopped(outcome: Outcome, limits: Limits) -> list[str]:
+    if outcome.why:
+        return [outcome.why]
     if outcome.stopped == "memory":
         held = amount(outcome.peak_bytes)
         return [f"out of memory: its processes held {held} together, more than the session's {limits.memory_gib:g} GiB, and were ended"]
@@ -95,6 +98,15 @@ def _stopped(outcome: Outcome, limits: Limits) -> list[str]:
     if outcome.disk_bytes >= int(limits.disk_gib * GIB):
         return [f"disk full: its output filled all {amount(limits.disk_gib * GIB)} of /kaggle/working"]
     return []
+
+
+def _left_over(outcome: Outcome) -> list[str]:
+    """On Kaggle a session goes on, and costs quota, until its last process has ended."""
+    if not outcome.left:
+        return []
+    were = "1 process was" if len(outcome.left) == 1 else f"{len(outcome.left)} processes were"
+    shown = ", ".join(outcome.left[:SHOWN])
+    return [f"{were} still running 10 s after the end marker or the kernel's exit, and the session was ended: {shown}"]
 
 
 def _ended(outcome: Outcome, log: str) -> list[str]:

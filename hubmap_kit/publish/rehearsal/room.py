@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import secrets
+from itertools import count
 from pathlib import Path
 
 from hubmap_kit.errors import RehearsalError
 
+TEMPORARY = ".session-"  # what may be removed at any time: a session's own folder, which one that was killed leaves behind
+LONG = 1000  # bytes of a path; Linux takes 4095, and each name in it costs time
 MARKER, REPORT = ".hubmap-rehearsal", "report.json"
 BULKY = ("data", "test", "hidden", "datasets", "outputs", "stores")  # what can be made again
 
@@ -21,9 +25,9 @@ def fresh(folder: Path) -> Path:
     for path in (folder, aside):
         _check_own(path)
     if last(folder) == folder and folder.exists() and any(folder.iterdir()):
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         folder.rename(aside)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     folder.mkdir(parents=True)
     (folder / MARKER).touch()
     return folder
@@ -44,14 +48,31 @@ def settle(folder: Path, passed: bool) -> Path | None:
     """Let go of what was set aside once the new rehearsal has passed; otherwise return where it is still kept, if anywhere."""
     aside = set_aside(folder)
     if passed:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
     return aside if aside.is_dir() else None
 
 
 def tidy(folder: Path) -> None:
     """Remove the inputs that the rehearsal made; logs, outputs, kernels, pictures and the report stay."""
     for name in BULKY:
-        shutil.rmtree(folder / name, ignore_errors=True)
+        remove(folder / name)
+
+
+def remove(path: Path) -> None:
+    """Remove what is at `path`, also where a kernel nested folders deeper than Python can follow, or closed them to itself."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    made, folders = (path / f".{secrets.token_hex(8)}-{number}" for number in count()), [path]
+    while folders:
+        os.chmod(folders[-1], 0o700)
+        with os.scandir(folders[-1]) as entries:
+            below = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False) or os.unlink(entry.path)]
+        if not below:
+            folders.pop().rmdir()
+        for folder in below:
+            os.chmod(folder, 0o700)
+            folders.append(folder.rename(next(made)) if len(os.fsencode(folder)) > LONG else folder)
 
 
 def _worth(folder: Path) -> int:

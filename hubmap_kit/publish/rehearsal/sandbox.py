@@ -1,16 +1,16 @@
 """One kernel session on this machine: private namespaces, Kaggle's folders, no network, limits; nothing of it needs root.
 
-`unshare` of util-linux makes the namespaces; `inside/` runs in them as process 1. Folders, variables and limits are those that
-Kaggle's pages and its users report; none of them was measured on Kaggle by this project. Memory is that of the processes and of
-/dev/shm, which may fill all of it. /kaggle/working lies in memory here, so a machine needs room for the output as well; /tmp and
-/kaggle/tmp lie on its disk, without a limit.
+`inside/` makes the namespaces and runs in them, the kernel in further ones without any right. Folders, variables and limits are
+those that Kaggle's pages and its users report; none of them was measured on Kaggle by this project. Memory is that of the
+processes and of /dev/shm, which may fill all of it. /kaggle/working lies in memory here, so that it has the size of Kaggle's and
+is full when that is: a machine needs room for the output as well. /tmp and /kaggle/tmp lie on the machine's disk, for a tile store
+may lie there that is larger than memory; a user without rights cannot give a folder on a disk a size, so the disk itself is watched.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,11 +24,12 @@ from hubmap_kit.errors import RehearsalError
 from hubmap_kit.files import write_json
 from hubmap_kit.progress import bar
 from hubmap_kit.publish.rehearsal.image import MISSING, Image
+from hubmap_kit.publish.rehearsal.leash import leashed
+from hubmap_kit.publish.rehearsal.room import TEMPORARY, remove
 
-INSIDE, LEASH = Path(__file__).with_name("inside"), Path(__file__).with_name("leash.py")
-NAMESPACES = ("--user", "--map-root-user", "--mount", "--pid", "--net", "--ipc", "--uts")
+INSIDE = Path(__file__).with_name("inside")
 GIB = 1 << 30
-TEMPORARY = ".session-"  # a session's own folder; one that was killed leaves it behind
+SPEC = "spec.json"
 SHOWN = 60  # characters of the log's last line beside the progress bar
 CANARY = "canary-7f3a91c4e2"  # the value of every variable that holds a secret on Kaggle; it may never be seen again
 SECRETS = ("KAGGLE_USER_SECRETS_TOKEN", "KAGGLE_API_V1_TOKEN", "KAGGLE_DATA_PROXY_TOKEN")
@@ -46,11 +47,12 @@ SWITCHES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a session may take: minutes of wall clock, GiB of memory of all its processes, GiB in /kaggle/working."""
+    """What a session may take: minutes of wall clock, GiB of memory of all its processes, GiB in /kaggle/working, GiB in /tmp."""
 
     minutes: float = 540.0
     memory_gib: float = 29.0
     disk_gib: float = 20.0
+    scratch_gib: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ class Session:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a session ended. `stopped` is "", "memory" or "time"; `network` has one note (host, line) for each attempt."""
+    """How a session ended.
+
+    `stopped` says which limit ended it ("" for none), `why` tells of one that `Limits` does not hold; "left": it went on after its end
+    marker. `left` are the command lines of processes that did. `network` has one note (host, line) for each attempt.
+    """
 
     code: int
     seconds: float
@@ -78,6 +84,8 @@ class Outcome:
     network: tuple[Mapping[str, Any], ...] = ()
     lost_packets: int = 0
     copy_error: str = ""
+    why: str = ""
+    left: tuple[str, ...] = ()
     probes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -91,9 +99,9 @@ def amount(count: float) -> str:
 
 def check_machine() -> None:
     """Raise RehearsalError, with what to do, where this machine cannot make the namespaces."""
-    if not shutil.which("unshare"):
-        raise RehearsalError("'unshare' is not on the PATH, and a rehearsal needs it for its sandbox; install util-linux (Linux only)")
-    done = subprocess.run(["unshare", *NAMESPACES, "--fork", "true"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        _inside(Path(sys.executable)), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=INSIDE.parent, env=_outside()
+    )
     if done.returncode == 0:
         return
     for switch, (bad, cure) in SWITCHES.items():
@@ -115,24 +123,23 @@ def private_places() -> tuple[Path, ...]:
 
 
 def run(session: Session, image: Image, folder: Path, title: str = "kernel") -> Outcome:
-    """Run `session` in `folder`, which gets kernel.log, working/ and network.jsonl; what an earlier session left there goes first.
+    """Run `session` in `folder`, which gets kernel.log and working/; what an earlier session left there goes first.
 
     Raises RehearsalError when the sandbox cannot be built or is not closed; a kernel that fails is an Outcome.
     """
     check_machine()
     folder.mkdir(parents=True, exist_ok=True)
-    for path in (*(folder / name for name in ("working", "kernel.log", "network.jsonl")), *folder.glob(f"{TEMPORARY}*")):
-        _remove(path)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as name:
-        private = Path(name)
+    for path in (folder / "working", folder / "kernel.log", *folder.glob(f"{TEMPORARY}*")):
+        remove(path)
+    private = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder)).resolve()
+    try:
         for part in ("root", "scratch", "out"):
             (private / part).mkdir()
-        spec = _spec(session, image, private.resolve(), (folder / "kernel.log").resolve())
-        write_json(private / "spec.json", spec)
+        write_json(private / SPEC, _spec(session, image, private, (folder / "kernel.log").resolve()))
         done = _wait(_start(image, private), folder / "kernel.log", title, private / "report.json")
-        for part in ("working", "network.jsonl"):
-            if (private / "out" / part).exists():
-                shutil.move(private / "out" / part, folder / part)
+        (private / "out").rename(folder / "working")
+    finally:
+        remove(private)
     return _outcome(done, folder)
 
 
@@ -149,12 +156,12 @@ def environment(shim: str = "") -> dict[str, str]:
 def _spec(session: Session, image: Image, private: Path, log: Path) -> dict[str, Any]:
     site = f"/opt/venv/lib/python{image.version}/site-packages"
     binds = [[str(image.site_packages), "/opt/image"], [str(session.script.resolve()), "/kaggle/src/script.py"]]
-    binds += [[str(INSIDE / f"{name}.py"), f"/opt/hook/rehearsal_{name}.py"] for name in ("hook", *(["shims"] if session.shim else []))]
+    binds += [[str(INSIDE / f"{name}.py"), f"/opt/hook/rehearsal_{name}.py"] for name in ("hook", "seen", *(["shims"] if session.shim else []))]
     if not image.base_prefix.is_relative_to("/usr"):
         binds.append([str(image.base_prefix), str(image.base_prefix)])
     return {
         "root": str(private / "root"), "scratch": str(private / "scratch"), "out": str(private / "out"),
-        "log": str(log), "report": str(private.resolve() / "report.json"),
+        "log": str(log), "report": str(private / "report.json"),
         "binds": binds, "inputs": [[str(source.resolve()), target] for source, target in session.inputs],
         "read_only": [target for _, target in session.inputs],
         "files": {
@@ -168,18 +175,31 @@ def _spec(session: Session, image: Image, private: Path, log: Path) -> dict[str,
         "absent": sorted({str(way(path)) for path in (*session.hidden, *private_places()) for way in (os.path.abspath, os.path.realpath)}),
         "seconds": session.limits.minutes * 60,
         "memory_bytes": int(session.limits.memory_gib * GIB), "disk_bytes": int(session.limits.disk_gib * GIB),
+        "scratch_bytes": int(session.limits.scratch_gib * GIB),
     }  # fmt: skip
 
 
+def _inside(python: Path) -> list[str]:
+    """The command that runs `inside/`, whose name is relative, for everybody can read a command line.
+
+    This process, the one that waits for the watcher, the watcher, process 1 of the kernel's namespace: each ends with the one before
+    it, and the last takes all others along.
+    """
+    return leashed(str(python), "-I", "-B", INSIDE.name)
+
+
+def _outside() -> dict[str, str]:
+    """The environment of what runs around the kernel: nothing of its own of this process's, which may hold tokens."""
+    return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", **{name: os.environ[name] for name in PASSED if name in os.environ}}
+
+
 def _start(image: Image, private: Path) -> subprocess.Popen[str]:
-    inside = [str(image.executable), "-I", "-B", str(INSIDE), str((private / "spec.json").resolve())]
-    # This process, unshare, process 1 of the namespaces: each ends with the one before it, and the last takes all others along.
-    leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid())]
-    command = [*leash, "unshare", *NAMESPACES, "--fork", "--kill-child", *inside]
-    # A session of its own: Ctrl-C reaches this process alone, which then ends all the others.
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/", start_new_session=True
-    )
+    with open(private / SPEC, encoding="utf-8") as spec:
+        # A session of its own: Ctrl-C reaches this process alone, which then ends all the others.
+        return subprocess.Popen(
+            _inside(image.executable), stdin=spec, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=INSIDE.parent,
+            env=_outside(), start_new_session=True,
+        )  # fmt: skip
 
 
 def _wait(process: subprocess.Popen[str], log: Path, title: str, report: Path) -> dict[str, Any]:
@@ -218,22 +238,14 @@ class _Tail:
     def read(self) -> int:
         """The number of new lines."""
         new = self._file.read().splitlines()
-        self.last = new[-1].strip() if new else self.last
+        self.last = "".join(one for one in new[-1].strip() if one.isprintable()) if new else self.last
         return len(new)
 
 
 def _outcome(done: dict[str, Any], folder: Path) -> Outcome:
-    notes = folder / "network.jsonl"
-    network = tuple(json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()) if notes.is_file() else ()
     return Outcome(
         code=done["code"], seconds=done["seconds"], peak_bytes=done["peak_bytes"], disk_bytes=done["disk_bytes"], stopped=done["stopped"],
-        log=folder / "kernel.log", working=folder / "working", network=network, lost_packets=done["lost_packets"],
-        copy_error=done["copy_error"], probes=done["probes"],
+        log=folder / "kernel.log", working=folder / "working", network=tuple(done["network"]), lost_packets=done["lost_packets"],
+        copy_error=done["copy_error"], why=done["why"], left=tuple(done["left"]), probes=done["probes"],
     )  # fmt: skip
 
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

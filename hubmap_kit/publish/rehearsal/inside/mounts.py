@@ -1,4 +1,7 @@
-"""The file system of a Kaggle session, built in a private mount namespace on a tmpfs and entered with pivot_root."""
+"""The file system of a Kaggle session, built in a private mount namespace on a tmpfs and entered with pivot_root.
+
+Its root is read-only; what can be written to is a mount of its own, with a limit in bytes and in files.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ DETACH = 2
 # A user namespace may not lift these from a bind mount, so a remount must repeat them.
 FLAGS = {"nosuid": NOSUID, "nodev": NODEV, "noexec": NOEXEC, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+INODES = 200_000  # of each file system in memory: an empty file costs memory as well, about 1 KiB
 NODES = ("null", "zero", "full", "random", "urandom", "tty")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -29,10 +33,10 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, options: s
         raise SetupError(f"the system refused to mount {kind or source} at {target} ({problem})")
 
 
-def tmpfs(target: str, size: int, mode: str = "755") -> None:
-    """A file system in memory of at most `size` bytes, made with its mount point."""
+def tmpfs(target: str, size: int, owner: int = 0, mode: str = "755") -> None:
+    """A file system in memory of at most `size` bytes, the user `owner`'s, made with its mount point."""
     os.makedirs(target, exist_ok=True)
-    mount("tmpfs", target, "tmpfs", NOSUID | NODEV, f"size={size},mode={mode}")
+    mount("tmpfs", target, "tmpfs", NOSUID | NODEV, f"size={size},nr_inodes={INODES},mode={mode},uid={owner},gid={owner}")
 
 
 def bind(source: str, target: str, writable: bool = False) -> None:
@@ -47,11 +51,11 @@ def bind(source: str, target: str, writable: bool = False) -> None:
         read_only(target)
 
 
-def read_only(target: str) -> None:
+def read_only(target: str, below: bool = True) -> None:
     """Turn the mount at `target` read-only, and every mount below it, for each has a flag of its own."""
     target = os.path.realpath(target)
     for point, options in points().items():
-        if point == target or point.startswith(f"{target}/"):
+        if point == target or below and point.startswith(f"{target}/"):
             kept = sum(flag for name, flag in FLAGS.items() if name in options)
             mount("none", point, None, REMOUNT | BIND | RDONLY | kept)
 
@@ -71,8 +75,8 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def devices(root: str, shared_bytes: int) -> None:
-    """A /dev with the harmless devices, shared memory of at most `shared_bytes`, and the graphics cards if there are any."""
+def devices(root: str, shared_bytes: int, owner: int) -> None:
+    """A /dev with the harmless devices, `owner`'s shared memory of at most `shared_bytes`, and the graphics cards if there are any."""
     folder = f"{root}/dev"
     tmpfs(folder, 1 << 20)
     cards = [name for name in os.listdir("/dev") if name.startswith("nvidia")]
@@ -81,17 +85,14 @@ def devices(root: str, shared_bytes: int) -> None:
             bind(f"/dev/{name}", f"{folder}/{name}", writable=True)
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")):
         os.symlink(target, f"{folder}/{name}")
-    os.makedirs(f"{folder}/shm")
-    mount("tmpfs", f"{folder}/shm", "tmpfs", NOSUID | NODEV, f"size={shared_bytes},mode=1777")
+    tmpfs(f"{folder}/shm", shared_bytes, owner, "1777")
+    read_only(folder, below=False)
 
 
 def enter(root: str) -> None:
     """Make `root` the root folder and let go of the old one, so that nothing of the machine is left but what was bound."""
-    number = PIVOT_ROOT.get(platform.machine())
-    if number is None:
-        raise SetupError(f"no way to enter the sandbox is known for the processor {platform.machine()}; use x86_64 or aarch64")
     os.chdir(root)
-    if _libc.syscall(ctypes.c_long(number), b".", b"."):  # the old root comes to lie over the new one
+    if _libc.syscall(ctypes.c_long(PIVOT_ROOT[platform.machine()]), b".", b"."):  # the old root comes to lie over the new one
         raise SetupError(f"the system refused pivot_root ({os.strerror(ctypes.get_errno())})")
     if _libc.umount2(b".", DETACH):
         raise SetupError(f"the system refused to unmount the old root ({os.strerror(ctypes.get_errno())})")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 import struct
-import subprocess
 from typing import Any
 
-from mounts import SetupError, points
+import confine
+from mounts import SetupError
 
 IFF_UP, SIOCGIFFLAGS, SIOCSIFFLAGS = 1, 0x8913, 0x8914
 ELSEWHERE = ("192.0.2.1", 443), ("1.1.1.1", 443)  # an address that is nobody's, and one that answers wherever there is a network
 NAME = "www.kaggle.com"
-# Mounts that a session may write to; /proc guards itself, and what is mounted on single files of /dev are devices.
-WRITABLE = frozenset({"/", "/proc", "/dev", "/dev/shm", "/kaggle/working", "/kaggle/tmp", "/tmp", "/rehearsal"})
+# Mounts that a kernel may write to, each with a limit; what is mounted on single files of /dev are devices. The watcher's own /proc
+# lies below the kernel's, and nobody can take that one away.
+WRITABLE = frozenset({"/proc", "/dev/shm", "/kaggle/working", "/kaggle/tmp", "/tmp", "/opt/venv", "/root"})
+SEEN, PATIENCE = "/opt/hook/rehearsal_seen.py", 120.0
 
 
 def loopback_up() -> None:
@@ -27,16 +30,16 @@ def loopback_up() -> None:
 
 def prove(spec: dict[str, Any]) -> dict[str, Any]:
     """Try what must not work; return the facts, or raise SetupError for the first thing that did."""
+    seen = _seen(spec)
     facts = {
         "interfaces": [name for _, name in socket.if_nameindex()],
         "connect": [_connect(address) for address in ELSEWHERE],
         "lookup": _lookup(NAME),
         "read_only": {path: _write(path) for path in ("/kaggle/input", *spec["read_only"])},
-        "writable": [path for path, options in points().items() if "ro" not in options and not _own(path)],
         "absent": [path for path in spec["absent"] if not os.path.lexists(path)],
-        "modules": _modules(spec),
         "working_bytes": _room("/kaggle/working"),
-    }
+        **seen, "writable": [path for path in seen["writable"] if not _own(path)],
+    }  # fmt: skip
     if facts["interfaces"] != ["lo"]:
         raise SetupError(f"the sandbox has the network interfaces {facts['interfaces']} where only lo was expected")
     if "connected" in facts["connect"] or facts["lookup"] == "resolved":
@@ -46,19 +49,51 @@ def prove(spec: dict[str, Any]) -> dict[str, Any]:
         raise SetupError(f"{open_[0]} can be written to inside the sandbox")
     if facts["writable"]:
         raise SetupError(f"the mount at {facts['writable'][0]} is not read-only inside the sandbox")
-    seen = sorted(set(spec["absent"]) - set(facts["absent"]))
-    if seen:
-        raise SetupError(f"{seen[0]} can be seen inside the sandbox")
+    hidden = sorted(set(spec["absent"]) - set(facts["absent"]))
+    if hidden:
+        raise SetupError(f"{hidden[0]} can be seen inside the sandbox")
     if facts["modules"]:
         raise SetupError(f"the sandbox's Python already has {', '.join(facts['modules'])}, which Kaggle's image lacks")
+    _without_rights(facts, spec)
+    return facts
+
+
+def _without_rights(facts: dict[str, Any], spec: dict[str, Any]) -> None:
+    """Raise SetupError for a right that a kernel would have, or an input that it would need one for."""
+    if [int(number, 16) for number in facts["capabilities"]] != [0] or not facts["no_new_privileges"] or not facts["filtered"]:
+        raise SetupError("a program inside the sandbox keeps capabilities, or could get new ones")
+    if not facts["remount"] or not facts["user_namespace"]:
+        raise SetupError(f"a program inside the sandbox can {'make namespaces' if facts['remount'] else 'change mounts'}")
+    if len(facts["processes"]) != 2:
+        raise SetupError("a program inside the sandbox sees processes that are not its own")
+    for path in facts["unreadable"]:
+        above = next((source for source, target in spec["inputs"] if path == target or path.startswith(f"{target}/")), path)
+        other = f" (the user {confine.STRANGER}, since root started the session)" if confine.program_user() else ""
+        raise SetupError(f"{path} cannot be read by the kernel's user{other}; allow everybody to read it: chmod -R a+rX {above}")
+
+
+def _seen(spec: dict[str, Any]) -> dict[str, Any]:
+    """What the kernel's Python says of the session."""
+    words, text = (json.dumps(spec["missing"]), json.dumps(spec["read_only"])), bytearray()
+    python = confine.start([spec["python"], SEEN, *words], spec["env"], "/tmp", text.extend, {})
+    if not python.follow(PATIENCE):
+        python.kill()
+    lines = text.decode(errors="replace").strip().splitlines() or ["no output"]
+    if python.code != 0:
+        raise SetupError(f"Python does not start inside the sandbox ({lines[-1]})")
+    facts: dict[str, Any] = json.loads(lines[-1])
     return facts
 
 
 def lost_packets() -> int:
-    """How often anything in this session, in any language, wanted to send where no route leads (IPv4)."""
+    """How often anything in this session, in any language, wanted to send where no route leads."""
     with open("/proc/net/snmp", encoding="ascii") as file:
         names, values = (line.split() for line in file if line.startswith("Ip:"))
-    return int(dict(zip(names, values))["OutNoRoutes"])
+    lost = int(dict(zip(names, values))["OutNoRoutes"])
+    if os.path.exists("/proc/net/snmp6"):  # not where IPv6 is switched off
+        with open("/proc/net/snmp6", encoding="ascii") as file:
+            lost += next(int(line.split()[1]) for line in file if line.startswith("Ip6OutNoRoutes"))
+    return lost
 
 
 def _connect(address: tuple[str, int]) -> str:
@@ -86,16 +121,6 @@ def _write(folder: str) -> str:
     except OSError as error:
         return error.strerror or type(error).__name__
     return "written"
-
-
-def _modules(spec: dict[str, Any]) -> list[str]:
-    """Which of the modules that must be missing the kernel's Python would find."""
-    code = "import sys; from importlib.util import find_spec; print(*(name for name in sys.argv[1:] if find_spec(name)))"
-    done = subprocess.run([spec["python"], "-c", code, *spec["missing"]], env=spec["env"], cwd="/tmp", capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise SetupError(f"Python does not start inside the sandbox ({last})")
-    return done.stdout.split()
 
 
 def _own(path: str) -> bool:
