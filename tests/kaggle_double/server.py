@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from . import answers, competitions, datasets, kernels
 from .uploads import receive
+from .variants import VARIANTS, Raw, Variant
 from .world import Body, Redirect, Refusal, Silence, World
 
 log = logging.getLogger(__name__)
@@ -149,11 +150,24 @@ class Handler(BaseHTTPRequestHandler):
             if method != INTROSPECT:
                 self._authorise()
             answers.parse_request(method, self.entry.body)
-            answer = METHODS[method](self.server.world, self.entry.body)
+            variants = self._variants()
+            for variant in variants:
+                if variant.before:
+                    variant.change({})
+            answer: Body | Raw = METHODS[method](self.server.world, self.entry.body)
             answers.parse_answer(method, answer)
             self.server.world.state.save()
         self.entry.answer = answer
-        self._send(200, json.dumps(answer).encode())
+        for variant in variants:
+            answer = variant.change(answer)
+        if isinstance(answer, Raw):
+            return self._send(answer.status, answer.content, {"Content-Type": answer.kind})
+        return self._send(200, json.dumps(answer).encode())
+
+    def _variants(self) -> list[Variant]:
+        """The variants of this call's answer that are switched on and have still to strike."""
+        world, mine = self.server.world, [(name, variant) for name, variant in VARIANTS.items() if variant.method == self.entry.name]
+        return [variant for name, variant in mine if (world.first(name, variant.times) if variant.times else world.has(name))]
 
     def _transport_faults(self) -> None:
         world = self.server.world
