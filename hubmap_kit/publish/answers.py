@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from io import StringIO
 from typing import Any
 
 import requests
+import urllib3
 
 from hubmap_kit.errors import HubmapError, PublishError
 
@@ -84,8 +86,8 @@ class Answer:
 
     def number(self, name: str) -> int | None:
         """A whole number that is not negative. int64 travels as a text."""
-        value = self.decimal(name)
-        return int(value) if value is not None and value >= 0 and value.is_integer() else None
+        found = re.fullmatch(r"\+?(\d{1,19})(\.0*)?", self.text(name).strip())
+        return int(found[1]) if found else None
 
     def decimal(self, name: str) -> float | None:
         """A finite number, such as a score, which travels as a text."""
@@ -182,7 +184,7 @@ def sentences(what: str) -> Iterator[None]:
         raise _answered(what, error) from None
     except Unreadable as error:
         raise KaggleUnavailable(f"Kaggle's answer about {what} cannot be read ({error}); wait some minutes, then run this again") from None
-    except (requests.RequestException, ConnectionError, TimeoutError) as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, ConnectionError, TimeoutError) as error:
         raise unreachable(what, error) from None
     except SystemExit as error:
         raise PublishError(f"the kaggle package gave up at {what} (exit code {error.code}); the log with -v says what it printed") from error

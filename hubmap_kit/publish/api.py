@@ -83,8 +83,7 @@ def read_answer(kind: Any, response: requests.Response) -> Any:
     values = content_of(response)
     if (Answer(values).number("code") or 0) >= 400:
         raise requests.HTTPError(response=response)
-    readable = {name: value for name, value in values.items() if _fits(kind, name, value)}
-    found = kind.from_dict(readable)
+    found = kind.from_dict({name: value for name, value in values.items() if _fits(kind, name, value)})
     object.__setattr__(found, "raw", values)
     return found
 

@@ -15,7 +15,8 @@ from hubmap_kit.publish.answers import Answer, AnswerLost
 from hubmap_kit.publish.session import Session, one_line
 
 _SOURCES = ("dataset", "competition", "kernel", "model")
-_BUSY = re.compile(r"session count|maximum\b.*\bsessions?\b|\bsessions?\b.*\b(limit|maximum)", re.IGNORECASE)
+_MANY = r"\b(count|max|maximum|limit|too many|already|concurrent|simultaneous)\b"
+_BUSY = re.compile(rf"\bsessions?\b.*{_MANY}|{_MANY}.*\bsessions?\b", re.IGNORECASE)
 
 
 class SessionsBusy(PublishError):

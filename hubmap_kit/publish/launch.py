@@ -13,7 +13,7 @@ from typing import Any
 from hubmap_kit.errors import PublishError
 from hubmap_kit.publish import quota, records
 from hubmap_kit.publish.answers import a_check
-from hubmap_kit.publish.client import AnswerLost, Kaggle, KaggleRefusal, KernelPush, SessionsBusy
+from hubmap_kit.publish.client import AnswerLost, Kaggle, KaggleRefusal, KaggleUnavailable, KernelPush, SessionsBusy
 from hubmap_kit.publish.kernel_metadata import RETIREMENT, SHAPES, read_metadata, retired
 from hubmap_kit.publish.kernels import LONGEST_HOURS, rendered_constants
 from hubmap_kit.publish.metadata import slug as dataset_slug
@@ -89,8 +89,14 @@ def check_inputs(kaggle: Kaggle, metadata: Mapping[str, Any]) -> None:
     """Make sure that the account's own inputs are there: Kaggle would save and run the kernel without them. Raises PublishError."""
     own = f"{kaggle.owner}/".lower()
     for ref in metadata.get("dataset_sources", []):
-        state = kaggle.dataset(slug := ref.partition("/")[2]) if ref.lower().startswith(own) else None
-        if ref.lower().startswith(own) and (state is None or state.status in UNREADY):
+        if not ref.lower().startswith(own):
+            continue
+        try:
+            state = kaggle.dataset(slug := ref.partition("/")[2])
+        except KaggleUnavailable as error:
+            log.warning("whether the input %s is there could not be checked (%s)", ref, str(error).partition(";")[0])
+            continue
+        if state is None or state.status in UNREADY:
             kind = next((kind for kind in KINDS if dataset_slug(kind) == slug), None)
             advice = f"run 'hubmap push {kind}' first" if kind else "upload it first"
             found = f"is '{state.status}', not ready" if state else "does not exist or is still being created"
@@ -191,9 +197,10 @@ def _check_lost_push(kaggle: Kaggle, folder: Path) -> None:
             f"look at it with 'hubmap kernels {found.kernel} --follow', or run this again to push another"
         )
     if found is not None:
+        later = "" if found.before is None else ", run this again in some minutes"  # without a number to compare with, time tells nothing
         raise PublishError(
-            f"whether the push of {found.ref} at {found.time_utc}, whose answer was lost, went through is not known yet; look at "
-            f"{records.page(found.ref)} or with 'hubmap kernels {found.kernel} --follow', run this again in some minutes, {_FORCED}"
+            f"whether the push of {found.ref} at {found.time_utc}, whose answer was lost, went through is not known{' yet' if later else ''}; "
+            f"look at {records.page(found.ref)} or with 'hubmap kernels {found.kernel} --follow'{later}, {_FORCED}"
         )
 
 
@@ -201,11 +208,11 @@ def _session(kaggle: Kaggle, ref: str) -> str:
     """The status of an input's last session; empty where Kaggle does not tell it. Raises PublishError where it shows none."""
     try:
         return kaggle.kernel_status(ref).status
-    except KaggleRefusal as error:
-        advice = "push it and wait for its end first, leave that input out"
-        raise PublishError(f"the input kernel {ref} does not exist on Kaggle (HTTP {error.status}); {advice}, {_FORCED}") from error
     except PublishError as error:
-        log.warning("%s", error)
+        if isinstance(error, KaggleRefusal) and kaggle.kernel(ref).version == 0:
+            advice = "push it and wait for its end first, leave that input out"
+            raise PublishError(f"the input kernel {ref} does not exist on Kaggle (HTTP {error.status}); {advice}, {_FORCED}") from error
+        log.warning("%s", str(error).partition(";")[0])
         return ""
 
 

@@ -54,9 +54,10 @@ def wait_for(client: Kaggle, wanted: Wanted, timeout_s: float, poll_s: float) ->
             found = _look(client, wanted)
             if isinstance(found, DatasetState):
                 unsure += 1
-                if found.status in _ENDS or unsure > UNSURE_LOOKS:
+                odd = _odd(wanted, found)
+                if not odd or unsure > UNSURE_LOOKS:
                     return found
-                found = _Lack(f"has what was waited for, but Kaggle {f'calls it {found.status!r}' if found.status else 'does not tell its status'}")
+                found = _Lack(f"has what was waited for, but {odd}")
             else:
                 unsure = 0
             if found.words != said:
@@ -79,7 +80,7 @@ class Served:
 
 
 def served(client: Kaggle, name: str) -> Served:
-    """BUILD_ID.json as it is downloaded from the dataset now. Raises KaggleUnavailable, and KaggleRefusal for refused credentials."""
+    """BUILD_ID.json as it is downloaded from the dataset now. Raises KaggleRefusal for refused credentials."""
     with tempfile.TemporaryDirectory(prefix="hubmap-build-id-") as scratch:
         try:
             client.download_file(name, FILE, Path(scratch))
@@ -88,8 +89,8 @@ def served(client: Kaggle, name: str) -> Served:
             if error.status == 401:
                 raise
             return Served(None, f"does not hand out its {FILE} (HTTP {error.status})")
-        except KaggleUnavailable:
-            raise
+        except KaggleUnavailable as error:
+            return Served(None, f"cannot be asked for its {FILE} now ({str(error).partition(';')[0]})")
         except (KernelError, PublishError):
             return Served(None, f"hands out a {FILE} that cannot be read")
 
@@ -122,6 +123,15 @@ def _done_with(client: Kaggle, name: str, state: DatasetState) -> bool:
     return state.status not in WORKING and (state.status in _ENDS or served(client, name).build is not None)
 
 
+def _odd(wanted: Wanted, state: DatasetState) -> str:
+    """What Kaggle says of a dataset that does not go with the files that it hands out; empty for nothing."""
+    if 0 < state.version < wanted.version:
+        return f"still shows version {state.version} instead of {wanted.version}"
+    if state.status not in _ENDS:
+        return f"Kaggle calls it {state.status!r}" if state.status else "Kaggle does not tell its status"
+    return ""
+
+
 def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
@@ -139,8 +149,6 @@ def _lack(client: Kaggle, wanted: Wanted, build: BuildId, state: DatasetState) -
         raise PublishError(f"{client.owner}/{wanted.name} ended as '{state.status}' on Kaggle; {page} may say why, then run this again")
     if state.status in WORKING:
         return _Lack(f"is still {state.status}")
-    if 0 < state.version < wanted.version:
-        return _Lack(f"is {state.status or 'there'} but still shows version {state.version} instead of {wanted.version}")
     held, is_there = served(client, wanted.name), f"is {state.status or 'there'} as {version_words(state.version)}"
     if held.build is None:
         return _Lack(f"{is_there}, but {held.why}")

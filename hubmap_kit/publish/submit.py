@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Collection, Mapping
@@ -192,8 +193,9 @@ def _facts(kaggle: Kaggle, entry: Entry, files: Mapping[str, str]) -> dict[str, 
     try:
         if FACTS in files:
             with tempfile.TemporaryDirectory() as folder:
-                (path,) = kaggle.kernel_output(entry.kernel, Path(folder), f"^{FACTS}$", entry.version)
-                return dict(json.loads(path.read_text(encoding="utf-8")))
+                (path,) = kaggle.kernel_output(entry.kernel, Path(folder), f"^{re.escape(FACTS)}$", entry.version)
+                if (facts := dict(json.loads(path.read_text(encoding="utf-8")))).get("status"):
+                    return facts
     except (PublishError, ValueError, TypeError) as error:
         log.warning("%s in the output of kernel %s cannot be read (%s)", FACTS, entry.kernel, _words(error))
     try:

@@ -16,7 +16,7 @@ from .world import Body, Refusal
 
 @dataclass(frozen=True)
 class Raw:
-    """An answer that is no JSON object, or comes with another status."""
+    """An answer that is no JSON object, or comes with another status; status 0: the connection breaks off instead, after `content`."""
 
     content: bytes
     status: int = 200
@@ -25,7 +25,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Variant:
-    """Another answer to `method`, for its first `times` calls (0: all). `before`: instead of the method; `change` gets an empty answer then."""
+    """Another answer to `method`, for its first `times` calls (0: all). `before`: `change` gets an empty answer, and nothing is written."""
 
     method: str
     words: str
@@ -86,6 +86,11 @@ def raw(method: str, content: bytes, status: int = 200, kind: str = "application
     return Variant(method, f"carried out, and answered {status} with {content.decode()!r}", lambda _: Raw(content, status, kind), times)
 
 
+def broken(method: str, content: bytes = b"") -> Variant:
+    """The connection breaks off before or within the answer, although the method was carried out."""
+    return Variant(method, f"carried out, and the connection breaks off after {len(content)} bytes of the answer", lambda _: Raw(content, 0))
+
+
 def refused(method: str, status: int, message: str = "Permission was denied", times: int = 0) -> Variant:
     """An HTTP error, and nothing was carried out."""
 
@@ -119,6 +124,9 @@ VARIANTS: dict[str, Variant] = {
     "save_null": raw("SaveKernel", b"null"),
     "save_500": raw("SaveKernel", b"{}", 500),
     "save_408": raw("SaveKernel", b"{}", 408),
+    "save_302": raw("SaveKernel", HTML, 302, TEXT),
+    "save_hung_up": broken("SaveKernel"),
+    "save_cut_off": broken("SaveKernel", b'{"ref": "/alice/hub'),
     "save_code_500": raw("SaveKernel", b'{"code": 500, "message": "Internal error"}'),
     "save_empty": raw("SaveKernel", b"{}"),
     "save_null_lists": put(
@@ -144,6 +152,8 @@ VARIANTS: dict[str, Variant] = {
     "submit_nothing": raw("CreateCodeSubmission", b""),
     "submit_code_503": raw("CreateCodeSubmission", b'{"code": 503, "message": "Try later"}'),
     "submit_500": raw("CreateCodeSubmission", b"{}", 500),
+    "submit_hung_up": broken("CreateCodeSubmission"),
+    "submit_cut_off": broken("CreateCodeSubmission", b'{"message": "Succ'),
     "submit_busy_429": refused("CreateCodeSubmission", 429, "Too many requests"),
     "submissions_400": refused("ListSubmissions", 400),
     "submissions_403": refused("ListSubmissions", 403),
@@ -174,6 +184,7 @@ VARIANTS: dict[str, Variant] = {
     "dataset_no_private": without("GetDataset", "isPrivate"),
     "dataset_null_private": put("GetDataset", isPrivate=None),
     "dataset_no_version": without("GetDataset", "currentVersionNumber"),
+    "dataset_old_version": put("GetDataset", currentVersionNumber=1),
     "dataset_odd_facts": put("GetDataset", lastUpdated="just now", tags=None, totalBytes="many", licenseName=7, currentVersionNumber="x"),
     "dataset_403": refused("GetDataset", 403),
     "dataset_500": refused("GetDataset", 500),
@@ -187,13 +198,19 @@ VARIANTS: dict[str, Variant] = {
     "create_no_status": without("CreateDataset", "status"),
     "create_html": raw("CreateDataset", HTML, kind=TEXT),
     "create_503": raw("CreateDataset", b"{}", 503),
+    "create_hung_up": broken("CreateDataset"),
     "create_403_once": refused("CreateDataset", 403, times=1),
     "version_no_status": without("CreateDatasetVersion", "status"),
     "version_html": raw("CreateDatasetVersion", HTML, kind=TEXT),
     "version_503": raw("CreateDatasetVersion", b"{}", 503),
+    "version_hung_up": broken("CreateDatasetVersion"),
     "version_403_once": refused("CreateDatasetVersion", 403, times=1),
     "version_403": refused("CreateDatasetVersion", 403),
     "version_refused_503": refused("CreateDatasetVersion", 503),
+    "blob_html_first": raw("StartBlobUpload", HTML, kind=TEXT, times=1),
+    "blob_500_first": refused("StartBlobUpload", 500, times=2),
+    "blob_no_token": without("StartBlobUpload", "token"),
+    "blob_no_address": without("StartBlobUpload", "createUrl"),
     "files_403": refused("ListDatasetFiles", 403),
     "files_500": refused("ListDatasetFiles", 500),
     "files_none": put("ListDatasetFiles", datasetFiles=[], nextPageToken=""),
@@ -206,6 +223,7 @@ VARIANTS: dict[str, Variant] = {
     "build_id_500": refused("DownloadDataset", 500),
     "kernel_no_metadata": without("GetKernel", "metadata"),
     "kernel_no_number": without("GetKernel", "metadata__currentVersionNumber"),
+    "kernel_old_number": put("GetKernel", metadata__currentVersionNumber=1),
     "kernel_no_private": without("GetKernel", "metadata__isPrivate"),
     "kernel_null_private": put("GetKernel", metadata__isPrivate=None),
     "kernel_public": put("GetKernel", metadata__isPrivate=False),

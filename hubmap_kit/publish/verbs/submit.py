@@ -39,6 +39,7 @@ def submit(
     rendered: Annotated[Path | None, typer.Option(help="Folder of rendered kernels; default: build/kernels.", show_default=False)] = None,
 ) -> None:
     """Hand a finished kernel version in to the competition, wait for its score and keep both in ledger.csv."""
+    from hubmap_kit.publish.answers import a_check
     from hubmap_kit.publish.client import Kaggle
     from hubmap_kit.publish.submit import Entry, check, limits
     from hubmap_kit.report import ledger as book
@@ -56,6 +57,8 @@ def submit(
         ref = kernel if "/" in kernel else f"{client.owner}/{kernel}"
         entry = Entry(ref, version or _last_version(client, ref, rendered), file, message)
         ran = check(client, entry, force)
+        with a_check(force):
+            _check_lost(client, table)
         if dry_run:
             builds = f"build {ran.build_id or 'unknown'}, weights {ran.weights or 'unknown'}"
             typer.echo(f"would hand in {entry.file} of {entry.kernel} version {entry.version}, {builds}; {limits(client)}")
@@ -153,19 +156,44 @@ def _refresh(table: Path, every: float) -> None:
         raise PublishError(f"{len(failures)} of {len(rows)} pending rows of {table} could not be completed ({failures[0].rstrip('.')})")
 
 
-def _refresh_row(client: Kaggle, table: Path, row: dict[str, str]) -> None:
+def _check_lost(client: Kaggle, table: Path) -> None:
+    """Raise PublishError where an earlier submission without an answer was taken, or may have been: each one counts."""
+    from hubmap_kit.report import ledger as book
+
+    for row in book.pending(table):
+        if row["status"] != book.ASKED:
+            continue
+        try:
+            number = _looked_up(client, table, row)
+        except PublishError as error:
+            raise PublishError(f"{str(error).rstrip('.')}, or hand in another with --force") from error
+        if number:
+            raise PublishError(
+                f"the submission \"{row['message']}\" of {row['time_utc']}, whose answer was lost, was taken as submission {number}; get its score with "
+                f"'hubmap submit --refresh --ledger {table}', or run this again to hand in another"
+            )
+
+
+def _looked_up(client: Kaggle, table: Path, row: dict[str, str]) -> int | None:
+    """The number of a submission without an answer, kept in its row as well; None where it was not taken. Raises PublishError where Kaggle's list
+    cannot tell."""
     from hubmap_kit.publish.submit import find_lost
+    from hubmap_kit.report import ledger as book
+
+    number = find_lost(client, _lost(table, row))
+    book.complete(table, row["ref"], ref=number or "", status=book.PENDING if number else book.REFUSED)
+    return number
+
+
+def _refresh_row(client: Kaggle, table: Path, row: dict[str, str]) -> None:
     from hubmap_kit.report import ledger as book
 
     ref = row["ref"]
     if row["status"] == book.ASKED:
-        number = find_lost(client, _lost(table, row))
-        if number is None:
-            book.complete(table, ref, ref="", status=book.REFUSED)
+        ref = str(_looked_up(client, table, row) or "")
+        if not ref:
             typer.echo(f"the submission \"{row['message']}\" of {row['time_utc']} is not in Kaggle's list, so it was not taken; hand it in again")
             return
-        book.complete(table, ref, ref=number, status=book.PENDING)
-        ref = str(number)
     if not ref.isdigit():
         raise PublishError(f"{table} has a pending row whose ref is '{ref}'; expected the submission's number, mend the row")
     _settle(table, int(ref), client.submission(int(ref)))
