@@ -184,6 +184,8 @@ class Api(KaggleApi):
     def upload_complete(self, path: str, url: str, quiet: bool, resume: bool = False) -> int:
         """Send a file to the address that Kaggle gave for it. A broken connection is taken up again; a refusal raises PublishError."""
         name, start = os.path.basename(path), 0
+        if not str(url).startswith("http"):
+            raise KaggleUnavailable(f"Kaggle gave no address for the upload of {name}; nothing was published, run this again")
         try:
             response = self._probe(Path(path), url) if resume else self._put(Path(path), url, 0)
             if resume and response.status_code == 308:
