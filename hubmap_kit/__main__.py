@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -302,6 +303,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. What a user can act on becomes one line and exit code 1; -v, anywhere on the line, shows its traceback too."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     flags = [word for word in words if word in ("-v", "--verbose")]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a kernel's log may hold what a console in cp1252 cannot show
     try:
         result: Any = app([*flags, *(word for word in words if word not in flags)], standalone_mode=False)
     except HubmapError as error:

@@ -1,7 +1,9 @@
-"""The kaggle package's KaggleApi with limits: every request has a time-out, and an upload that fails says so instead of going on without its file.
+"""The kaggle package's KaggleApi with limits: every request has a time-out, an upload that fails says so instead of going on without its
+file, and nothing odd in an answer is an error.
 
-Known of 2.2.4 and 2.2.5: the package sends requests without a time-out, tries a broken upload for up to an hour without a word, and 2.2.4
-makes a dataset without the files whose upload was refused.
+Known of 2.2.4 and 2.2.5: the package sends requests without a time-out, tries a broken upload for up to an hour without a word, raises
+anything from KeyError to AttributeError where an answer is not as it expects, and 2.2.4 makes a dataset without the files whose upload was
+refused.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from hubmap_kit.errors import PublishError
-from hubmap_kit.publish.answers import KaggleUnavailable, answered, sentences, unreachable
+from hubmap_kit.publish.answers import Answer, AnswerLost, KaggleRefusal, KaggleUnavailable, answered, content_of, sentences, unreachable
 
 
 @contextmanager
@@ -43,10 +45,12 @@ def _no_requests() -> Iterator[None]:
 with _no_requests(), redirect_stdout(StringIO()):
     from kaggle.api.kaggle_api_extended import KaggleApi
     from kaggle.models.kaggle_models_extended import ResumableUploadResult
+    from kagglesdk.kaggle_object import KaggleObject
 
 log = logging.getLogger(__name__)
 TIMEOUT = (20, 300)  # seconds to connect, and without a byte
 TRIES = 4  # of a read or of one file's upload
+DENIED_TRIES = 6  # of a write that is denied although it was allowed a moment ago: 4 minutes
 
 
 class TimedAdapter(HTTPAdapter):
@@ -68,6 +72,37 @@ def _mount(session: requests.Session) -> None:
     session.mount("https://", TimedAdapter())
 
 
+def read_answer(kind: Any, response: requests.Response) -> Any:
+    """What the SDK is to make of a response: its own type, filled as far as it can read the fields, with the JSON object as `raw`.
+
+    Raises requests.HTTPError for a failure, also for one that comes as HTTP 200 with a code, and Unreadable. A download stays the response.
+    """
+    response.raise_for_status()
+    if kind is None or kind.prepare_from.__func__ is not KaggleObject.prepare_from.__func__:
+        return None if kind is None else kind.prepare_from(response)
+    values = content_of(response)
+    if (Answer(values).number("code") or 0) >= 400:
+        raise requests.HTTPError(response=response)
+    found = kind.from_dict({name: value for name, value in values.items() if _fits(kind, name, value)})
+    object.__setattr__(found, "raw", values)
+    return found
+
+
+def _fits(kind: Any, name: str, value: Any) -> bool:
+    try:
+        kind.from_dict({name: value})
+    except Exception as error:  # enumerations, dates and lists fail in many ways
+        log.debug("%s.%s of an answer is not what the kaggle package knows (%s)", kind.__name__, name, type(error).__name__)
+        return False
+    return True
+
+
+def answer_of(found: Any) -> Answer:
+    """The fields of what the SDK or the package returned."""
+    raw = getattr(found, "raw", None)
+    return Answer(found.to_dict() if raw is None else raw)
+
+
 class Api(KaggleApi):
     """One signed-in client. `pause_s` is the first wait before another try; each next is three times as long."""
 
@@ -79,6 +114,7 @@ class Api(KaggleApi):
         self.pause_s = pause_s
         self.progress: tqdm | None = None
         self._failures: dict[str, int] = {}
+        self._successes = 0  # answers that say neither no nor later
 
     def build_kaggle_client(self) -> Any:
         client = super().build_kaggle_client()
@@ -87,13 +123,42 @@ class Api(KaggleApi):
         session = getattr(http, "_session", None)
         if session is not None:
             _mount(session)
+        http._prepare_response = self._read_answer
         return client
 
+    def _read_answer(self, kind: Any, response: requests.Response) -> Any:
+        found = read_answer(kind, response)
+        self._successes += 1
+        return found
+
     def with_retry(self, func: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
-        """What the package tries again. Only the start of an upload: a dataset whose creation broke off may have been created."""
-        if getattr(func, "__name__", "") != "start_blob_upload":
-            return func
-        return lambda request: self.read(f"the start of the upload of {request.name}", lambda: func(request))
+        """What the package tries again: here only the start of an upload, and what was denied. A dataset whose creation broke off may be there."""
+        if getattr(func, "__name__", "") == "start_blob_upload":
+            return lambda request: self.read(f"the start of the upload of {request.name}", lambda: func(request))
+        return lambda request: self._insist(func.__name__.replace("_", " "), lambda: func(request))
+
+    def write(self, what: str, call: Callable[[], Any]) -> Any:
+        """A request that must not be repeated. Raises AnswerLost where it may have been carried out, KaggleRefusal where it was not."""
+        before = self._successes
+        try:
+            with sentences(what):
+                return call()
+        except PublishError as error:
+            # The package may also stumble over an answer that says that the request was carried out.
+            if self._successes == before and (not isinstance(error, KaggleUnavailable) or error.turned_away):
+                raise
+            raise AnswerLost(str(error).partition(";")[0]) from error
+
+    def _insist(self, what: str, call: Callable[[], Any]) -> Any:
+        """A write that may be denied for some minutes to the account whose dataset it is; what was denied was not carried out."""
+        for attempt in range(DENIED_TRIES):
+            try:
+                return self.write(what, call)
+            except KaggleRefusal as error:
+                if error.status not in (403, 404) or attempt == DENIED_TRIES - 1:
+                    raise
+                self._pause(attempt, str(error))
+        raise AssertionError
 
     def read(self, what: str, call: Callable[[], Any]) -> Any:
         """A request that may be repeated, tried again with growing waits while Kaggle is unavailable."""
@@ -119,6 +184,8 @@ class Api(KaggleApi):
     def upload_complete(self, path: str, url: str, quiet: bool, resume: bool = False) -> int:
         """Send a file to the address that Kaggle gave for it. A broken connection is taken up again; a refusal raises PublishError."""
         name, start = os.path.basename(path), 0
+        if not str(url).startswith("http"):
+            raise KaggleUnavailable(f"Kaggle gave no address for the upload of {name}; nothing was published, run this again")
         try:
             response = self._probe(Path(path), url) if resume else self._put(Path(path), url, 0)
             if resume and response.status_code == 308:

@@ -7,36 +7,49 @@ itself are known from its client's source and from reports.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from hubmap_kit.errors import PublishError
-from hubmap_kit.publish.answers import KaggleRefusal, KaggleUnavailable, sentences
+from hubmap_kit.publish.answers import Answer, AnswerLost, KaggleRefusal, KaggleUnavailable
 from hubmap_kit.publish.dataset_calls import DatasetCalls, DatasetState
-from hubmap_kit.publish.kernel_calls import KernelCalls, KernelPush, KernelStatus
+from hubmap_kit.publish.kernel_calls import KernelCalls, KernelFacts, KernelPush, KernelStatus, SessionsBusy
 from hubmap_kit.publish.session import one_line
 
-__all__ = ["DatasetState", "Kaggle", "KaggleRefusal", "KaggleUnavailable", "KernelPush", "KernelStatus", "Quota", "Submission"]
+__all__ = [
+    "AnswerLost", "DatasetState", "Kaggle", "KaggleRefusal", "KaggleUnavailable", "KernelFacts", "KernelPush", "KernelStatus", "Listed", "Quota",
+    "SessionsBusy", "Submission",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Quota:
-    """GPU hours of this week; `gpu_total_h` is 0 where Kaggle names none. `refresh`: when the week starts anew."""
+    """GPU hours of this week, and when the week starts anew; None for what Kaggle does not tell in a form that can be read."""
 
-    gpu_used_h: float
-    gpu_total_h: float
+    gpu_used_h: float | None
+    gpu_total_h: float | None
     refresh: datetime | None
 
 
 @dataclass(frozen=True)
 class Submission:
-    """`status`: PENDING, COMPLETE or ERROR. Scores are None until there are any."""
+    """`status`: PENDING, COMPLETE or ERROR. Scores are None until there are any. `said` is Kaggle's own word for the status."""
 
     status: str
     public_score: float | None
     private_score: float | None
     error: str
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A submission in Kaggle's list: its number and message, and when it was made; None for what cannot be read."""
+
+    ref: int | None
+    message: str | None
+    date: datetime | None
 
 
 class Kaggle(DatasetCalls, KernelCalls):
@@ -44,50 +57,61 @@ class Kaggle(DatasetCalls, KernelCalls):
 
     def quota(self) -> Quota:
         """GPU hours used and allowed this week."""
-        answer = self.api.read("the GPU quota", self.api.quota_view)
-        used, total = ((span.total_seconds() / 3600 if span else 0.0) for span in _spans(answer.gpu_quota))
-        return Quota(used, total, answer.quota_refresh_time)
+        from kagglesdk.kernels.types.kernels_api_service import ApiGetAcceleratorQuotaStatisticsRequest
+
+        request = ApiGetAcceleratorQuotaStatisticsRequest()
+        answer = self.ask("the GPU quota", lambda sdk: sdk.kernels.kernels_api_client.get_accelerator_quota_statistics(request))
+        spans = answer.part("gpuQuota")
+        # A duration of zero may be left out.
+        used, total = (spans.seconds(name) if spans.has(name) else 0.0 for name in ("timeUsed", "totalTimeAllowed"))
+        return Quota(*(None if span is None else span / 3600 for span in (used, total)), answer.moment("quotaRefreshTime"))
 
     def submit_code(self, competition: str, kernel_ref: str, version: int, file: str, message: str) -> int:
-        """Submit a kernel version's output file to a code competition; returns the submission's number."""
-        with sentences(f"the submission of {kernel_ref} version {version}"):
-            answer = self.api.competition_submit_code(file, message, competition, kernel_ref, version, quiet=True)
-        if not answer.ref:
-            said = one_line(answer.message) or "no reason given"
-            raise PublishError(f"Kaggle did not take the submission of {kernel_ref} version {version} ({said}); mend that, then submit again")
-        return int(answer.ref)
+        """Submit a kernel version's output file to a code competition; returns the submission's number.
+
+        Raises AnswerLost where the submission may have been taken, KaggleRefusal where it was not.
+        """
+        what = f"the submission of {kernel_ref} version {version}"
+        answer = self._fields(what, lambda: self.api.competition_submit_code(file, message, competition, kernel_ref, version, quiet=True))
+        number = answer.number("ref")
+        if not number:
+            said = one_line(answer.text("message")) or "no message"
+            raise AnswerLost(f"Kaggle's answer to {what} has no number ({said})")
+        return number
 
     def submission(self, ref: int) -> Submission:
-        """The state of a submission."""
+        """The state of a submission. One whose status is none that is known is pending, unless it has a score."""
         from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionRequest
 
         request = ApiGetSubmissionRequest()
         request.ref = ref
-        answer = self.sdk(f"submission {ref}", lambda sdk: sdk.competitions.competition_api_client.get_submission(request))
-        return Submission(answer.status.name.upper(), _score(answer.public_score), _score(answer.private_score), one_line(answer.error_description))
+        answer = self.ask(f"submission {ref}", lambda sdk: sdk.competitions.competition_api_client.get_submission(request))
+        said, public, private = answer.word("status"), answer.decimal("publicScore"), answer.decimal("privateScore")
+        scored = "PENDING" if public is None else "COMPLETE"
+        status = said if said in ("PENDING", "COMPLETE", "ERROR") else scored
+        return Submission(status, public, private, one_line(answer.text("errorDescription")), said)
 
-    def submissions(self, competition: str) -> list[tuple[int, str]]:
-        """The account's latest submissions: number and message. That later ones have higher numbers is assumed, not seen on Kaggle."""
-        found = self.api.read("the list of submissions", lambda: self.api.competition_submissions(competition)) or []
-        return [(int(one.ref), str(one.description or "")) for one in found if one is not None]
+    def submissions(self, competition: str) -> list[Listed]:
+        """The account's submissions. That later ones have higher numbers is assumed, not seen on Kaggle."""
+        from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
 
-    def submission_limits(self, competition: str) -> dict[str, Any] | None:
-        """num_today, num_total, num_allowed_now and limited_by_total; None where Kaggle tells this account nothing (403, 404)."""
-        try:
-            answer = self.api.read("the submission limits", lambda: self.api.competition_get_submission_limits(competition))
-        except KaggleRefusal as error:
-            if error.status in (403, 404):
-                return None
-            raise
-        return {name: getattr(answer, name) for name in ("num_today", "num_total", "num_allowed_now", "limited_by_total")}
+        def ask(sdk: Any, token: str) -> Any:
+            request = ApiListSubmissionsRequest()
+            request.competition_name, request.page_token, request.page_size = competition, token, 100
+            return sdk.competitions.competition_api_client.list_submissions(request)
 
+        def read(pages: Iterator[Answer]) -> Iterator[Listed]:
+            for one in (one for page in pages for one in page.parts("submissions")):
+                yield Listed(one.number("ref") or None, one.text("description") if one.has("description") else None, one.moment("date"))
 
-def _spans(quota: Any) -> tuple[Any, Any]:
-    return (quota.time_used, quota.total_time_allowed) if quota is not None else (None, None)
+        return list(read(self.pages("the list of submissions", ask)))
 
+    def submission_limits(self, competition: str) -> dict[str, int]:
+        """Submissions made today (today), in all (total), and left today (left). Raises KaggleRefusal and KaggleUnavailable."""
+        from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionLimitsRequest
 
-def _score(text: Any) -> float | None:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None
+        request = ApiGetSubmissionLimitsRequest()
+        request.competition_name = competition
+        answer = self.ask("the submission limits", lambda sdk: sdk.competitions.competition_api_client.get_submission_limits(request))
+        names = {"today": "numToday", "total": "numTotal", "left": "numAllowedNow"}
+        return {key: answer.number(name) or 0 for key, name in names.items()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import io
+import logging
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,74 +14,92 @@ from typing import Any
 from hubmap_kit.errors import PublishError
 from hubmap_kit.files import atomic_path
 from hubmap_kit.progress import bar
-from hubmap_kit.publish.answers import KaggleRefusal, sentences
+from hubmap_kit.publish.answers import Answer, KaggleRefusal, sentences
 from hubmap_kit.publish.session import Session, one_line
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DatasetState:
-    """`status` in lower case, such as ready, failed or blobs_received; `version` is the current version's number; `private` as Kaggle says."""
+    """`status` in lower case, such as ready, failed or blobs_received; empty where Kaggle does not tell. `version` is the current version's
+    number, 0 where Kaggle names none; `private` is None where it does not say.
+    """
 
     status: str
     version: int
-    private: bool = True
+    private: bool | None = None
 
 
 class DatasetCalls(Session):
     """What the kit asks of datasets. Slugs are those of the account's own."""
 
     def dataset(self, slug: str) -> DatasetState | None:
-        """The state of one's own dataset; None where Kaggle answers 403 or 404, as it does for an absent one and for one being created."""
+        """The state of one's own dataset; None where Kaggle shows nothing of it, as of an absent one and of one being created."""
         from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest, ApiGetDatasetStatusRequest
 
-        def ask(sdk: Any) -> DatasetState:
-            api, requests = sdk.datasets.dataset_api_client, (ApiGetDatasetStatusRequest(), ApiGetDatasetRequest())
-            for request in requests:
-                request.owner_slug, request.dataset_slug = self.owner, slug
-            status, facts = api.get_dataset_status(requests[0]).status, api.get_dataset(requests[1])
-            return DatasetState(status.name.lower(), int(facts.current_version_number or 0), bool(facts.is_private))
+        requests = ApiGetDatasetStatusRequest(), ApiGetDatasetRequest()
+        for request in requests:
+            request.owner_slug, request.dataset_slug = self.owner, slug
+        failures: list[PublishError] = []
 
-        try:
-            return self.sdk(f"the state of {slug}", ask)
-        except KaggleRefusal as error:
-            if error.status in (403, 404):
-                return None
-            raise
+        def ask(call: Callable[[Any], Any]) -> Answer:
+            try:
+                return self.ask(f"the state of {slug}", call)
+            except PublishError as error:
+                failures.append(error)
+                return Answer()
+
+        state = ask(lambda sdk: sdk.datasets.dataset_api_client.get_dataset_status(requests[0]))
+        facts = ask(lambda sdk: sdk.datasets.dataset_api_client.get_dataset(requests[1]))
+        # One of the two is enough; and only two refusals say that it is not there.
+        if len(failures) == 2 and all(isinstance(error, KaggleRefusal) and error.status != 401 for error in failures):
+            return None
+        if len(failures) == 2:
+            raise next(error for error in failures if not isinstance(error, KaggleRefusal) or error.status == 401)
+        return DatasetState(state.word("status").lower(), facts.number("currentVersionNumber") or 0, facts.flag("isPrivate"))
 
     def create_dataset(self, folder: Path) -> None:
-        """Create the private dataset that the folder's dataset-metadata.json describes, with the folder's files."""
+        """Create the private dataset that the folder's dataset-metadata.json describes, with the folder's files.
+
+        Raises AnswerLost where that may have been done, and another PublishError where Kaggle says no.
+        """
         with self._uploading(folder):
             answer = self.api.dataset_create_new(str(folder), public=False, quiet=True)
         _taken(answer, f"the dataset of {folder}")
 
     def new_version(self, folder: Path, notes: str) -> None:
-        """Replace the files of an existing dataset by the folder's. A version is complete in itself."""
+        """Replace the files of an existing dataset by the folder's. A version is complete in itself. Raises as create_dataset."""
         with self._uploading(folder):
             answer = self.api.dataset_create_version(str(folder), notes, quiet=True)
         _taken(answer, f"the new version of {folder}")
 
     def files(self, slug: str) -> list[str]:
-        """Names of the files in the current version, sorted."""
-        names: list[str] = []
-        token = None
-        while True:
-            page = self.api.read(f"the files of {slug}", lambda at=token: self.api.dataset_list_files(f"{self.owner}/{slug}", at, 100))
-            if page.error_message:
-                raise PublishError(f"Kaggle does not list the files of {slug} ({page.error_message}); run this again in some minutes")
-            names += [file.name for file in page.files or []]
-            token = page.next_page_token
-            if not token:
-                return sorted(names)
+        """Names of the files in the current version, sorted; empty where Kaggle lists none."""
+        from kagglesdk.datasets.types.dataset_api_service import ApiListDatasetFilesRequest
+
+        def ask(sdk: Any, token: str) -> Any:
+            request = ApiListDatasetFilesRequest()
+            request.owner_slug, request.dataset_slug, request.page_token, request.page_size = self.owner, slug, token, 100
+            return sdk.datasets.dataset_api_client.list_dataset_files(request)
+
+        found = (file.text("name") for page in self.pages(f"the list of files of {slug}", ask) for file in page.parts("datasetFiles"))
+        return sorted(set(filter(None, found)))
 
     def download_file(self, slug: str, name: str, into: Path) -> Path:
-        """Download one file of the current version into a folder. Raises KaggleRefusal where there is none."""
-        with tempfile.TemporaryDirectory(dir=self.scratch.name) as folder:
-            self.api.read(f"{name} of {slug}", lambda: self.api.dataset_download_file(f"{self.owner}/{slug}", name, folder, force=True, quiet=True))
-            got = [path for path in Path(folder).rglob("*") if path.is_file() and not path.name.endswith(".kaggle-partial")]
-            if len(got) != 1:
-                raise PublishError(f"the download of {name} from {slug} left {len(got)} files; expected one, run this again")
-            with atomic_path(into / name) as temporary:
-                _unwrap(got[0], name, temporary)
+        """Download one small file of the current version into a folder. Raises KaggleRefusal where there is none."""
+        from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
+
+        request = ApiDownloadDatasetRequest()
+        request.owner_slug, request.dataset_slug, request.file_name = self.owner, slug, name
+
+        def fetch() -> bytes:
+            with self.api.build_kaggle_client() as sdk, sdk.datasets.dataset_api_client.download_dataset(request) as response:
+                return _unwrapped(response.content)
+
+        content = self.api.read(f"{name} of {slug}", fetch)
+        with atomic_path(into / name) as temporary:
+            temporary.write_bytes(content)
         return into / name
 
     @contextmanager
@@ -99,15 +117,20 @@ class DatasetCalls(Session):
 
 
 def _taken(answer: Any, what: str) -> None:
-    if str(answer.status or "").lower() != "ok":
-        said = one_line(answer.error) or answer.status or "no reason given"
-        raise PublishError(f"Kaggle did not take {what} ({said}); mend that, then run this again")
+    """Raise PublishError where Kaggle says that it took nothing. Whatever is no error was taken: the wait that follows finds out."""
+    from hubmap_kit.publish.api import answer_of
+
+    fields = answer_of(answer)
+    said, status = one_line(fields.text("error")), fields.word("status")
+    if status != "OK" and (said or status in ("ERROR", "FAILED")):
+        raise PublishError(f"Kaggle did not take {what} ({said or status.lower()}); mend that, then run this again")
+    if status != "OK":
+        log.info("Kaggle answers '%s' to %s, which is neither yes nor no; what it shows decides", status.lower(), what)
 
 
-def _unwrap(got: Path, name: str, into: Path) -> None:
-    # Kaggle sends large files as name.zip.
-    if got.name != f"{name}.zip":
-        shutil.copyfile(got, into)
-        return
-    with zipfile.ZipFile(got) as archive, archive.open(archive.namelist()[0]) as source, into.open("wb") as target:
-        shutil.copyfileobj(source, target)
+def _unwrapped(content: bytes) -> bytes:
+    """The file itself: Kaggle sends large ones zipped."""
+    if not content.startswith(b"PK\x03\x04"):
+        return content
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return archive.read(archive.namelist()[0])

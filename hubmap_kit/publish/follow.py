@@ -15,25 +15,43 @@ from datetime import datetime, timezone
 from typing import TypeVar
 
 from hubmap_kit.errors import PublishError
-from hubmap_kit.publish.answers import KaggleUnavailable
+from hubmap_kit.publish.answers import KaggleRefusal, KaggleUnavailable, a_check
 from hubmap_kit.publish.client import Kaggle, KernelStatus
+from hubmap_kit.publish.kernel_calls import plain_log
 from hubmap_kit.publish.launch import log_hash
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MARKER = re.compile(r"^HUBMAP END (?P<kernel>\S+) (?P<status>complete|stopped|failed) build_id=(?P<build_id>\S*) utc=\S+$")
+# Anywhere in a line, and in what JSON makes of one: no quotation mark or backslash belongs to it.
+_MARKER = re.compile(
+    r"HUBMAP END (?P<kernel>[^\s\"\\]+) (?P<status>complete|degraded|stopped|failed) build_id=(?P<build_id>[^\s\"\\]*) utc=(?P<utc>[\w:.+-]+)"
+    r"(?: failed=(?P<failed>\d+)/(?P<slides>\d+))?"
+)
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
+UNDER_WAY = ("QUEUED", "RUNNING", "CANCEL_REQUESTED", "NEW_SCRIPT")
 LATE_LOOKS = 4  # how often the log of a session that has ended is asked for again when it has no marker yet
-UNREACHABLE_LOOKS = 10  # failed looks in a row after which following gives up
+FAILED_LOOKS = 20  # failed looks in a row after which following gives up: 7 minutes at the usual pace
 FIRST_PAUSE_S = 1.0
 NOTE_S = 300.0  # between two lines about a status that does not change
 EARLIER_LOOKS = 20  # how often an end that looks like that of the session before is not believed
 
 
 @dataclass(frozen=True)
+class Marker:
+    """The line that every kernel of the kit prints last. `failed` of `slides` slides failed; None where the kernel says nothing of slides."""
+
+    kernel: str
+    status: str  # complete, degraded, stopped or failed
+    build_id: str
+    utc: str
+    failed: int | None = None
+    slides: int | None = None
+
+
+@dataclass(frozen=True)
 class End:
-    """A good end: `status` is complete or stopped (out of time, everything saved)."""
+    """A good end: `status` is complete, stopped (out of time, everything saved), or degraded where that is forced."""
 
     status: str
     build_id: str
@@ -45,7 +63,8 @@ class Watch:
 
     `version` is the one that is meant, None the latest. `earlier_log` is the hash of the log before the push: should Kaggle not heed the
     version, which was seen with a stand-in only, an old end is still not taken for the new one. `say` gets the kernel's log lines.
-    `pause_s` is the longest time between two looks.
+    `pause_s` is the longest time between two looks. `pushed`: it was pushed from here, so that it must be there, whatever Kaggle says at
+    first. `force`: a degraded end is a good one.
     """
 
     kaggle: Kaggle
@@ -57,7 +76,24 @@ class Watch:
     pause_s: float = 30.0
     hours: float = 14.0
     version: int | None = None
+    pushed: bool = True
+    force: bool = False
     shown: int = field(default=0, init=False)  # lines of the log that were said
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one look found; `log` is None where Kaggle does not hand it out."""
+
+    status: KernelStatus
+    log: str | None
+
+    @property
+    def over(self) -> bool:
+        """Whether the session has ended: Kaggle's word where it is one that is known, else the end marker."""
+        if self.status.status in (*ENDED, *UNDER_WAY):
+            return self.status.status in ENDED
+        return read_marker(self.log or "") is not None
 
 
 def follow(watch: Watch) -> End:
@@ -65,59 +101,89 @@ def follow(watch: Watch) -> End:
 
     While Kaggle has not started the session, it may already call it running.
     """
-    text, distrusted = "", 0
-    for status, text in _looks(watch):
-        if status.status not in ENDED:
+    found, distrusted = _Look(KernelStatus("", ""), ""), 0
+    for found in _looks(watch):
+        if not found.over:
             continue
-        distrusted += 1
-        if not text or log_hash(text) != watch.earlier_log:
-            return _judge(watch, status, text)
+        if not found.log or log_hash(found.log) != watch.earlier_log:
+            return _judge(watch, found)
+        distrusted += found.status.status in ENDED
         if distrusted > EARLIER_LOOKS:
             raise PublishError(f"Kaggle still shows the end of the session before for kernel {watch.ref}; {still_there(watch.kernel)}")
-    return _judge(watch, KernelStatus("RUNNING", ""), text)
+    said = found.status.status.lower().replace("_", " ") or "nothing"
+    raise PublishError(f"kernel {watch.ref} has not ended in {watch.hours:g} h of following (Kaggle says: {said}); {still_there(watch.kernel)}")
 
 
-def last_marker(text: str) -> re.Match[str] | None:
-    """The last end marker in a log."""
-    return next((found for line in reversed(text.splitlines()) if (found := MARKER.match(line.strip()))), None)
+def read_marker(text: str) -> Marker | None:
+    """The last end marker in a log, wherever it stands: in a plain line, behind a prefix, or in Kaggle's JSON, also one that was cut off."""
+    # A piece of the JSON may end inside the marker, and a cut-off list may hold it in a piece that no reader of JSON takes.
+    found = max((list(_MARKER.finditer(form)) for form in (plain_log(text), text)), key=len)
+    if not found:
+        return None
+    values = found[-1].groupdict()
+    counts = {name: None if values[name] is None else int(values[name]) for name in ("failed", "slides")}
+    return Marker(values["kernel"], values["status"], values["build_id"], values["utc"], **counts)
 
 
-def patient_looks(look: Callable[[], T], pause_s: float, hours: float) -> Iterator[T]:
+def failed_slides(failed: object, slides: object) -> str:
+    """What a degraded end means, in words that follow the kernel's name."""
+    share = f"{failed} of {slides}" if failed is not None and slides is not None else "too many"
+    return f"wrote a valid submission.csv, but {share} slides failed and have an empty mask in it (degraded)"
+
+
+def patient_looks(look: Callable[[], T], pause_s: float, hours: float, believe_no: bool = False) -> Iterator[T]:
     """What `look` finds, again and again until the time is over; the first looks follow each other faster than by `pause_s`.
 
-    Kaggle may be out of reach for some looks, not for many in a row: KaggleUnavailable then.
+    Kaggle may be out of reach, or refuse what is new or was there a moment ago (400, 403, 404), for some looks, not for many in a row: its error
+    then. A refusal of the credentials counts at once, and with `believe_no` any refusal until something has been found.
     """
-    deadline, failed, pause = time.monotonic() + hours * 3600, 0, min(pause_s, FIRST_PAUSE_S)
+    deadline, failed, pause, said = time.monotonic() + hours * 3600, 0, min(pause_s, FIRST_PAUSE_S), ""
     while time.monotonic() < deadline:
         try:
             found = look()
-        except KaggleUnavailable as error:
+        except (KaggleUnavailable, KaggleRefusal) as error:
             failed += 1
-            if failed >= UNREACHABLE_LOOKS:
+            if failed >= FAILED_LOOKS or (isinstance(error, KaggleRefusal) and (believe_no or error.status == 401)):
                 raise
-            log.warning("%s", error)
+            log.log(logging.DEBUG if str(error) == said else logging.WARNING, "%s (looking again)", str(error).partition(";")[0])
+            said = str(error)
         else:
-            failed = 0
+            failed, believe_no = 0, False
             yield found
         time.sleep(pause)
         pause = min(pause_s, pause * 1.5)
 
 
-def _looks(watch: Watch) -> Iterator[tuple[KernelStatus, str]]:
+def _looks(watch: Watch) -> Iterator[_Look]:
     """Status and log, look by look; new lines of the log are said as they come."""
     late, notes = 0, Notes(watch.ref)
-
-    def look() -> tuple[KernelStatus, str]:
-        return watch.kaggle.kernel_status(watch.ref, watch.version), watch.kaggle.kernel_log(watch.ref, watch.version)
-
-    for status, text in patient_looks(look, watch.pause_s, watch.hours):
-        notes(status.status)
-        if text and log_hash(text) != watch.earlier_log:
-            _say_new(watch, text, everything=status.status in ENDED)
-        if status.status == "COMPLETE" and last_marker(text) is None and late < LATE_LOOKS:
+    for found in patient_looks(lambda: _look(watch), watch.pause_s, watch.hours, believe_no=not watch.pushed):
+        notes(found.status.status)
+        if found.log and log_hash(found.log) != watch.earlier_log:
+            _say_new(watch, found.log, everything=found.over)
+        patience = FAILED_LOOKS if found.log is None else LATE_LOOKS
+        if found.status.status == "COMPLETE" and read_marker(found.log or "") is None and late < patience:
             late += 1  # the log may come a little after the status
         else:
-            yield status, text
+            yield found
+
+
+def _look(watch: Watch) -> _Look:
+    """One look at status and log. What Kaggle refuses of the two counts for nothing, unless it refuses both."""
+    refused: list[KaggleRefusal] = []
+
+    def ask(call: Callable[[str, int | None], T], nothing: T) -> T:
+        try:
+            return call(watch.ref, watch.version)
+        except KaggleRefusal as error:
+            refused.append(error)
+            return nothing
+
+    status = ask(watch.kaggle.kernel_status, KernelStatus("", ""))
+    text: str | None = ask(watch.kaggle.kernel_log, None)  # type: ignore[arg-type]
+    if len(refused) == 2 or (refused and refused[0].status == 401):
+        raise refused[0]
+    return _Look(status, text)
 
 
 class Notes:
@@ -131,7 +197,7 @@ class Notes:
         if status == self.status and now - self.said < NOTE_S:
             return
         utc = datetime.now(timezone.utc).strftime("%H:%M:%S UTC")
-        log.info("%s, %.0f min: %s is %s", utc, (now - self.begin) / 60, self.ref, status.lower().replace("_", " "))
+        log.info("%s, %.0f min: %s is %s", utc, (now - self.begin) / 60, self.ref, status.lower().replace("_", " ") or "in a state that Kaggle does not tell")
         self.status, self.said = status, now
 
 
@@ -145,24 +211,30 @@ def _say_new(watch: Watch, text: str, everything: bool) -> None:
     watch.shown = max(watch.shown, len(lines))
 
 
-def _judge(watch: Watch, status: KernelStatus, text: str) -> End:
+def _judge(watch: Watch, found: _Look) -> End:
     """The end that a status and a log amount to."""
-    marker, ref = last_marker(text), watch.ref
+    status, text, ref = found.status, found.log or "", watch.ref
+    marker = read_marker(text)
     if status.status == "ERROR":
         raise PublishError(f"kernel {ref} failed on Kaggle ({_reason(text) or status.failure or 'no reason given'}); mend that, then push it again")
     if status.status == "CANCEL_ACKNOWLEDGED":
         raise PublishError(f"kernel {ref} was cancelled on Kaggle before it ended; push it again, a training with --resume")
-    if status.status != "COMPLETE":
-        raise PublishError(f"kernel {ref} has not ended in {watch.hours:g} h of following; {still_there(watch.kernel)}")
+    if found.log is None:
+        raise PublishError(f"Kaggle calls kernel {ref} complete but does not hand out its log, so its end is not known; {still_there(watch.kernel)}")
     if marker is None:
         raise PublishError(f"Kaggle calls kernel {ref} complete, but its log has no line 'HUBMAP END': it crashed, read the log above")
-    if marker["kernel"] != watch.kernel:
-        raise PublishError(f"kernel {ref} ended as '{marker['kernel']}', expected '{watch.kernel}'; push the right one to its address again")
-    if watch.build_id is not None and marker["build_id"] != watch.build_id:
-        raise PublishError(f"kernel {ref} ran the stale build {marker['build_id']}, expected {watch.build_id}; push code and kernel again")
-    if marker["status"] == "failed":
+    if marker.kernel != watch.kernel:
+        raise PublishError(f"kernel {ref} ended as '{marker.kernel}', expected '{watch.kernel}'; push the right one to its address again")
+    if watch.build_id is not None and marker.build_id != watch.build_id:
+        raise PublishError(f"kernel {ref} ran the stale build {marker.build_id}, expected {watch.build_id}; push code and kernel again")
+    if marker.status == "failed":
         raise PublishError(f"kernel {ref} ended and says that it failed ({_reason(text) or 'no reason given'}); mend that, then push it again")
-    return End(marker["status"], marker["build_id"])
+    if marker.status == "degraded":
+        number = f" --version {watch.version}" if watch.version else ""
+        advice = f"read the log above, mend that and push it again, or hand it in all the same with 'hubmap submit{number} --force'"
+        with a_check(watch.force):
+            raise PublishError(f"kernel {ref} {failed_slides(marker.failed, marker.slides)}; {advice}")
+    return End(marker.status, marker.build_id)
 
 
 def still_there(kernel: str) -> str:
@@ -172,5 +244,5 @@ def still_there(kernel: str) -> str:
 
 def _reason(text: str) -> str:
     """The kernel's own last sentence of an error."""
-    found = [line.strip().removeprefix("error:").strip() for line in text.splitlines() if line.strip().startswith("error:")]
-    return found[-1].rstrip(".") if found else ""
+    found = re.findall(r"(?:^|\s)error: *(\S.*)$", text, re.MULTILINE)
+    return found[-1].strip().rstrip(".") if found else ""

@@ -4,32 +4,50 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hubmap_kit.errors import PublishError
 from hubmap_kit.files import atomic_path
-from hubmap_kit.publish.answers import KaggleRefusal, sentences
-from hubmap_kit.publish.kernel_metadata import retired
+from hubmap_kit.publish.answers import Answer, AnswerLost
 from hubmap_kit.publish.session import Session, one_line
 
 _SOURCES = ("dataset", "competition", "kernel", "model")
+_MANY = r"\b(count|max|maximum|limit|too many|already|concurrent|simultaneous)\b"
+_BUSY = re.compile(rf"\bsessions?\b.*{_MANY}|{_MANY}.*\bsessions?\b", re.IGNORECASE)
+
+
+class SessionsBusy(PublishError):
+    """The account has as many sessions as Kaggle lets it have at a time (two with a GPU), so nothing was saved."""
 
 
 @dataclass(frozen=True)
 class KernelPush:
-    """A saved kernel version: `ref` is owner/slug."""
+    """A saved kernel version. `ref` is where Kaggle says it is, as owner/slug, the one asked for where it says nothing; `version` is 0 where
+    it names none. `lacking`: the sources that Kaggle saved it without, in words.
+    """
 
     ref: str
     url: str
     version: int
+    lacking: str = ""
+
+
+@dataclass(frozen=True)
+class KernelFacts:
+    """What Kaggle shows of a kernel: its newest version's number (0: there is no kernel, None: not told), and whether it is private."""
+
+    version: int | None
+    private: bool | None
 
 
 @dataclass(frozen=True)
 class KernelStatus:
-    """`status` in upper case: QUEUED, RUNNING, COMPLETE, ERROR, CANCEL_REQUESTED, CANCEL_ACKNOWLEDGED, NEW_SCRIPT."""
+    """`status` in upper case: QUEUED, RUNNING, COMPLETE, ERROR, CANCEL_REQUESTED, CANCEL_ACKNOWLEDGED, NEW_SCRIPT, or what Kaggle adds; it
+    may be empty.
+    """
 
     status: str
     failure: str
@@ -39,59 +57,64 @@ class KernelCalls(Session):
     """What the kit asks of kernels. A ref is owner/slug."""
 
     def save_kernel(self, folder: Path, timeout_s: int | None = None) -> KernelPush:
-        """Save a new version of the kernel in a folder (kernel-metadata.json and its script) and run it."""
-        metadata = _kernel_metadata(folder)
-        ref = str(metadata["id"])
-        with self.private_temp(), sentences(f"the push of kernel {ref}"):
-            answer = self.api.kernels_push(str(folder), timeout=str(timeout_s) if timeout_s else None)
-        if answer.error:
-            said = one_line(answer.error)
-            raise PublishError(f"Kaggle did not take kernel {ref} ({said}); mend that or wait for running sessions to end, then push again")
-        self._look_at_sources(ref, answer)
-        landed = "/".join(str(answer.ref or ref).strip("/").split("/")[-2:])
-        if landed.lower() != ref.lower():
-            raise PublishError(f"kernel {ref} landed at {landed}; make its title slugify to its id, delete the stray kernel, then push again")
-        if not answer.version_number:
-            raise PublishError(f"Kaggle took kernel {ref} but named no version; look at it on the site, then push again")
-        return KernelPush(ref, str(answer.url or f"https://www.kaggle.com/code/{ref}"), int(answer.version_number))
+        """Save a new version of the kernel in a folder (kernel-metadata.json and its script) and run it.
 
-    @staticmethod
-    def _look_at_sources(ref: str, answer: Any) -> None:
-        # The client prints some of these lists beside its success sentence, and never the one of models.
-        for kind in _SOURCES:
-            invalid = getattr(answer, f"invalid_{kind}_sources", None)
-            if invalid:
-                raise PublishError(
-                    f"kernel {ref} was saved without its {kind} source {', '.join(map(str, invalid))}, which Kaggle does not know or this account "
-                    "may not use; end that version on its page if it runs, push the source first or accept its rules, then push the kernel again"
-                )
+        Raises AnswerLost where that may have been done, SessionsBusy and other PublishErrors where it was not.
+        """
+        ref, what = kernel_ref(folder), f"the push of kernel {kernel_ref(folder)}"
+        with self.private_temp():
+            try:
+                answer = self._fields(what, lambda: self.api.kernels_push(str(folder), timeout=str(timeout_s) if timeout_s else None))
+            except PublishError as error:
+                if not isinstance(error, AnswerLost) and _BUSY.search(str(error)):
+                    raise SessionsBusy(f"{str(error).partition(';')[0]}; {_FREE}") from error
+                raise
+        said, version = one_line(answer.text("error")), answer.number("versionNumber") or 0
+        if said and version:
+            raise AnswerLost(f"Kaggle names version {version} of kernel {ref} and an error ({said})")
+        if said:
+            busy = _BUSY.search(said)
+            advice = _FREE if busy else "mend that, then push again"
+            raise (SessionsBusy if busy else PublishError)(f"Kaggle did not take kernel {ref} ({said}); {advice}")
+        lacking = [f"{kind} source {', '.join(names)}" for kind in _SOURCES if (names := answer.texts(f"invalid{kind}Sources"))]
+        landed = _landed(answer.text("ref") or answer.text("url"), ref)
+        return KernelPush(landed, answer.text("url") or f"https://www.kaggle.com/code/{ref}", version, " and ".join(lacking))
 
-    def kernel_version(self, ref: str) -> int | None:
-        """The number of a kernel's newest version; 0 where Kaggle shows no such kernel (403, 404), None where it names no number."""
+    def _fields(self, what: str, call: Callable[[], Any]) -> Answer:
+        """The answer to a call of the package that must not be repeated."""
+        from hubmap_kit.publish.api import answer_of
+
+        return answer_of(self.api.write(what, call))
+
+    def kernel(self, ref: str) -> KernelFacts:
+        """What Kaggle shows of a kernel."""
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
 
         request = ApiGetKernelRequest()
         request.user_name, request.kernel_slug = ref.split("/")[:2]
-        try:
-            answer = self.sdk(f"kernel {ref}", lambda sdk: sdk.kernels.kernels_api_client.get_kernel(request))
-        except KaggleRefusal as error:
-            if error.status in (403, 404):
-                return 0
-            raise
-        return int(answer.metadata.current_version_number or 0) or None
+        found = self.ask_if_shown(f"kernel {ref}", lambda sdk: sdk.kernels.kernels_api_client.get_kernel(request))
+        if found is None:
+            return KernelFacts(0, None)
+        facts = found.part("metadata")
+        return KernelFacts(facts.number("currentVersionNumber") or None, facts.flag("isPrivate"))
 
     def kernel_status(self, ref: str, version: int | None = None) -> KernelStatus:
         """The state of the session of a kernel's version; None: the latest."""
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest
 
         request = _of_version(ApiGetKernelSessionStatusRequest(), ref, version)
-        # Asked of the SDK: the package turns 401 and 403 into one text.
-        answer = self.sdk(f"the status of kernel {ref}", lambda sdk: sdk.kernels.kernels_api_client.get_kernel_session_status(request))
-        return KernelStatus(answer.status.name.upper(), one_line(answer.failure_message))
+        answer = self.ask(f"the status of kernel {ref}", lambda sdk: sdk.kernels.kernels_api_client.get_kernel_session_status(request))
+        return KernelStatus(answer.word("status"), one_line(answer.text("failureMessage")))
 
     def kernel_log(self, ref: str, version: int | None = None) -> str:
         """The log of a version's session (None: the latest) as plain text; empty while there is none."""
-        return _plain_log(self._session_output(ref, version, None).log or "")
+        first = next(self._outputs(ref, version))
+        return plain_log(first.text("log")) or "".join(piece.text("data") for piece in first.parts("log"))
+
+    def output_files(self, ref: str, version: int | None = None) -> dict[str, str]:
+        """Names and addresses of the output files of a version; None: the latest."""
+        files = (file for page in self._outputs(ref, version) for file in page.parts("files"))
+        return {file.text("fileName"): file.text("url") for file in files if file.text("fileName")}
 
     def kernel_output(self, ref: str, into: Path, pattern: str | None = None, version: int | None = None) -> list[Path]:
         """Download the output files of a version (None: the latest) whose path matches the regular expression; their paths, sorted."""
@@ -99,7 +122,7 @@ class KernelCalls(Session):
 
         paths = []
         with timed_session() as session:
-            for name, url in self._output_files(ref, version):
+            for name, url in self.output_files(ref, version).items():
                 if pattern is not None and not re.search(pattern, name):
                     continue
                 path = into / name
@@ -110,21 +133,18 @@ class KernelCalls(Session):
                 paths.append(path)
         return sorted(paths)
 
-    def _output_files(self, ref: str, version: int | None) -> Iterator[tuple[str, str]]:
-        token = None
-        while True:
-            page = self._session_output(ref, version, token)
-            yield from ((str(file.file_name), str(file.url)) for file in page.files or [])
-            token = page.next_page_token
-            if not token:
-                return
-
-    def _session_output(self, ref: str, version: int | None, token: str | None) -> Any:
+    def _outputs(self, ref: str, version: int | None) -> Iterator[Answer]:
         from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest
 
-        request = _of_version(ApiListKernelSessionOutputRequest(), ref, version)
-        request.page_size, request.page_token = 100, token or ""
-        return self.sdk(f"the output of kernel {ref}", lambda sdk: sdk.kernels.kernels_api_client.list_kernel_session_output(request))
+        def ask(sdk: Any, token: str) -> Any:
+            request = _of_version(ApiListKernelSessionOutputRequest(), ref, version)
+            request.page_size, request.page_token = 100, token
+            return sdk.kernels.kernels_api_client.list_kernel_session_output(request)
+
+        return self.pages(f"the output of kernel {ref}", ask)
+
+
+_FREE = "wait for a running session to end, or push with --follow, which tries again until one has ended"
 
 
 def _of_version(request: Any, ref: str, version: int | None) -> Any:
@@ -135,20 +155,31 @@ def _of_version(request: Any, ref: str, version: int | None) -> Any:
     return request
 
 
-def _kernel_metadata(folder: Path) -> dict[str, Any]:
+def kernel_ref(folder: Path) -> str:
+    """The address (owner/slug) that the kernel in a folder is for. Raises PublishError where its title would lead to another one."""
     from slugify import slugify
 
     path = folder / "kernel-metadata.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        slug, title, shape = str(values["id"]).split("/")[1], str(values["title"]), str(values.get("machine_shape") or "")
+        ref, title = str(values["id"]), str(values["title"])
+        slug = ref.split("/")[1]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise PublishError(f"{path} cannot be read ({error!r}); render the kernel again with 'hubmap kernels'") from error
     if slugify(title) != slug:
         raise PublishError(f"{path}: the title '{title}' leads to the address '{slugify(title)}', not to '{slug}'; change it")
-    if retired(shape):
-        raise PublishError(f"{path}: Kaggle has retired the accelerator '{shape}' and would run the kernel on something else; use NvidiaTeslaT4")
-    return dict(values)
+    return ref
+
+
+def _landed(said: str, ref: str) -> str:
+    """Where Kaggle says that a kernel is: `owner/slug`, `/code/owner/slug`, a bare slug, an address with a version behind it."""
+    owner, slug = ref.lower().split("/")[:2]
+    words = [word for word in re.sub(r"^\w+://[^/]*|[?#].*$", "", said).split("/") if word]
+    lower = [word.lower() for word in words]
+    if slug in lower:
+        before = lower[: lower.index(slug)]
+        return ref if not before or before[-1] in (owner, "code", "kernels") else "/".join([before[-1], slug])
+    return "/".join(words) or ref
 
 
 def _fetch(session: Any, url: str, path: Path) -> None:
@@ -159,10 +190,31 @@ def _fetch(session: Any, url: str, path: Path) -> None:
                 file.write(block)
 
 
-def _plain_log(text: str) -> str:
-    # A finished session's log is a JSON list of pieces.
-    try:
-        pieces = json.loads(text)
-    except ValueError:
+def plain_log(text: str) -> str:
+    """A log as people read it. Kaggle stores pieces {stream_name, time, data}: as a list, which may be cut off, or as lines, maybe prefixed."""
+    first = text.lstrip("[ \t\r\n").partition("\n")[0]
+    if not re.search(r'\{\s*"(stream_name|time|data)"', first):
         return text
-    return "".join(str(piece.get("data", "")) for piece in pieces if isinstance(piece, dict)) if isinstance(pieces, list) else text
+    pieces, end, at, decoder = [], 0, 0, json.JSONDecoder(strict=False)
+    while (at := text.find("{", at)) >= 0:
+        try:
+            piece, after = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            at += 1
+            continue
+        if isinstance(piece.get("data"), str):
+            pieces += [*_whole_lines(text[end:at]), piece["data"]]
+        end = at = after
+    if not pieces:
+        return text
+    tail = text[end:]
+    if cut := re.search(r'"data"\s*:\s*"((?:[^"\\]|\\[^u]|\\u[0-9a-fA-F]{4})*)', tail):
+        pieces.append(json.loads(f'"{cut[1]}"', strict=False))
+    else:
+        pieces += _whole_lines(tail + "\n")
+    return ("" if any("\n" in piece for piece in pieces) else "\n").join(pieces)
+
+
+def _whole_lines(between: str) -> list[str]:
+    """The lines of their own in what stands between two pieces, which otherwise is commas, brackets and prefixes."""
+    return [f"{line}\n" for line in between.split("\n")[1:-1] if re.search(r"\w", line)]

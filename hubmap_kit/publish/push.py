@@ -8,23 +8,30 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hubmap_kit.errors import PublishError
-from hubmap_kit.publish.client import DatasetState, Kaggle
+from hubmap_kit.publish.answers import a_check
+from hubmap_kit.publish.client import AnswerLost, DatasetState, Kaggle
 from hubmap_kit.publish.folders import check_flat
 from hubmap_kit.publish.metadata import dataset_metadata, slug, write_metadata
-from hubmap_kit.publish.ready import Wanted, published, wait_for
+from hubmap_kit.publish.ready import WORKING, Wanted, lacking, served, version_words, wait_for
 from hubmap_kit.runtime import build_id
 from hubmap_kit.runtime.build_id import FILE, METADATA, BuildId
 
 log = logging.getLogger(__name__)
+LOST_WAIT_S = 300.0  # for a version whose upload nobody acknowledged
+
+
+class NotTaken(PublishError):
+    """Kaggle did not take an upload."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a push did (created, versioned, unchanged) and the version that is current now."""
+    """What a push did (created, versioned, unchanged) and the version that is current now; 0 where Kaggle does not number it."""
 
     action: str
     version: int
@@ -32,7 +39,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a push would do: `action` is create, version, wait or nothing; `why` is the reason in words, `version` the current one (0: none)."""
+    """What a push would do: `action` is create, version, wait, nothing, or ask where it is not known what Kaggle holds; `why` is the reason in
+    words, `version` the current one (0: none, or not numbered)."""
 
     action: str
     why: str
@@ -71,8 +79,9 @@ def look(client: Kaggle, build: BuildId, kind: str, force: bool = False) -> Plan
     state = client.dataset(name)
     if state is None:
         return Plan("create", f"{client.owner}/{name} is absent, or still being created", 0)
-    _refuse_gone_or_public(client, name, state)
-    if state.status not in ("ready", "failed") and not force:
+    with a_check(force):
+        _check_gone_or_public(client, name, state)
+    if state.status in WORKING and not force:
         return Plan("wait", f"{client.owner}/{name} is still {state.status}; then compare with build {build.build_id}", state.version)
     return _compared(client, name, build, state, force)
 
@@ -93,26 +102,27 @@ def push_dataset(
     _refuse_public(folder / METADATA)
     state = client.dataset(name)
     if state is None:
-        outcome = _create(client, folder, name, build, say, timeout_s, poll_s)
+        outcome = _create(client, folder, name, build, say, force, timeout_s, poll_s)
         if outcome is not None:
             return outcome
         state = client.dataset(name)
     if state is None:
         raise PublishError(f"{ref} is no longer visible to this account; look at it on the site, then run this again")
-    _refuse_gone_or_public(client, name, state)
-    if state.status not in ("ready", "failed") and not force:
+    if state.status in WORKING and not force:
         say(f"{ref}: an earlier push is still {state.status}, waiting for it")
         state = wait_for(client, Wanted(name, None), timeout_s, poll_s)
-        _refuse_gone_or_public(client, name, state)
+    with a_check(force):
+        _check_gone_or_public(client, name, state)
     plan = _compared(client, name, build, state, force)
+    if plan.action == "ask":
+        raise PublishError(f"{ref}: {plan.why}; nothing was uploaded, run this again in some minutes, or upload it all the same with --force")
     if plan.action == "nothing":
         say(f"{ref}: {plan.why}, nothing to upload")
+        _check_private(client, name, state)
         return Outcome("unchanged", state.version)
     say(f"{ref}: {plan.why}; uploading {described(folder)} as a new version")
-    client.new_version(folder, notes or build.build_id)
-    say(f"{ref}: uploaded, waiting until version {state.version + 1} is there")
-    now = wait_for(client, Wanted(name, build, state.version + 1), timeout_s, poll_s)
-    say(f"{ref}: version {now.version} is there with build {build.build_id}")
+    wanted = Wanted(name, build, state.version + 1 if state.version else 0)
+    now = _uploaded(client, wanted, lambda: client.new_version(folder, notes or build.build_id), say, force, timeout_s, poll_s)
     return Outcome("versioned", now.version)
 
 
@@ -127,45 +137,80 @@ def described(folder: Path) -> str:
     return f"{len(sizes)} {'file' if len(sizes) == 1 else 'files'} ({sum(sizes) / 1e6:.1f} MB)"
 
 
-def _create(client: Kaggle, folder: Path, name: str, build: BuildId, say: Steps, timeout_s: float, poll_s: float) -> Outcome | None:
+def _create(
+    client: Kaggle, folder: Path, name: str, build: BuildId, say: Steps, force: bool, timeout_s: float, poll_s: float
+) -> Outcome | None:
     """Create the dataset and wait for it. None: it is there after all, from an earlier push that Kaggle was still working on."""
     ref = f"{client.owner}/{name}"
     say(f"{ref}: not there; uploading {described(folder)} as a new private dataset")
+    wanted = Wanted(name, build, 1, hidden=True)
     try:
-        client.create_dataset(folder)
-    except PublishError as error:
+        now = _uploaded(client, wanted, lambda: client.create_dataset(folder), say, force, timeout_s, poll_s)
+    except NotTaken as error:
         # Until now, absent and still being created looked the same (403).
-        if "already in use" not in str(error) and getattr(error, "status", 0) != 409:
+        if "already in use" not in str(error) and getattr(error.__cause__, "status", 0) != 409 and client.dataset(name) is None:
             raise
         say(f"{ref}: an earlier push is still being created, waiting for it")
         wait_for(client, Wanted(name, None, hidden=True), timeout_s, poll_s)
         return None
-    say(f"{ref}: uploaded, waiting until it is there")
-    now = wait_for(client, Wanted(name, build, 1, hidden=True), timeout_s, poll_s)
-    say(f"{ref}: version {now.version} is there with build {build.build_id}")
     return Outcome("created", now.version)
 
 
+def _uploaded(
+    client: Kaggle, wanted: Wanted, upload: Callable[[], None], say: Steps, force: bool, timeout_s: float, poll_s: float
+) -> DatasetState:
+    """Upload, and wait for what was uploaded, also where no answer says that it was taken. Raises NotTaken where Kaggle says no."""
+    ref, lost = f"{client.owner}/{wanted.name}", ""
+    try:
+        upload()
+    except AnswerLost as error:
+        lost = str(error)
+        log.warning("%s: %s; it may have been taken all the same, looking whether Kaggle shows it", ref, lost)
+    except PublishError as error:
+        raise NotTaken(str(error)) from error
+    say(f"{ref}: uploaded, waiting until {f'version {wanted.version}' if wanted.version else 'it'} is there")
+    try:
+        now = wait_for(client, wanted, min(timeout_s, LOST_WAIT_S) if lost else timeout_s, poll_s)
+    except PublishError as error:
+        raise PublishError(f"{lost}, and {error}") if lost else error from None
+    say(f"{ref}: {version_words(now.version)} is there with build {wanted.build.build_id if wanted.build else 'unknown'}")
+    with a_check(force):
+        _check_private(client, wanted.name, now)
+    return now
+
+
 def _compared(client: Kaggle, name: str, build: BuildId, state: DatasetState, force: bool) -> Plan:
-    """Whether a dataset holds the build already."""
-    if state.status != "ready":
-        return Plan("version", f"version {state.version} is {state.status} on Kaggle", state.version)
-    held = published(client, name)
-    if held is None:
-        return Plan("version", f"version {state.version} has no readable {FILE}", state.version)
-    if (held.build_id, held.files) != (build.build_id, build.files):
-        return Plan("version", f"version {state.version} holds build {held.build_id}, this one is {build.build_id}", state.version)
-    lacking = sorted({*build.files, FILE} - set(client.files(name)))
-    if lacking:
-        return Plan("version", f"version {state.version} lacks {', '.join(lacking)}", state.version)
+    """Whether a dataset holds the build already. Only what is sure to be another one is replaced, unless `force`."""
+    version, there = state.version, version_words(state.version)
+    if state.status in (*WORKING, "failed", "deleted"):
+        return Plan("version", f"{there} is {state.status} on Kaggle", version)
+    held = served(client, name)
+    if held.build is None and FILE in lacking(client, name, build):
+        return Plan("version", f"{there} has no {FILE}", version)
+    if held.build is None:
+        found = f"it {held.why}, so it is not known which build it holds"
+        return Plan("version" if force else "ask", found, version)
+    if (held.build.build_id, held.build.files) != (build.build_id, build.files):
+        return Plan("version", f"{there} holds build {held.build.build_id}, this one is {build.build_id}", version)
+    if lacks := lacking(client, name, build):
+        return Plan("version", f"{there} lacks {', '.join(lacks)}", version)
     if force:
-        return Plan("version", f"version {state.version} holds the same build, but --force is given", state.version)
-    return Plan("nothing", f"version {state.version} holds build {build.build_id} already", state.version)
+        return Plan("version", f"{there} holds the same build, but --force is given", version)
+    return Plan("nothing", f"{there} holds build {build.build_id} already", version)
 
 
-def _refuse_gone_or_public(client: Kaggle, name: str, state: DatasetState) -> None:
+def _check_private(client: Kaggle, name: str, state: DatasetState) -> None:
+    """Raise PublishError for a dataset that others can see; a warning where Kaggle does not say whether they can."""
     page = f"https://www.kaggle.com/datasets/{client.owner}/{name}"
-    if not state.private:
+    if state.private is False:
+        raise PublishError(f"{client.owner}/{name} was uploaded and is public on Kaggle; make it private in the settings at {page}")
+    if state.private is None:
+        log.warning("whether %s/%s is private could not be checked, as Kaggle does not say; %s/settings shows it", client.owner, name, page)
+
+
+def _check_gone_or_public(client: Kaggle, name: str, state: DatasetState) -> None:
+    page = f"https://www.kaggle.com/datasets/{client.owner}/{name}"
+    if state.private is False:
         raise PublishError(
             f"{client.owner}/{name} is public on Kaggle, and so would be its new version; make it private in the settings at {page}, then run "
             "this again"

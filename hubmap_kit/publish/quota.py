@@ -9,43 +9,52 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
+from hubmap_kit.errors import PublishError
+
 if TYPE_CHECKING:
     from hubmap_kit.publish.client import Kaggle
 
 ASSUMED_HOURS = 30.0  # what accounts are reported to get a week
+WEEK = timedelta(days=7)
 _SATURDAY = 5
 
 
 @dataclass(frozen=True)
 class Budget:
-    """GPU hours left this week and allowed in a whole one, and when the next week begins (UTC). `known`: Kaggle said so, nobody guessed."""
+    """GPU hours left this week and allowed in a whole one, and when the next week begins (UTC). `assumed`: what of it is not Kaggle's, and why."""
 
     left_h: float
     weekly_h: float
     refresh: datetime
-    known: bool = True
+    assumed: str = ""
 
 
 def read(kaggle: Kaggle, now: datetime | None = None) -> Budget:
-    """The account's budget. Where Kaggle names no quota or no date, the usual one is assumed and `known` is False."""
-    found, usual = kaggle.quota(), assumed(now)
-    if found.gpu_total_h <= 0:
-        return usual
-    refresh = _utc(found.refresh) if found.refresh is not None else usual.refresh
-    return Budget(max(0.0, found.gpu_total_h - found.gpu_used_h), found.gpu_total_h, refresh, found.refresh is not None)
+    """The account's budget. Where Kaggle does not tell it, the usual one is assumed."""
+    now = now or datetime.now(timezone.utc)
+    try:
+        found = kaggle.quota()
+    except PublishError as error:
+        return assumed(now, str(error).partition(";")[0])
+    if not found.gpu_total_h or found.gpu_used_h is None:
+        return assumed(now, "Kaggle names no GPU quota that can be read")
+    left = max(0.0, found.gpu_total_h - found.gpu_used_h)
+    if found.refresh is None or not now <= found.refresh <= now + WEEK + timedelta(days=1):
+        return Budget(left, found.gpu_total_h, assumed(now).refresh, "the date is assumed: Kaggle names none that can be read")
+    return Budget(left, found.gpu_total_h, found.refresh)
 
 
-def assumed(now: datetime | None = None) -> Budget:
+def assumed(now: datetime | None = None, why: str = "nobody asked Kaggle") -> Budget:
     """A full week of the usual quota that ends on the next Saturday at 00:00 UTC, as accounts are reported to have."""
     today = (now or datetime.now(timezone.utc)).astimezone(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
     days = (_SATURDAY - today.weekday()) % 7 or 7
-    return Budget(ASSUMED_HOURS, ASSUMED_HOURS, today + timedelta(days=days), known=False)
+    return Budget(ASSUMED_HOURS, ASSUMED_HOURS, today + timedelta(days=days), f"assumed, not read from Kaggle: {why}")
 
 
 def sentence(budget: Budget) -> str:
     """One line about a budget."""
     text = f"{budget.left_h:.1f} of {budget.weekly_h:.1f} GPU hours are left until {when(budget.refresh)}"
-    return text if budget.known else f"{text} (assumed, not read from Kaggle)"
+    return f"{text} ({budget.assumed})" if budget.assumed else text
 
 
 def fits(need_h: float, budget: Budget) -> bool:
@@ -55,9 +64,4 @@ def fits(need_h: float, budget: Budget) -> bool:
 
 def when(moment: datetime) -> str:
     """A moment as people read it, in UTC."""
-    return _utc(moment).strftime("%a %d %b %H:%M UTC")
-
-
-def _utc(moment: datetime) -> datetime:
-    # The client's time stamps come without a zone and mean UTC.
-    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
+    return moment.astimezone(timezone.utc).strftime("%a %d %b %H:%M UTC")

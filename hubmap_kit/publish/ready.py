@@ -10,12 +10,16 @@ from pathlib import Path
 
 from hubmap_kit.errors import KernelError, PublishError
 from hubmap_kit.progress import bar
-from hubmap_kit.publish.answers import KaggleRefusal, KaggleUnavailable
-from hubmap_kit.publish.client import DatasetState, Kaggle
+from hubmap_kit.publish.client import DatasetState, Kaggle, KaggleRefusal, KaggleUnavailable
 from hubmap_kit.runtime import build_id
 from hubmap_kit.runtime.build_id import FILE, BuildId
 
 log = logging.getLogger(__name__)
+# What Kaggle calls a dataset that it still works on. Another word says nothing: BUILD_ID.json decides.
+WORKING = ("not_yet_persisted", "blobs_received", "blobs_decompressed", "blobs_copied_to_sds", "individual_blobs_compressed", "reprocessing")
+UNREADY = (*WORKING, "failed", "deleted")
+_ENDS = ("ready", "failed", "deleted")
+UNSURE_LOOKS = 2  # at a dataset that holds what it should, whatever Kaggle calls it, before that is believed
 _GO_ON = "nothing is lost: run this again, it goes on waiting and uploads only what Kaggle lacks, or give it longer with --timeout"
 
 
@@ -43,13 +47,19 @@ class _Lack:
 
 def wait_for(client: Kaggle, wanted: Wanted, timeout_s: float, poll_s: float) -> DatasetState:
     """Look every `poll_s` seconds until everything wanted is there. Raises PublishError when Kaggle fails or after `timeout_s` seconds."""
-    begin, said = time.monotonic(), ""
+    begin, said, unsure = time.monotonic(), "", 0
     with bar(None, f"waiting for {wanted.name}", "look") as progress:
         progress.bar_format = "{desc}: {elapsed}{postfix}"
         while True:
             found = _look(client, wanted)
             if isinstance(found, DatasetState):
-                return found
+                unsure += 1
+                odd = _odd(wanted, found)
+                if not odd or unsure > UNSURE_LOOKS:
+                    return found
+                found = _Lack(f"has what was waited for, but {odd}")
+            else:
+                unsure = 0
             if found.words != said:
                 log.debug("%s %s", wanted.name, found.words)
                 said = found.words
@@ -61,18 +71,38 @@ def wait_for(client: Kaggle, wanted: Wanted, timeout_s: float, poll_s: float) ->
             time.sleep(poll_s)
 
 
-def published(client: Kaggle, name: str) -> BuildId | None:
-    """BUILD_ID.json as it is downloaded from the dataset now; None where there is none that can be read."""
+@dataclass(frozen=True)
+class Served:
+    """What Kaggle hands out as a dataset's BUILD_ID.json now; without a build, `why` says what it does instead, in words that follow its name."""
+
+    build: BuildId | None
+    why: str = ""
+
+
+def served(client: Kaggle, name: str) -> Served:
+    """BUILD_ID.json as it is downloaded from the dataset now. Raises KaggleRefusal for refused credentials."""
     with tempfile.TemporaryDirectory(prefix="hubmap-build-id-") as scratch:
         try:
             client.download_file(name, FILE, Path(scratch))
-            return build_id.read(Path(scratch))
+            return Served(build_id.read(Path(scratch)))
         except KaggleRefusal as error:
-            if error.status in (403, 404):
-                return None
-            raise
-        except KernelError:
-            return None
+            if error.status == 401:
+                raise
+            return Served(None, f"does not hand out its {FILE} (HTTP {error.status})")
+        except KaggleUnavailable as error:
+            return Served(None, f"cannot be asked for its {FILE} now ({str(error).partition(';')[0]})")
+        except (KernelError, PublishError):
+            return Served(None, f"hands out a {FILE} that cannot be read")
+
+
+def lacking(client: Kaggle, name: str, build: BuildId) -> list[str]:
+    """The files of a build that the dataset's list of files is sure not to have; none where Kaggle gives no list."""
+    try:
+        listed = client.files(name)
+    except PublishError as error:
+        log.warning("%s; its %s decides", str(error).partition(";")[0], FILE)
+        return []
+    return sorted({*build.files, FILE} - set(listed)) if listed else []
 
 
 def _look(client: Kaggle, wanted: Wanted) -> DatasetState | _Lack:
@@ -81,16 +111,25 @@ def _look(client: Kaggle, wanted: Wanted) -> DatasetState | _Lack:
         if state is None:
             return _unseen(client, wanted)
         if wanted.build is None:
-            return state if state.status in ("ready", "failed", "deleted") else _Lack(f"is still {state.status}")
+            return state if _done_with(client, wanted.name, state) else _Lack(f"is {state.status or 'in a state that Kaggle does not tell'}")
         return _lack(client, wanted, wanted.build, state) or state
     except KaggleUnavailable as error:
         words, _, advice = str(error).partition("; ")
         return _Lack(f"could not be looked at ({words})", advice)
-    except KaggleRefusal as error:
-        # A part of what is new, such as its list of files, may be denied to its owner for a while.
-        if error.status not in (403, 404):
-            raise
-        return _Lack(f"is not shown to its owner in full yet (HTTP {error.status})")
+
+
+def _done_with(client: Kaggle, name: str, state: DatasetState) -> bool:
+    """Whether Kaggle has done with the current version, well or badly. Where its status says nothing, a version that can be read is done."""
+    return state.status not in WORKING and (state.status in _ENDS or served(client, name).build is not None)
+
+
+def _odd(wanted: Wanted, state: DatasetState) -> str:
+    """What Kaggle says of a dataset that does not go with the files that it hands out; empty for nothing."""
+    if 0 < state.version < wanted.version:
+        return f"still shows version {state.version} instead of {wanted.version}"
+    if state.status not in _ENDS:
+        return f"Kaggle calls it {state.status!r}" if state.status else "Kaggle does not tell its status"
+    return ""
 
 
 def _span(seconds: float) -> str:
@@ -99,25 +138,28 @@ def _span(seconds: float) -> str:
 
 def _unseen(client: Kaggle, wanted: Wanted) -> _Lack:
     if wanted.hidden:
-        return _Lack("is still being created (Kaggle answers 403 or 404 to its owner)")
+        return _Lack("is still being created (Kaggle answers 400, 403 or 404 to its owner)")
     page = f"https://www.kaggle.com/datasets/{client.owner}/{wanted.name}"
-    return _Lack("is no longer visible to this account (Kaggle answers 403 or 404)", f"look at {page}, then run this again")
+    return _Lack("is no longer visible to this account (Kaggle answers 400, 403 or 404)", f"look at {page}, then run this again")
 
 
 def _lack(client: Kaggle, wanted: Wanted, build: BuildId, state: DatasetState) -> _Lack | None:
     page = f"https://www.kaggle.com/datasets/{client.owner}/{wanted.name}"
     if state.status in ("failed", "deleted"):
         raise PublishError(f"{client.owner}/{wanted.name} ended as '{state.status}' on Kaggle; {page} may say why, then run this again")
-    if state.status != "ready":
+    if state.status in WORKING:
         return _Lack(f"is still {state.status}")
-    if state.version < wanted.version:
-        return _Lack(f"is ready but still shows version {state.version} instead of {wanted.version}")
-    held = published(client, wanted.name)
-    if held is None:
-        return _Lack(f"is ready as version {state.version}, but its {FILE} cannot be downloaded")
-    if (held.build_id, held.files) != (build.build_id, build.files):
-        return _Lack(f"is ready as version {state.version}, but a download still gives build {held.build_id} instead of {build.build_id}")
-    lacking = sorted({*build.files, FILE} - set(client.files(wanted.name)))
-    if lacking:
-        return _Lack(f"is ready as version {state.version}, but lacks {', '.join(lacking)}", f"look at {page}, then run this again to upload it anew")
+    held, is_there = served(client, wanted.name), f"is {state.status or 'there'} as {version_words(state.version)}"
+    if held.build is None:
+        return _Lack(f"{is_there}, but {held.why}")
+    if (held.build.build_id, held.build.files) != (build.build_id, build.files):
+        return _Lack(f"{is_there}, but a download still gives build {held.build.build_id} instead of {build.build_id}")
+    lacks = lacking(client, wanted.name, build)
+    if lacks:
+        return _Lack(f"{is_there}, but lacks {', '.join(lacks)}", f"look at {page}, then run this again to upload it anew")
     return None
+
+
+def version_words(version: int) -> str:
+    """A dataset's version, also one that Kaggle does not number."""
+    return f"version {version}" if version else "a version without a number"

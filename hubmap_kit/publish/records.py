@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hubmap_kit.publish.client import Kaggle
 from hubmap_kit.publish.root import place
 
 log = logging.getLogger(__name__)
+SETTLES_IN = timedelta(minutes=10)  # what Kaggle has taken is shown by then
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Intent:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was pushed, and as which version; the rest as in Intent. A record that names no `place` is not believed."""
+    """What was pushed, and as which version (0: Kaggle named none); the rest as in Intent. A record that names no `place` is not believed."""
 
     kernel: str
     ref: str
@@ -71,33 +73,52 @@ def refused(folder: Path) -> None:
     intent_path(folder).unlink(missing_ok=True)
 
 
+def as_pushed(push: Intent, url: str, version: int) -> Pushed:
+    """The record of a push that became a version; 0: one whose number is not known."""
+    return Pushed(push.kernel, push.ref, url, version, push.build_id, push.time_utc, push.earlier_log, push.weights_id, push.place)
+
+
 def taken(folder: Path, push: Intent, url: str, version: int) -> Pushed:
     """Note that the push became a version, and return the record."""
-    pushed = Pushed(push.kernel, push.ref, url, version, push.build_id, push.time_utc, push.earlier_log, push.weights_id, push.place)
+    pushed = as_pushed(push, url, version)
     write_json(pushed_path(folder), asdict(pushed))
     intent_path(folder).unlink(missing_ok=True)
     return pushed
 
 
-def recover(kaggle: Kaggle, folder: Path) -> Pushed | None:
-    """Ask Kaggle what became of a push without an answer: its record when it went through, None when there is none or it did not.
+def recover(kaggle: Kaggle, folder: Path) -> Pushed | Intent | None:
+    """Ask Kaggle what became of a push without an answer: its record when it went through, the intent while that is not known.
 
-    Raises PublishError where Kaggle names no version numbers.
+    None: there is no such push, or it did not go through.
     """
     push = intent(folder)
     if push is None or push.ref.partition("/")[0].lower() != kaggle.owner.lower():
         return None
-    now = kaggle.kernel_version(push.ref)
-    if now is None or push.before is None:
-        raise PublishError(
-            f"whether the push of {push.ref} at {push.time_utc} went through cannot be told from here; look at {page(push.ref)}, then delete "
-            f"{intent_path(folder)} and run this again"
-        )
-    if now > push.before:
-        log.warning("the push of %s at %s, whose answer was lost, went through as version %d", push.ref, push.time_utc, push.before + 1)
-        return taken(folder, push, page(push.ref), push.before + 1)
+    version = new_version(kaggle, push)
+    if version:
+        log.warning("the push of %s at %s, whose answer was lost, went through as version %d", push.ref, push.time_utc, version)
+        return taken(folder, push, page(push.ref), version)
+    if version is None or not _old(push.time_utc):
+        return push
     log.warning("the push of %s at %s, whose answer was lost, did not go through as far as Kaggle shows", push.ref, push.time_utc)
     return None
+
+
+def new_version(kaggle: Kaggle, push: Intent) -> int | None:
+    """The version that a push became: 0 while Kaggle shows none that was not there before, None where it names no numbers."""
+    try:
+        now = kaggle.kernel(push.ref).version
+    except PublishError as error:
+        log.warning("%s", error)
+        return None
+    if now is None or push.before is None:
+        return None
+    return push.before + 1 if now > push.before else 0  # a later one may be somebody else's
+
+
+def settled(moment: datetime) -> bool:
+    """Whether what was asked for at a moment would be shown by now, had Kaggle taken it."""
+    return datetime.now(timezone.utc) - moment > SETTLES_IN
 
 
 def page(ref: str) -> str:
@@ -113,6 +134,13 @@ def pushed_path(folder: Path) -> Path:
 def intent_path(folder: Path) -> Path:
     """Where a push is noted while its outcome is not known."""
     return folder.with_name(f"{folder.name}.pushing.json")
+
+
+def _old(time_utc: str) -> bool:
+    try:
+        return settled(datetime.fromisoformat(time_utc))
+    except (ValueError, TypeError):
+        return True
 
 
 def _here(found: Any) -> Any:

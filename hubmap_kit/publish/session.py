@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from hubmap_kit.publish.answers import Answer, KaggleRefusal
 from hubmap_kit.publish.credentials import sign_in
+
+log = logging.getLogger(__name__)
+MOST_PAGES = 100  # of a list: thousands of files
 
 
 class Session:
@@ -33,14 +38,38 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.scratch.cleanup()
 
-    def sdk(self, what: str, call: Callable[[Any], Any]) -> Any:
-        """Call the SDK beneath the package, where the package spoils the answer."""
+    def ask(self, what: str, call: Callable[[Any], Any]) -> Answer:
+        """The answer to one call of the SDK beneath the package, which spoils some answers. Raises KaggleRefusal and KaggleUnavailable."""
+        from hubmap_kit.publish.api import answer_of
 
-        def ask() -> Any:
+        def asked() -> Answer:
             with self.api.build_kaggle_client() as sdk:
-                return call(sdk)
+                return answer_of(call(sdk))
 
-        return self.api.read(what, ask)
+        return self.api.read(what, asked)
+
+    def ask_if_shown(self, what: str, call: Callable[[Any], Any]) -> Answer | None:
+        """The answer to a call; None where Kaggle refuses it, as it does, with 400, 403 or 404, for what is absent or still being made."""
+        try:
+            return self.ask(what, call)
+        except KaggleRefusal as error:
+            if error.status == 401:
+                raise
+            log.debug("%s", error)
+            return None
+
+    def pages(self, what: str, call: Callable[[Any, str], Any]) -> Iterator[Answer]:
+        """The pages of a list, each asked for with the token of the one before. A list that never ends is cut."""
+        before, token = Answer(), ""
+        for number in range(1, MOST_PAGES + 1):
+            page = self.ask(what, lambda sdk, at=token: call(sdk, at))
+            if number > 1 and page.same(before, but_for="nextPageToken"):
+                break
+            yield page
+            before, token = page, page.text("nextPageToken")
+            if not token:
+                return
+        log.warning("%s does not end; what came in %d pages is taken for all of it", what, number)
 
     @contextmanager
     def private_temp(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hubmap_kit.errors import KernelError, PublishError
 from hubmap_kit.publish.client import Kaggle
 from hubmap_kit.publish.metadata import slug
-from hubmap_kit.publish.ready import published
+from hubmap_kit.publish.ready import served
 from hubmap_kit.publish.root import build_folder, commit, repository
 from hubmap_kit.runtime import build_id
 from hubmap_kit.runtime.build_id import FILE, BuildId
@@ -48,8 +48,14 @@ def _weights(folder: Path, kaggle: Kaggle | None, force: bool) -> str:
     """The id of the staged weights, or of those that Kaggle serves now; empty where neither is known."""
     if (folder / FILE).is_file() and not (force and kaggle):
         return build_id.read(folder).build_id
-    served = published(kaggle, slug("weights")) if kaggle else None
-    return served.build_id if served and served.kind == "weights" else ""
+    if kaggle is None:
+        return ""
+    try:
+        held = served(kaggle, slug("weights"))
+    except PublishError as error:
+        log.warning("%s", error)
+        return ""
+    return held.build.build_id if held.build and held.build.kind == "weights" else ""
 
 
 def _short(sha: str | None) -> str:

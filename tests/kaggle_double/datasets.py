@@ -168,9 +168,9 @@ def download(world: World, body: Body) -> Body:
     number = version.number
     if version is dataset.versions[-1]:
         version.downloads += 1
-        if world.has("stale_build_id") or (world.has("stale_build_id_briefly") and version.downloads <= 2):
+        if number > 1 and (world.has("stale_build_id") or (world.has("stale_build_id_briefly") and version.downloads <= 2)):
             number -= 1
-    if number < 1 or find(dataset.versions[number - 1].files, name) is None:
+    if find(dataset.versions[number - 1].files, name) is None:
         raise Refusal(404, "Not found")
     zipped = world.has("file_zipped")
     raise Redirect(f"/storage/{ref}/{number}/{quote(name)}{'.zip?zipped=1' if zipped else '?signature=none'}")

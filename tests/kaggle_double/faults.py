@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .variants import VARIANTS
+
 FAULTS: dict[str, str] = {
     # credentials
     "no_credentials": "the environment holds no credentials at all",
@@ -41,6 +43,7 @@ FAULTS: dict[str, str] = {
     "kernel_fails": "kernels end with status ERROR and a failure message",
     "kernel_completes_without_marker": "kernels end with status COMPLETE, but their log lacks the end marker, as after a crash of a script",
     "kernel_completes_failed": "kernels end with status COMPLETE, but their end marker says failed",
+    "kernel_degraded": "infer kernels end with status COMPLETE and an end marker that says that most slides failed",
     "kernel_stopped": "kernels end with status COMPLETE and an end marker that says stopped",
     "kernel_stale_build_id": "kernels end with status COMPLETE, but their end marker names another build id than the pushed script",
     "kernel_cancelled": "kernels end with status CANCEL_ACKNOWLEDGED",
@@ -58,6 +61,7 @@ FAULTS: dict[str, str] = {
     "rate_limited_429": "every call is answered 429 with Retry-After",
     "rate_limited_briefly": "the first two calls are answered 429 with Retry-After",
     "network_down": "nothing listens at the server's address",
+    **{name: variant.meaning for name, variant in VARIANTS.items()},
 }
 
 

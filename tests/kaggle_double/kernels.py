@@ -116,16 +116,18 @@ def _run(world: World, ref: str, version: KernelVersion) -> None:
     status = "failed" if version.end == "ERROR" or world.has("kernel_completes_failed") else "stopped" if world.has("kernel_stopped") else "complete"
     if world.has("kernel_stale_build_id"):
         build_id = "0123456789ab-0123456789ab"
+    degraded = world.has("kernel_degraded") and name == "infer" and status == "complete"
+    status, share = ("degraded", " failed=4998/5000") if degraded else (status, "")
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     lines = [f"HUBMAP START {name} build_id={build_id} utc={stamp}", f"the double runs no kernel: this log of version {version.number} is made up"]
     if version.end != "CANCEL_ACKNOWLEDGED" and not world.has("kernel_completes_without_marker"):
-        lines.append(f"HUBMAP END {name} {status} build_id={build_id} utc={stamp}")
+        lines.append(f"HUBMAP END {name} {status} build_id={build_id} utc={stamp}{share}")
     version.log = world.logs.get(slug, log(lines))
     weights = re.search(r"^WEIGHTS_ID\s*=\s*[\"'](.+?)[\"']", text, re.MULTILINE)
     facts = {"kernel": name, "status": status, "build_id": build_id, "seconds": 1.0, "sentence": status}
-    facts |= {"weights": [weights[1]]} if weights else {}
+    facts |= ({"weights": [weights[1]]} if weights else {}) | ({"failed_slides": 4998, "slides": 5000} if degraded else {})
     written = {"kernel.json": json.dumps(facts).encode()}
-    if world.settings.competitions and name == "infer" and status == "complete":
+    if world.settings.competitions and name == "infer" and status in ("complete", "degraded"):
         written["submission.csv"] = b"id,rle\n10078,\n"
     version.files = [world.state.add(file, content) for file, content in world.outputs.get(slug, written).items()]
 

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,11 +19,13 @@ from urllib.parse import unquote, urlsplit
 
 from . import answers, competitions, datasets, kernels
 from .uploads import receive
+from .variants import VARIANTS, Raw, Variant
 from .world import Body, Redirect, Refusal, Silence, World
 
 log = logging.getLogger(__name__)
 KEY, TOKEN = "dummy-key", "KGAT_dummy-token"
 INTROSPECT = "security.OAuthService/IntrospectToken"
+READS = ("Get", "List", "Download")
 PIECE = 1 << 20
 SILENCE_S = 120
 
@@ -149,11 +152,29 @@ class Handler(BaseHTTPRequestHandler):
             if method != INTROSPECT:
                 self._authorise()
             answers.parse_request(method, self.entry.body)
-            answer = METHODS[method](self.server.world, self.entry.body)
+            variants = self._variants()
+            for variant in variants:
+                if variant.before:
+                    if self.entry.name.startswith(READS):  # what is looked at goes on all the same
+                        with suppress(Refusal, Redirect):
+                            METHODS[method](self.server.world, self.entry.body)
+                    variant.change({})
+            answer: Body | Raw = METHODS[method](self.server.world, self.entry.body)
             answers.parse_answer(method, answer)
             self.server.world.state.save()
         self.entry.answer = answer
-        self._send(200, json.dumps(answer).encode())
+        for variant in variants:
+            answer = variant.change(answer)
+        if isinstance(answer, Raw) and not answer.status:
+            return self._break_off(answer.content)
+        if isinstance(answer, Raw):
+            return self._send(answer.status, answer.content, {"Content-Type": answer.kind})
+        return self._send(200, json.dumps(answer).encode())
+
+    def _variants(self) -> list[Variant]:
+        """The variants of this call's answer that are switched on and have still to strike."""
+        world, mine = self.server.world, [(name, variant) for name, variant in VARIANTS.items() if variant.method == self.entry.name]
+        return [variant for name, variant in mine if (world.first(name, variant.times) if variant.times else world.has(name))]
 
     def _transport_faults(self) -> None:
         world = self.server.world
@@ -204,6 +225,16 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+
+    def _break_off(self, content: bytes) -> None:
+        """Begin an answer, unless there is nothing of it, and break the connection."""
+        if content:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content) + 1000))
+            self.end_headers()
+            self.wfile.write(content)
+            self.wfile.flush()
+        self.hang_up()
 
     def hang_up(self) -> None:
         """Break the connection without an answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -80,7 +81,7 @@ CASES = {
     "push answered with an error": (("kernel_push_error",), (), ("alice/hubmap-train", "Notebook could not be saved")),
     "dataset source refused": (("invalid_dataset_source",), (), ("without its dataset source", "alice/hubmap-kit-code")),
     "model source refused, which no client prints": (("invalid_model_source",), (), ("without its model source",)),
-    "third GPU session": (("gpu_limit",), (), ("Maximum batch GPU session count of 2", "wait")),
+    "third GPU session": (("gpu_limit",), ("--timeout", "0.0001"), ("Maximum batch GPU session count of 2", "wait for a running session to end")),
     "retired accelerator": ((), ("--accelerator", "p100"), ("retired", "T4 x2", "--accelerator t4x2")),
     "quota too small": (("quota_used_up",), (), ("11.5 h", "0.0 of 30.0 GPU hours", "--hours", "--force")),
     "kernel fails": (("kernel_fails",), (), ("failed on Kaggle", "raised an error")),
@@ -274,6 +275,10 @@ def test_a_push_whose_answer_was_lost_is_found_again(world: World, record_proper
     assert world.run("--run", "train", "--follow").returncode == 0
     before = saved()
     world.double.faults = ("save_answer_lost",)
+    done = world.run("--run", "train")
+    assert done.returncode == 0 and f"HTTP 503: Service Unavailable); but Kaggle shows version {before + 1} of it" in done.stderr, done.stderr
+    assert saved() == (before := before + 1)
+    world.double.faults = ("save_answer_lost", "kernel_old_number")
     words = ("HTTP 503", "may have been saved all the same", "hubmap kernels train --follow", "https://www.kaggle.com/code/alice/hubmap-train")
     check_sentence(world.run("--run", "train"), words, record_property)
     assert saved() == before + 1
@@ -286,6 +291,8 @@ def test_a_push_whose_answer_was_lost_is_found_again(world: World, record_proper
     world.double.faults = ("save_refused_503",)
     check_sentence(world.run("--run", "train"), ("may have been saved all the same",), record_property)
     world.double.faults = ()
+    intent = world.tmp / "kernels" / "train.pushing.json"
+    intent.write_text(re.sub(r"20\d\d-", "2025-", intent.read_text()))  # long enough ago to be shown by now
     done = world.run("train", "--follow")
     assert done.returncode == 0 and "did not go through" in done.stderr and f"log of version {before + 1} is made up" in done.stdout
     assert world.run("--run", "train").returncode == 0 and saved() == before + 2

@@ -146,7 +146,9 @@ def test_what_is_denied_right_after_a_creation_is_waited_for(kaggle: Kaggle, sta
 def test_a_dataset_that_was_made_public_gets_no_version(kaggle: Kaggle, staged: Path, hold: Any) -> None:
     with kaggle("dataset_public") as cli:
         hold(cli.double)
-        for options in ((), ("--force",), ("--dry-run",)):
+        for options in ((), ("--dry-run",)):
             done = cli.push(staged, *options, *QUICK)
             assert done.code == 1 and f"{REF} is public on Kaggle" in done.sentence and "make it private" in done.sentence
         assert not cli.written()
+        done = cli.push(staged, "--force", *QUICK)
+        assert done.code == 0 and "is public on Kaggle, and so would be its new version; going on all the same" in done.err, done.err

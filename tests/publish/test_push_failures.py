@@ -31,10 +31,10 @@ AT_KAGGLE = [
     ("upload_refused", True, r"the upload of \S+ was refused \(HTTP 403.* nothing was published, run this again"),
     ("create_error", False, r"did not take the dataset of \S+ \(Incompatible Dataset Type\); mend that"),
     ("version_error", True, r"did not take the new version of \S+ \(The dataset version could not be created\); mend that"),
-    ("pending_403_forever", False, r"still being created \(Kaggle answers 403 or 404.* run this again, it goes on waiting"),
+    ("pending_403_forever", False, r"still being created \(Kaggle answers 400, 403 or 404.* run this again, it goes on waiting"),
     ("never_ready", False, r"it is still individual_blobs_compressed; .*run this again"),
     ("dataset_failed", False, r"ended as 'failed' on Kaggle; https://www.kaggle.com/datasets/alice/hubmap-kit-pretrained may say why"),
-    ("version_never_moves", True, r"is ready but still shows version 1 instead of 2; .*run this again"),
+    ("version_never_moves", True, r"is ready as version 1, but a download still gives build pretrained-\w+ instead of pretrained-\w+; .*run this again"),
     ("stale_build_id", True, r"a download still gives build pretrained-\w+ instead of pretrained-\w+; .*run this again"),
     ("missing_file", True, r"is ready as version 2, but lacks encoder.safetensors; .*upload it anew"),
 ]

@@ -19,6 +19,7 @@ NEXT = {
     ("train", "complete"): "hubmap kernels --run infer --attach-only kernel:train --follow",
     ("train", "stopped"): "hubmap kernels --run train --resume --follow (with the same --config, --folds and --set)",
     ("infer", "complete"): 'hubmap submit --version {version} -m "what is new"',
+    ("infer", "degraded"): 'hubmap submit --version {version} --force -m "what is new"',
     ("tiles", "complete"): "hubmap kernels --run train --attach kernel:tiles --follow",
 }
 
@@ -52,7 +53,7 @@ def kernels(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="After a good end, download the kernel's output to this folder.", show_default=False)] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also with code of another commit, Kaggle's weights instead of the staged ones, too little quota.")
+        bool, typer.Option("--force", help="Whatever a check says: code of another commit, Kaggle's weights, too little quota, a degraded end.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Render and say what would be pushed; push nothing.")] = False,
     every: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks while following.")] = 30.0,
@@ -75,11 +76,11 @@ def kernels(
     if attach and attach_only:
         raise PublishError("--attach adds to the usual inputs and --attach-only replaces them; give one of the two, each as often as needed")
     if follow and not run:
-        with Kaggle() as client:
-            _follow_last(client, folder, chosen, every, timeout, output)
+        with Kaggle(pause_s=min(2.0, every)) as client:
+            _follow_last(client, folder, chosen, every, timeout, output, force)
         return
     with ExitStack() as stack:
-        client = None if owner and (dry_run or not run) else stack.enter_context(Kaggle())
+        client = None if owner and (dry_run or not run) else stack.enter_context(Kaggle(pause_s=min(2.0, every)))
         folders = render(
             chosen, owner or client.owner, staged_builds(staged, client, force), folder, config or None,  # type: ignore[union-attr]
             fold_numbers(folds), set_, hours, accelerator or None, attach_only or None, resume, image or None, attach,
@@ -95,34 +96,41 @@ def _push(client: Kaggle, folder: Path, force: bool, follow: bool, every: float,
     from hubmap_kit.publish.launch import launch
 
     try:
-        pushed = launch(client, folder, force)
+        pushed = launch(client, folder, force, every, timeout if follow else 0.0)
     except KeyboardInterrupt as stop:
         typer.echo(f"error: {stop or 'stopped; nothing was pushed'}", err=True)
         sys.exit(INTERRUPTED)
-    typer.echo(f"pushed {pushed.ref} version {pushed.version}, build {pushed.build_id}: {pushed.url}")
+    version = f"version {pushed.version}" if pushed.version else "in a version without a number"
+    typer.echo(f"pushed {pushed.ref} {version}, build {pushed.build_id}: {pushed.url}")
     if follow:
-        _follow(client, pushed, every, timeout, output)
+        _follow(client, pushed, every, timeout, output, force)
     else:
         typer.echo(f"next: hubmap kernels {pushed.kernel} --follow")
 
 
-def _follow_last(client: Kaggle, folder: Path, names: list[str], every: float, timeout: float, output: Path | None) -> None:
+def _follow_last(client: Kaggle, folder: Path, names: list[str], every: float, timeout: float, output: Path | None, force: bool) -> None:
     from hubmap_kit.publish.kernel_metadata import KERNELS
-    from hubmap_kit.publish.records import Pushed, last_push, recover
+    from hubmap_kit.publish.records import Intent, Pushed, as_pushed, last_push, page, recover
 
     if len(names) != 1 or names[0] not in KERNELS:
         raise PublishError(f"--follow looks at one kernel ({', '.join(KERNELS)}); name it, such as 'hubmap kernels train --follow'")
-    recover(client, folder / names[0])
+    unknown = recover(client, folder / names[0])
     ref, pushed = f"{client.owner}/{KERNELS[names[0]]}", last_push(folder / names[0])
+    if isinstance(unknown, Intent):
+        typer.echo(f"warning: whether the push of {ref} at {unknown.time_utc} was taken is not known yet; its end is waited for", err=True)
+        pushed = as_pushed(unknown, page(ref), 0)
     # The last push may have been for another account.
     known = pushed if pushed is not None and pushed.ref == ref else Pushed(names[0], ref, "", 0, "", "")
-    _follow(client, known, every, timeout, output)
+    _follow(client, known, every, timeout, output, force)
 
 
-def _follow(client: Kaggle, pushed: Pushed, every: float, timeout: float, output: Path | None) -> None:
+def _follow(client: Kaggle, pushed: Pushed, every: float, timeout: float, output: Path | None, force: bool) -> None:
     from hubmap_kit.publish.follow import Watch, follow, still_there
 
-    watch = Watch(client, pushed.ref, pushed.kernel, pushed.build_id or None, typer.echo, pushed.earlier_log, every, timeout, pushed.version or None)
+    watch = Watch(
+        client, pushed.ref, pushed.kernel, pushed.build_id or None, typer.echo, pushed.earlier_log, every, timeout, pushed.version or None,
+        bool(pushed.time_utc), force,
+    )  # fmt: skip
     try:
         end = follow(watch)
     except KeyboardInterrupt:

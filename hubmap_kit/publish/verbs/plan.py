@@ -118,8 +118,8 @@ def _budget(offline: bool) -> tuple[Budget, str]:
             return budget, quota.sentence(budget)
         except PublishError as error:
             why = str(error).partition(";")[0]
-    budget = quota.assumed()
-    return budget, f"{quota.sentence(budget)}: {why}"
+    budget = quota.assumed(why=why)
+    return budget, quota.sentence(budget)
 
 
 def _table(sessions: list[Session], gpus: int) -> str:

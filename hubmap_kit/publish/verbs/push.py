@@ -36,7 +36,7 @@ def push(
     out: Annotated[Path | None, typer.Option(help="Stage in this folder; default: build/datasets/WHAT in the checkout.", show_default=False)] = None,
     allow_dirty: Annotated[bool, typer.Option("--allow-dirty", help="code: also with changes that are not committed; the build id says so.")] = False,
     allow_unfinished: Annotated[bool, typer.Option("--allow-unfinished", help="weights: also folds whose training has not ended.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Upload even what Kaggle holds already, and do not wait for an earlier push.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Upload even what Kaggle holds already or may hold, and do not wait for an earlier push.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stage, look at Kaggle, say what would happen; upload nothing.")] = False,
     timeout: Annotated[float, typer.Option(metavar="MIN", min=0, help="How long to wait for Kaggle after an upload.")] = 30.0,
     poll: Annotated[float, typer.Option(metavar="SECONDS", min=0.01, hidden=True, help="Time between two looks.")] = 10.0,
@@ -98,6 +98,7 @@ def _push(what: str, folder: Path, force: bool, dry_run: bool, timeout_s: float,
     from hubmap_kit.publish.client import Kaggle
     from hubmap_kit.publish.metadata import slug
     from hubmap_kit.publish.push import check_staged, described, look, push_dataset, uploaded
+    from hubmap_kit.publish.ready import version_words
 
     build = check_staged(folder, what)
     with Kaggle(pause_s=min(2.0, poll_s)) as client:
@@ -109,4 +110,4 @@ def _push(what: str, folder: Path, force: bool, dry_run: bool, timeout_s: float,
             typer.echo(f"dry run, nothing was uploaded; it would be: {plan.action} ({plan.why})")
             return
         done = push_dataset(client, folder, what, force=force, timeout_s=timeout_s, poll_s=poll_s, build=build)
-    typer.echo(f"{ref}: {done.action}, version {done.version}, build {build.build_id}; https://www.kaggle.com/datasets/{ref}")
+    typer.echo(f"{ref}: {done.action}, {version_words(done.version)}, build {build.build_id}; https://www.kaggle.com/datasets/{ref}")

@@ -13,9 +13,9 @@ from hubmap_kit.words import INTERRUPTED
 
 if TYPE_CHECKING:
     from hubmap_kit.publish.client import Kaggle, Submission
-    from hubmap_kit.publish.records import Pushed
-    from hubmap_kit.publish.submit import Entry, Ran
+    from hubmap_kit.publish.submit import Entry, Lost, Ran
 
+UNKNOWN = "unknown"  # in the ref of a row without an answer, where Kaggle did not tell which submission was the latest before it
 
 
 def add(app: typer.Typer) -> None:
@@ -32,15 +32,16 @@ def submit(
     file: Annotated[str, typer.Option(help="The output file to hand in.")] = "submission.csv",
     wait: Annotated[bool, typer.Option(help="Wait for the score; the run on the hidden slides takes hours.")] = True,
     refresh: Annotated[bool, typer.Option("--refresh", help="Hand nothing in; complete the ledger's pending rows.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Hand in without looking at the kernel first.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Hand in whatever a look at the kernel says, also a degraded run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look at the kernel and say what would be handed in; hand nothing in.")] = False,
     every: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks while waiting.")] = 60.0,
     timeout: Annotated[float, typer.Option(min=0, help="Stop waiting after these hours.")] = 12.0,
     rendered: Annotated[Path | None, typer.Option(help="Folder of rendered kernels; default: build/kernels.", show_default=False)] = None,
 ) -> None:
     """Hand a finished kernel version in to the competition, wait for its score and keep both in ledger.csv."""
+    from hubmap_kit.publish.answers import a_check
     from hubmap_kit.publish.client import Kaggle
-    from hubmap_kit.publish.submit import Entry, Ran, check, limits
+    from hubmap_kit.publish.submit import Entry, check, limits
     from hubmap_kit.report import ledger as book
 
     table = ledger or (run / book.NAME if run else Path("runs") / book.NAME)
@@ -48,15 +49,16 @@ def submit(
         raise PublishError(f"{run} is no folder; give the run that was handed in with --run")
     book.read(table)  # a damaged ledger is found before a submission is spent
     if refresh:
-        _refresh(table)
+        _refresh(table, every)
         return
     if not message.strip():
         raise PublishError("--message is missing; say what is new in this submission, Kaggle and the ledger show it")
-    with Kaggle() as client:
+    with Kaggle(pause_s=min(2.0, every)) as client:
         ref = kernel if "/" in kernel else f"{client.owner}/{kernel}"
-        pushed = _last_push(ref, rendered)
-        entry = Entry(ref, _version(version, pushed, ref), file, message)
-        ran = Ran() if force else check(client, entry)
+        entry = Entry(ref, version or _last_version(client, ref, rendered), file, message)
+        ran = check(client, entry, force)
+        with a_check(force):
+            _check_lost(client, table)
         if dry_run:
             builds = f"build {ran.build_id or 'unknown'}, weights {ran.weights or 'unknown'}"
             typer.echo(f"would hand in {entry.file} of {entry.kernel} version {entry.version}, {builds}; {limits(client)}")
@@ -67,7 +69,7 @@ def submit(
 def _hand_in(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path, every: float, hours: float) -> None:
     from hubmap_kit.publish import submit as job
 
-    number = _ask(client, entry, ran, run, table)
+    number = _ask(client, entry, ran, run, table, every)
     later = f"look in some hours with 'hubmap submit --refresh --ledger {table}'"
     if not hours:
         typer.echo(later)
@@ -84,15 +86,17 @@ def _hand_in(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Pa
         raise PublishError(f"submission {number} failed to score ({found.error or 'no reason given'}); try the kernel with 'hubmap rehearse'")
 
 
-def _ask(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path) -> int:
+def _ask(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path, every: float) -> int:
     """Hand in, with a row in the ledger before and after: whatever comes between, it can be looked up what became of it."""
     import uuid
     from datetime import datetime, timezone
 
     from hubmap_kit.publish import submit as job
+    from hubmap_kit.publish.client import AnswerLost
     from hubmap_kit.report import ledger as book
 
-    dice, token = book.oof_dice(run) if run else None, f"after-{job.newest(client, entry.competition)}-{uuid.uuid4().hex[:8]}"
+    dice, newest = book.oof_dice(run) if run else None, job.newest(client, entry.competition)
+    token = f"after-{UNKNOWN if newest is None else newest}-{uuid.uuid4().hex[:8]}"
     row = {
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"), "run": run or "", "kernel": entry.kernel, "version": entry.version,
         "build_id": ran.build_id, "weights_id": ran.weights, "message": entry.message, "ref": token, "status": book.ASKED, "oof_dice": dice,
@@ -102,8 +106,13 @@ def _ask(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path) 
     look = f"it may have been taken all the same, and each one counts: 'hubmap submit --refresh --ledger {table}' asks, as {page} shows too"
     try:
         number = job.submit(client, entry)
-    except job.AnswerLost as error:
-        raise PublishError(f"{error}; {look}") from error
+    except AnswerLost as error:
+        mine = next(row for row in book.read(table) if row["ref"] == token)
+        found = job.wait_for_lost(client, _lost(table, mine), min(every, 5.0), entry.competition)
+        if found is None:
+            raise PublishError(f"{error}; {look}") from error
+        number = found
+        typer.echo(f"warning: {error}; but Kaggle's list has it as submission {number}", err=True)
     except KeyboardInterrupt:
         typer.echo(f"error: stopped while {entry.kernel} version {entry.version} was being handed in; {look}", err=True)
         sys.exit(INTERRUPTED)
@@ -127,7 +136,7 @@ def _settle(table: Path, number: int, found: Submission) -> None:
     book.complete(table, number, status=found.status, public_score=found.public_score, private_score=found.private_score)
 
 
-def _refresh(table: Path) -> None:
+def _refresh(table: Path, every: float) -> None:
     from hubmap_kit.publish.client import Kaggle
     from hubmap_kit.report import ledger as book
 
@@ -135,7 +144,7 @@ def _refresh(table: Path) -> None:
     if not rows:
         typer.echo(f"{table} has no pending submission")
         return
-    with Kaggle() as client:
+    with Kaggle(pause_s=min(2.0, every)) as client:
         failures = []
         for row in rows:
             try:
@@ -147,49 +156,84 @@ def _refresh(table: Path) -> None:
         raise PublishError(f"{len(failures)} of {len(rows)} pending rows of {table} could not be completed ({failures[0].rstrip('.')})")
 
 
-def _refresh_row(client: Kaggle, table: Path, row: dict[str, str]) -> None:
+def _check_lost(client: Kaggle, table: Path) -> None:
+    """Raise PublishError where an earlier submission without an answer was taken, or may have been: each one counts."""
+    from hubmap_kit.report import ledger as book
+
+    for row in book.pending(table):
+        if row["status"] != book.ASKED:
+            continue
+        try:
+            number = _looked_up(client, table, row)
+        except PublishError as error:
+            raise PublishError(f"{str(error).rstrip('.')}, or hand in another with --force") from error
+        if number:
+            raise PublishError(
+                f"the submission \"{row['message']}\" of {row['time_utc']}, whose answer was lost, was taken as submission {number}; get its score with "
+                f"'hubmap submit --refresh --ledger {table}', or run this again to hand in another"
+            )
+
+
+def _looked_up(client: Kaggle, table: Path, row: dict[str, str]) -> int | None:
+    """The number of a submission without an answer, kept in its row as well; None where it was not taken. Raises PublishError where Kaggle's list
+    cannot tell."""
     from hubmap_kit.publish.submit import find_lost
+    from hubmap_kit.report import ledger as book
+
+    number = find_lost(client, _lost(table, row))
+    book.complete(table, row["ref"], ref=number or "", status=book.PENDING if number else book.REFUSED)
+    return number
+
+
+def _refresh_row(client: Kaggle, table: Path, row: dict[str, str]) -> None:
     from hubmap_kit.report import ledger as book
 
     ref = row["ref"]
     if row["status"] == book.ASKED:
-        number = find_lost(client, row["message"], _after(table, ref), {other["ref"] for other in book.read(table)})
-        if number is None:
-            book.complete(table, ref, ref="", status=book.REFUSED)
+        ref = str(_looked_up(client, table, row) or "")
+        if not ref:
             typer.echo(f"the submission \"{row['message']}\" of {row['time_utc']} is not in Kaggle's list, so it was not taken; hand it in again")
             return
-        book.complete(table, ref, ref=number, status=book.PENDING)
-        ref = str(number)
     if not ref.isdigit():
         raise PublishError(f"{table} has a pending row whose ref is '{ref}'; expected the submission's number, mend the row")
     _settle(table, int(ref), client.submission(int(ref)))
 
 
-def _after(table: Path, token: str) -> int:
-    """The latest submission before a request without an answer."""
-    words = token.split("-")
-    if len(words) != 3 or not words[1].isdigit():
-        raise PublishError(f"{table} has a row without an answer whose ref is '{token}'; put the submission's number there, or delete the row")
-    return int(words[1])
+def _lost(table: Path, row: dict[str, str]) -> Lost:
+    """What is known of a request without an answer, from its row; its ref says which submission was the latest before it."""
+    from datetime import datetime, timezone
+
+    from hubmap_kit.publish.submit import Lost
+    from hubmap_kit.report import ledger as book
+
+    words = row["ref"].split("-")
+    if len(words) != 3 or not (words[1].isdigit() or words[1] == UNKNOWN):
+        raise PublishError(f"{table} has a row without an answer whose ref is '{row['ref']}'; put the submission's number there, or delete the row")
+    try:
+        asked = datetime.fromisoformat(row["time_utc"]).astimezone(timezone.utc)
+    except ValueError:
+        asked = datetime.fromtimestamp(0, timezone.utc)
+    known = {other["ref"] for other in book.read(table)}
+    return Lost(row["message"], None if words[1] == UNKNOWN else int(words[1]), asked, known)
 
 
-def _last_push(ref: str, rendered: Path | None) -> Pushed | None:
-    """What was pushed from here to an address last, if anything."""
+def _last_version(client: Kaggle, ref: str, rendered: Path | None) -> int:
+    """The version of the last push from here to an address. Raises PublishError where it is not known."""
     from hubmap_kit.publish.kernel_metadata import KERNELS
-    from hubmap_kit.publish.records import last_push
+    from hubmap_kit.publish.records import Intent, last_push, page, recover
     from hubmap_kit.publish.root import build_folder
 
-    folder = rendered or build_folder() / "kernels"
-    found = [pushed for name in KERNELS if (pushed := last_push(folder / name)) is not None and pushed.ref == ref]
-    return found[0] if found else None
-
-
-def _version(version: int | None, pushed: Pushed | None, ref: str) -> int:
-    if version is not None:
-        return version
-    if pushed is None:
-        raise PublishError(f"--version is missing, and no push of {ref} from here is known; give the number that Kaggle shows for it")
-    return pushed.version
+    folder, give = rendered or build_folder() / "kernels", f"give the number that {page(ref)} shows for it"
+    for name in KERNELS:
+        unknown = recover(client, folder / name)
+        if isinstance(unknown, Intent) and unknown.ref == ref:
+            raise PublishError(f"--version is missing, and whether the push of {ref} at {unknown.time_utc} was taken is not known; {give}")
+        pushed = last_push(folder / name)
+        if pushed is not None and pushed.ref == ref:
+            if not pushed.version:
+                raise PublishError(f"--version is missing, and Kaggle named none when {ref} was pushed; {give}")
+            return pushed.version
+    raise PublishError(f"--version is missing, and no push of {ref} from here is known; {give}")
 
 
 def _score(value: float | None) -> str:
