@@ -277,7 +277,7 @@ def test_a_pixel_size_is_one_that_tissue_can_have(
 SAMPLE = "id,rle\n11,1 2\n3,\n"
 
 
-@pytest.mark.parametrize("content", [None, bytes(range(256)) * 9, gzip.compress(SAMPLE.encode()), b"<!doctype html><title>Sign in</title>\n<p>7</p>\n"])
+@pytest.mark.parametrize("content", [None, bytes(range(256)) * 9, gzip.compress(SAMPLE.encode(), mtime=0), b"<!doctype html><title>Sign in</title>\n<p>7</p>\n"])
 def test_where_there_is_no_table_the_ids_are_those_of_the_sample_or_of_the_files(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "test.csv"
     if content is not None:
