@@ -11,11 +11,11 @@ from typing import Any
 
 from hubmap_kit.competition.metric import summarise
 from hubmap_kit.errors import HubmapError
+from hubmap_kit.publish.follow import read_marker
 from hubmap_kit.publish.rehearsal.hidden import LZW, NO_PIXEL_SIZE, SIZE, HiddenSet
 from hubmap_kit.publish.rehearsal.sandbox import CANARY, GIB, Limits, Outcome, amount
 from hubmap_kit.publish.rehearsal.scoring import Score, score
 
-END = re.compile(r"HUBMAP END (\S+) (complete|degraded|stopped|failed) build_id=(\S*) utc=\S+(?: failed=\d+/\d+)?")
 KERNEL_JSON, SUBMISSION = "kernel.json", "submission.csv"
 # What the inference says of a slide that failed, and of the first for which there was no time.
 FAILED = re.compile(r"slide (\S+) gets an empty mask: (.*)$", re.MULTILINE)
@@ -78,7 +78,7 @@ def judge(outcome: Outcome, limits: Limits, expected: Expected) -> Verdict:
 def error_line(log: str) -> str:
     """The sentence that a failed kernel ends with, or the last line of its log."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return _sentence(log, "error") or ([line for line in lines if not END.fullmatch(line)] or ["the log is empty"])[-1]
+    return _sentence(log, "error") or ([line for line in lines if read_marker(line) is None] or ["the log is empty"])[-1]
 
 
 def _sentence(log: str, word: str) -> str:
@@ -118,10 +118,10 @@ def _ended(outcome: Outcome, log: str) -> list[str]:
 
 def _marker(log: str, expected: Expected, verdict: Verdict) -> list[str]:
     lines = log.rstrip().splitlines()
-    found = END.fullmatch(lines[-1].strip()) if lines else None
+    found = read_marker(lines[-1]) if lines else None
     if found is None:
         return ["the log does not end with the kernel's end marker (HUBMAP END ...)"]
-    kernel, verdict.status, build_id = found.groups()
+    kernel, verdict.status, build_id = found.kernel, found.status, found.build_id
     problems: list[str] = []
     if kernel != expected.kernel:
         problems.append(f"the end marker is that of the kernel {kernel}, expected {expected.kernel}")
