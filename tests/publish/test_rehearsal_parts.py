@@ -281,7 +281,6 @@ def test_a_log_without_the_right_end_is_refused(good: tuple[Outcome, Expected]) 
         ("HUBMAP END train complete build_id=0123456789ab-ba9876543210 utc=y\n", "the end marker is that of the kernel train, expected infer"),
         ("HUBMAP END infer complete build_id=old utc=y\n", f"the end marker names build old, expected {BUILD}"),
         (f"HUBMAP END infer stopped build_id={BUILD} utc=y\n", "the end marker says stopped, expected complete"),
-        (f"HUBMAP END infer complete build_id={BUILD} utc=y failed=2/x\n", "the log does not end with the kernel's end marker"),
     ):
         log.write_text(text)
         assert any(problem.startswith(sentence) for problem in verdict_of(good).problems), text
