@@ -75,7 +75,8 @@ def read_test_leniently(csv: str | Path, images_dir: str | Path | None = None) -
             slides[slide_id] = slide = _slide(slide_id, row, files, replaced)
             odd["slides name no organ that is known"] += slide.organ == UNKNOWN
     if replaced:
-        odd[f"pixel sizes are missing or none that tissue can have: {', '.join(replaced[:3])}{', ...' * (len(replaced) > 3)}"] = len(replaced)
+        shown = ", ".join(replaced[:3]) + ", ..." * (len(replaced) > 3)
+        odd[f"pixel sizes are missing or none that tissue can have: {shown}"] = len(replaced)
     for what, count in odd.items():
         if count:
             log.warning("%s: %d %s", path, count, what)
@@ -91,7 +92,9 @@ def _first_rows(path: Path, files: _Files) -> list[dict[str, str]]:
                 log.warning("%s is missing or no table; its ids are taken from %s", path, table)
             return rows
     if not files.stems:
-        raise TableError(f"{path} is missing or no table, and neither {SAMPLE} nor slides lie beside it; check the path or download the file again")
+        raise TableError(
+            f"{path} is missing or no table, and neither {SAMPLE} nor slides lie beside it; check the path or download the file again"
+        )
     log.warning("%s is missing or no table; the names of the %d files in %s are its ids", path, len(files.stems), files.folder)
     return [{"id": stem} for stem in files.stems]
 
@@ -253,8 +256,8 @@ def _hits(rows: Sequence[Sequence[str]], place: int, is_hit: Callable[[str], obj
 def _aligned(cells: list[str], width: int, columns: Mapping[str, int], files: _Files, delimiter: str) -> list[str]:
     """A row with as many cells as there are columns. Too many come from delimiters in the id, or are more than there should be at the
     end: whichever puts most cells where they belong."""
-    while len(cells) > width and not cells[-1].strip():
-        cells = cells[:-1]
+    last = max((place for place, cell in enumerate(cells) if cell.strip()), default=0)
+    cells = cells[: max(width, last + 1)]
     extra, place = len(cells) - width, columns["id"]
     if extra <= 0:
         return [*cells, *[""] * -extra]
@@ -306,7 +309,8 @@ def _key(slide_id: str) -> str:
 def _slide(slide_id: str, row: Mapping[str, str], files: _Files, replaced: list[str]) -> Slide:
     organ, source = _known(row.get("organ", ""), ORGANS) or UNKNOWN, _known(row.get("data_source", ""), SOURCES) or SOURCE
     facts = [FACTS[organ]] if organ != UNKNOWN else list(FACTS.values())  # the middle of all organs is as good a guess as any
-    usual, thickness = statistics.median(fact.um_per_px[source] for fact in facts), statistics.median(fact.thickness_um[source] for fact in facts)
+    usual = statistics.median(fact.um_per_px[source] for fact in facts)
+    thickness = statistics.median(fact.thickness_um[source] for fact in facts)
     path = files.find(slide_id)
     height, width = _size(path)
     written, stated = row.get("pixel_size", ""), _number(row.get("tissue_thickness", ""))

@@ -82,6 +82,7 @@ def infer(
         from hubmap_kit.runtime.clock import SessionClock
         from hubmap_kit.runtime.infer_job import predict
 
+        (working / SUBMISSION).unlink(missing_ok=True)  # one that was there would pass for this session's, should this one fail
         clock = SessionClock(hours * 3600)
         devices = ",".join(str(device) for device in prove(accelerator))
         attached = mounts.with_weights(root, temporary, weights)
@@ -96,7 +97,10 @@ def infer(
         except NothingWorkedError as error:
             return Outcome("failed", str(error), facts | _counts(error.slides, error.slides))
         report, failed = done.report, len(done.failures)
-        sentence = f"{done.path}: {report.rows} rows, {report.empty} empty masks, {failed} of them after a failure, mean coverage {report.mean_coverage:.2%}"
+        sentence = (
+            f"{done.path}: {report.rows} rows, {report.empty} empty masks, {failed} of them after a failure, "
+            f"mean coverage {report.mean_coverage:.2%}"
+        )
         return Outcome("degraded" if done.trouble else "complete", done.trouble or sentence, facts | _counts(report.rows, failed))
 
     outcome = _guarded(job, working, scratch)

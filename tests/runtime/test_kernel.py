@@ -181,9 +181,7 @@ def segmented(hidden: dict[str, Path], sample_data: Path, content: bytes | None,
     """Infer on a table of these bytes (None: no table), with corners of the sample's slides in files of this suffix."""
     data = hidden["root"] / "competitions" / COMPETITION
     shutil.rmtree(data)
-    shutil.rmtree(hidden["working"])
     (data / "test_images").mkdir(parents=True)
-    hidden["working"].mkdir()
     for number, line in enumerate((sample_data / "test.csv").read_text().splitlines()[1:4], start=1):
         source, target = sample_data / "test_images" / f"{line.split(',')[0]}.tiff", data / "test_images" / f"{number}{suffix}"
         pixels = tifffile.imread(source)[:SIDE, :SIDE]
@@ -246,12 +244,14 @@ def test_odd_tables_give_the_masks_of_the_good_one(hidden: dict[str, Path], samp
 
 
 @pytest.mark.parametrize("ids", [
-    ("1.0", "2.00", "3.0"), ("01", "002", "0003"), ("a,b", "2", 'c"d'), ("caf\xe9", "2", "3"), (" 1", "2 ", "3"), ("../1", "x" * 300, "\u4e2d"), ("1", "2\n2", "3"),
+    ("1.0", "2.00", "3.0"), ("01", "002", "0003"), ("a,b", "2", 'c"d'), ("caf\xe9", "2", "3"), (" 1", "2 ", "3"),
+    ("../1", "x" * 300, "\u4e2d"), ("1", "2\n2", "3"),
 ])  # fmt: skip
 def test_ids_are_handed_in_as_they_are_written(ids: tuple[str, ...], hidden: dict[str, Path], sample_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "test.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([HEADER.split(","), *([name, *row[1:]] for name, row in zip(ids, rows_of_sample(sample_data), strict=True))])
+        rows = [[name, *row[1:]] for name, row in zip(ids, rows_of_sample(sample_data), strict=True)]
+        csv.writer(file).writerows([HEADER.split(","), *rows])
     segmented(hidden, sample_data, path.read_bytes())
     assert list(handed_in(hidden)) == list(pd.read_csv(path, dtype=str)["id"]) == list(ids)
     if "\xe9" in ids[0]:
@@ -270,7 +270,9 @@ def test_a_pixel_size_that_cannot_be_is_the_organ_s(hidden: dict[str, Path], sam
         assert f"3 pixel sizes are missing or none that tissue can have: {cell!r} of '1' becomes 0.4945 um" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [HEADER.encode(), f"{HEADER}\n".encode(), b"", b"\n \r\n\n", HEADER.encode("utf-16"), f"{HEADER}\n,lung\n".encode()])
+@pytest.mark.parametrize("content", [
+    HEADER.encode(), f"{HEADER}\n".encode(), b"", b"\n \r\n\n", HEADER.encode("utf-16"), f"{HEADER}\n,lung\n".encode(),
+])  # fmt: skip
 def test_a_table_without_ids_gives_a_header_without_rows(content: bytes, hidden: dict[str, Path], sample_data: Path) -> None:
     outcome = segmented(hidden, sample_data, content)
     assert (hidden["working"] / "submission.csv").read_bytes() == b"id,rle\n"
@@ -282,13 +284,9 @@ def test_without_a_table_the_sample_or_the_files_tell_the_ids(hidden: dict[str, 
         assert segmented(hidden, sample_data, content).status == "complete"
         assert list(handed_in(hidden)) == ["1", "2", "3"]
     (hidden["root"] / "competitions" / COMPETITION / "sample_submission.csv").write_text("id,rle\n3,1 1\n1,\n")
-    shutil.rmtree(hidden["working"])
-    hidden["working"].mkdir()
     assert infer(PLAIN, 8.5, "cpu", **hidden).facts["slides"] == 2
     assert (hidden["working"] / "submission.csv").read_text().startswith("id,rle\n3,")
-    # The same where there is nothing to predict with.
-    shutil.rmtree(hidden["working"])
-    hidden["working"].mkdir()
+    # The same where nothing can be predicted; the file of the session before does not stay.
     outcome = infer(["inference.windw=1"], 8.5, "cpu", **hidden)
     assert outcome.status == "failed" and (hidden["working"] / "submission.csv").read_text() == "id,rle\n3,\n1,\n"
 
