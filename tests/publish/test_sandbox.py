@@ -519,10 +519,13 @@ def test_what_an_honest_kernel_does_still_works(bare: Image, tmp_path: Path) -> 
     assert "by name\n" in outcome.log.read_text()
 
 
-def test_an_input_that_the_kernels_user_may_not_read_is_named(bare: Image, tmp_path: Path) -> None:
-    data, script = tmp_path / "data", tmp_path / "kernel.py"
-    data.mkdir()
-    (data / "closed.txt").touch(mode=0)
-    script.touch()
-    with pytest.raises(RehearsalError, match=f"/kaggle/input/one/closed.txt cannot be read by the kernel's user.*: chmod -R a\\+rX {data}"):
-        run(Session(script, ((data, "/kaggle/input/one"),)), bare, tmp_path / "session")
+@pytest.mark.parametrize("closed", ["data/closed.txt", "data/folder", "kernel.py"])
+def test_what_the_kernels_user_may_not_read_is_named(closed: str, bare: Image, tmp_path: Path) -> None:
+    (tmp_path / "data/folder").mkdir(parents=True)
+    for name in ("data/closed.txt", "kernel.py"):
+        (tmp_path / name).touch()
+    (tmp_path / closed).chmod(0)
+    inside, above = ("/kaggle/src/script.py", closed) if closed == "kernel.py" else (f"/kaggle/input/one{closed[4:]}", "data")
+    session = Session(tmp_path / "kernel.py", ((tmp_path / "data", "/kaggle/input/one"),))
+    with pytest.raises(RehearsalError, match=rf"{inside} cannot be read by the kernel's user.*: chmod -R a\+rX {tmp_path / above}, and umask 022"):
+        run(session, bare, tmp_path / "session")

@@ -67,14 +67,16 @@ def _without_rights(facts: dict[str, Any], spec: dict[str, Any]) -> None:
     if len(facts["processes"]) != 2:
         raise SetupError("a program inside the sandbox sees processes that are not its own")
     for path in facts["unreadable"]:
-        above = next((source for source, target in spec["inputs"] if path == target or path.startswith(f"{target}/")), path)
+        mounts = [*spec["inputs"], *spec["binds"]]
+        above = next((source for source, target in mounts if path == target or path.startswith(f"{target}/")), path)
         other = f" (the user {confine.STRANGER}, since root started the session)" if confine.program_user() else ""
-        raise SetupError(f"{path} cannot be read by the kernel's user{other}; allow everybody to read it: chmod -R a+rX {above}")
+        cure = f"chmod -R a+rX {above}, and umask 022 where it is made anew"
+        raise SetupError(f"{path} cannot be read by the kernel's user{other}; allow everybody to read it: {cure}")
 
 
 def _seen(spec: dict[str, Any]) -> dict[str, Any]:
     """What the kernel's Python says of the session."""
-    words, text = (json.dumps(spec["missing"]), json.dumps(spec["read_only"])), bytearray()
+    words, text = (json.dumps(spec["missing"]), json.dumps([*spec["read_only"], spec["argv"][-1]])), bytearray()
     python = confine.start([spec["python"], SEEN, *words], spec["env"], "/tmp", text.extend, {})
     if not python.follow(PATIENCE):
         python.kill()

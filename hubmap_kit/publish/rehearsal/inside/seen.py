@@ -17,9 +17,9 @@ def answer(result: int) -> str:
     return os.strerror(ctypes.get_errno()) if result else ""
 
 
-def unreadable(folders: list[str]) -> list[str]:
-    """The first input that this user may not read, if there is one."""
-    for folder in folders:
+def unreadable(paths: list[str]) -> list[str]:
+    """The first file or folder that this user may not read, if there is one."""
+    for folder in paths:
         places = [folder, *(os.path.join(above, name) for above, below, names in os.walk(folder) for name in (*below, *names))]
         closed = [
             path for path in places if not os.path.islink(path) and not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0))
@@ -30,15 +30,15 @@ def unreadable(folders: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Arguments: the modules that must be missing, and the mounts of the inputs, both as JSON."""
-    missing, inputs = (json.loads(text) for text in sys.argv[1:])
+    """Arguments: the modules that must be missing, and what must be readable with all that is below, both as JSON."""
+    missing, readable = (json.loads(text) for text in sys.argv[1:])
     with open("/proc/self/status", encoding="utf-8") as file:
         status = dict(line.split(":", 1) for line in file)
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mounts = [(fields[4], fields[5].split(",")) for fields in map(str.split, file)]
     facts = {
         "modules": [name for name in missing if find_spec(name)],
-        "unreadable": unreadable(inputs),
+        "unreadable": unreadable(readable),
         "writable": [point for point, options in mounts if "ro" not in options],
         "capabilities": sorted({status[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}),
         "no_new_privileges": status["NoNewPrivs"].strip() == "1",
