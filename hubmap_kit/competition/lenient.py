@@ -15,8 +15,8 @@ import re
 import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 from hubmap_kit.competition import slides as slide_files
@@ -119,7 +119,7 @@ def _rows(path: Path, files: _Files) -> list[dict[str, str]] | None:
     names, rows = _header(records, files)
     if not names and len(_CONTROL.findall(text)) > len(text) / 20:
         return None  # a picture or an archive
-    width = len(names or records[0])
+    width = len(names) or Counter(map(len, rows or records)).most_common(1)[0][0]
     columns = _columns(names, rows, width, files)
     if not columns:
         return None
@@ -156,12 +156,12 @@ def _other_delimiters(line: str) -> list[str]:
     return [each for each in dict.fromkeys(line) if not (each.isalnum() or each in DELIMITERS or each in "_-.\"'\r\n")]
 
 
-def _fit(lines: Sequence[str], delimiter: str) -> tuple[int, int]:
-    """How well a delimiter explains some lines: known names in their cells; then, of the usual ones, cells a line where all have as many."""
+def _fit(lines: Sequence[str], delimiter: str) -> tuple[int, int, int]:
+    """How well a delimiter explains some lines: lines with known names as cells, these cells, and cells a line where all have as many."""
     rows = [_parsed(line, delimiter) or _split(line, delimiter) for line in lines]
-    known = sum(bool(_column(cell) or _is_category(cell)) for row in rows for cell in row)
+    known = [sum(bool(_column(cell) or _is_category(cell)) for cell in row) for row in rows]
     even = len({len(row) for row in rows}) == 1 and delimiter in DELIMITERS
-    return known, len(rows[0]) if even else 1
+    return len(known) - known.count(0), sum(known), len(rows[0]) if even else 1
 
 
 def _records(lines: Sequence[str], delimiter: str) -> list[list[str]]:
@@ -206,7 +206,7 @@ def _split(line: str, delimiter: str) -> list[str]:
 def _header(records: list[list[str]], files: _Files) -> tuple[list[str], list[list[str]]]:
     """The names of the columns, and the rows without them. No names where the header says none that is known, or is missing."""
     for place, cells in enumerate(records[:_TOP]):
-        if any(_column(cell) for cell in cells):
+        if any(_column(cell) for cell in cells) and not any(_is_category(cell) for cell in cells):
             above = [row for row in records[:place] if len(row) == len(cells) > 1]  # shorter ones are a title
             return cells, [*above, *(row for row in records[place + 1 :] if row != cells)]
     first = records[0]
@@ -333,7 +333,8 @@ def _size(path: Path | None) -> tuple[int, int]:
         return 1, 1
 
 
-def _known(text: str, names: Iterable[str]) -> str | None:
+@lru_cache(1 << 16)
+def _known(text: str, names: tuple[str, ...]) -> str | None:
     """The name that a text spells, whatever its case, blanks and dashes; None for another text."""
     plain = _ODD.sub("", text).casefold()
     return next((name for name in names if plain == _ODD.sub("", name).casefold()), None)

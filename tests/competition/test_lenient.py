@@ -201,6 +201,8 @@ SHAPES = {
     "a quote that another row closes": (HEADER, ['"' + ROWS[0], ROWS[1], ROWS[2].replace(",", '",', 1)], ["21", "3", "11"]),
     "a quote within a cell": (HEADER, [ROWS[0].replace("kid", 'kid"'), *ROWS[1:]], ["21", "3", "11"]),
     "no header": (ROWS[0], ROWS[1:], ["21", "3", "11"]),
+    "ids like names of columns": ("a_id,kidney,HPA,9,9,.4,4", ["b_id,lung,HPA,9,9,.4,4", "id,lung,HPA,9,9,.4,4"], ["a_id", "b_id", "id"]),
+    "another delimiter in the header": (HEADER, [row.replace(",", "\t") for row in ROWS], ["21", "3", "11"]),
     "a title line": ("test slides", [HEADER, *ROWS], ["21", "3", "11"]),
     "what Excel begins with": ("sep=;", [line.replace(",", ";") for line in (HEADER, *ROWS)], ["21", "3", "11"]),
     "numbered columns": ("0,1,2,3,4,5,6", ROWS, ["21", "3", "11"]),
@@ -226,6 +228,7 @@ def test_the_files_tell_which_column_holds_the_ids(tmp_path: Path) -> None:
     pictures(tmp_path, "21.tiff", "3.tiff", "11.tiff")
     assert ids_of(table(tmp_path, "5,kidney,21", "6,lung,3", header="donor,organ,picture")) == ["21", "3"]
     assert ids_of(table(tmp_path, *(f"{number},{row}" for number, row in enumerate(ROWS)))) == ["21", "3", "11"]
+    assert ids_of(table(tmp_path, "0  21  kidney", "1   3    lung", header="   id   organ")) == ["21", "3"]
     assert ids_of(table(tmp_path, "3", "11", header="21")) == ["21", "3", "11"]
 
 
