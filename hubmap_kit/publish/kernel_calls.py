@@ -15,6 +15,7 @@ from hubmap_kit.publish.answers import Answer, AnswerLost
 from hubmap_kit.publish.session import Session, one_line
 
 _SOURCES = ("dataset", "competition", "kernel", "model")
+_PIECE = re.compile(r'\{\s*"(stream_name|time|data)"')  # not within the text of one: a quotation mark is escaped there
 _MANY = r"\b(count|max|maximum|limit|too many|already|concurrent|simultaneous)\b"
 _BUSY = re.compile(rf"\bsessions?\b.*{_MANY}|{_MANY}.*\bsessions?\b", re.IGNORECASE)
 
@@ -192,19 +193,18 @@ def _fetch(session: Any, url: str, path: Path) -> None:
 
 def plain_log(text: str) -> str:
     """A log as people read it. Kaggle stores pieces {stream_name, time, data}: as a list, which may be cut off, or as lines, maybe prefixed."""
-    first = text.lstrip("[ \t\r\n").partition("\n")[0]
-    if not re.search(r'\{\s*"(stream_name|time|data)"', first):
+    if not _PIECE.match(text, max(text.find("{", 0, 200), 0)):
         return text
-    pieces, end, at, decoder = [], 0, 0, json.JSONDecoder(strict=False)
-    while (at := text.find("{", at)) >= 0:
+    pieces, end, after, decoder = [], 0, 0, json.JSONDecoder(strict=False)
+    while begin := _PIECE.search(text, after):
         try:
-            piece, after = decoder.raw_decode(text, at)
+            piece, after = decoder.raw_decode(text, begin.start())
         except (ValueError, RecursionError):
-            at += 1
+            after = begin.end()
             continue
         if isinstance(piece.get("data"), str):
-            pieces += [*_whole_lines(text[end:at]), piece["data"]]
-        end = at = after
+            pieces += [*_whole_lines(text[end : begin.start()]), piece["data"]]
+        end = after
     if not pieces:
         return text
     tail = text[end:]

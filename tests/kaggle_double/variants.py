@@ -247,6 +247,7 @@ VARIANTS: dict[str, Variant] = {
     "log_lines": logged("the log is one piece a line", lambda pieces: "\n".join(map(json.dumps, pieces))),
     "log_prefixed": logged("the log is plain, each line behind a time", lambda pieces: "".join(f"{piece['time']}s 1 {piece['data']}" for piece in pieces)),
     "log_prefixed_lines": logged("one piece a line behind a time", lambda pieces: "\n".join(f"{piece['time']}s {json.dumps(piece)}" for piece in pieces)),
+    "log_indented": logged("the log's list is indented", lambda pieces: json.dumps(pieces, indent=2)),
     "log_unclosed": logged("the log's list is not closed", lambda pieces: json.dumps(pieces)[:-1]),
     "log_cut_off": logged("the log ends inside its last piece", lambda pieces: json.dumps(pieces)[:-5]),
     "log_halves": logged("the marker is in two pieces", _halves),

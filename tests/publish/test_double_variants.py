@@ -131,7 +131,7 @@ CASES: dict[str, Case] = {
     **_harmless("kernel_no_number", "kernel_status_unknown", "kernel_status_null", "kernel_status_number", "kernel_status_403",
                 "kernel_status_400_first", "kernel_status_403_first", "kernel_status_404_first", "kernel_status_html_first", "output_400_first",
                 "output_404_first", "output_endless", "output_null_files"),
-    **_harmless("log_lines", "log_prefixed", "log_prefixed_lines", "log_unclosed", "log_cut_off", "log_halves", "log_as_list", "log_odd_text",
+    **_harmless("log_lines", "log_prefixed", "log_prefixed_lines", "log_indented", "log_unclosed", "log_cut_off", "log_halves", "log_as_list", "log_odd_text",
                 says=("HUBMAP END train complete",)),
     "output_403": Case((Step(f"{TRAIN} --follow", "output_403", 1, ("does not hand out its log",), saved=1),)),
     "kernel_public": Case((

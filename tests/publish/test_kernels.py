@@ -172,6 +172,14 @@ def test_the_end_of_the_session_before_is_not_taken_for_the_new_one(world: World
     assert "HUBMAP END train complete" not in out
 
 
+def test_a_log_is_printed_on_a_console_that_lacks_its_characters(world: World) -> None:
+    world.double.faults = ("log_odd_text",)
+    words = world.command("--run", "train", "--follow")
+    done = subprocess.run(words, env=world.environment() | {"PYTHONIOENCODING": "cp1252"}, cwd=world.tmp, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr.decode("cp1252")
+    assert b"100%|???|" in done.stdout and b"alice/hubmap-train: complete" in done.stdout
+
+
 def test_a_stopped_training_says_how_to_go_on_and_then_does(world: World) -> None:
     world.double.faults = ("kernel_stopped",)
     done = world.run("--run", "train", "--follow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kaggle_double.server import TOKEN
 
 from hubmap_kit.files import write_json
 from hubmap_kit.runtime import build_id
@@ -178,3 +180,16 @@ def test_options_that_do_not_belong_together(kaggle: Kaggle, words: list[str], s
         done = cli("push", *words)
         assert done.code == 1
         assert done.sentence.startswith(sentence)
+
+
+def test_an_access_token_in_the_place_of_the_key_is_used_as_a_token(kaggle: Kaggle, staged: Path) -> None:
+    with kaggle("no_credentials") as cli:
+        file = Path(cli.environment["KAGGLE_CONFIG_DIR"]) / "kaggle.json"
+        file.write_text(json.dumps({"username": "alice", "key": TOKEN}))
+        file.chmod(0o600)
+        done = cli.push(staged, "-v", "--poll", "0.05", "--timeout", "1")
+        assert done.code == 0 and "alice/hubmap-kit-pretrained: created" in done.out, done.err
+        assert f"the key in {file} is an access token and is used as one" in done.err
+        file.write_text(json.dumps({"username": "alice", "key": "KGAT_revoked"}))
+        done = cli.push(staged, *SHORT)
+        assert done.code == 1 and f"does not accept the token in {file}" in done.sentence and "KGAT_revoked" not in done.out + done.err
