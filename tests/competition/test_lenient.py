@@ -164,6 +164,17 @@ def test_every_id_of_a_mangled_table_is_read_in_its_order(tmp_path_factory: pyte
     assert ids_of(path) == list(dict.fromkeys(ids))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252"])
+def test_encodings(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_bytes(f"{HEADER}\r\ncaf\xe9,kidney\r\n\xfc,lung\r\n".encode(encoding))
+    assert ids_of(tmp_path / "test.csv") == ["caf\xe9", "\xfc"]
+
+
+def test_one_byte_of_another_encoding_costs_no_other_line(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_bytes(f"{HEADER}\n\u4e2d,kidney\n".encode() + b"caf\xe9,lung\n")
+    assert ids_of(tmp_path / "test.csv") == ["\u4e2d", "caf\xe9"]
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
