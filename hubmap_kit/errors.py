@@ -54,6 +54,11 @@ class RehearsalError(HubmapError):
     """A rehearsal cannot be set up on this machine, or the kernel failed it."""
 
 
+def finding(error: object) -> str:
+    """What the sentence of an error says was found, without the advice after its first semicolon: for a warning that goes on with its own."""
+    return str(error).partition(";")[0]
+
+
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of an error that names the known word closest to a misspelt one, or nothing when none is close."""
     close = difflib.get_close_matches(word, list(known), n=1)

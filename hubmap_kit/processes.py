@@ -7,7 +7,6 @@ answers it and ends its workers in order, so a worker heeds nobody but its paren
 from __future__ import annotations
 
 import atexit
-import logging
 import multiprocessing
 import os
 import signal
@@ -80,7 +79,6 @@ def leave(code: int) -> NoReturn:
     Python would wait for threads that somebody left behind, and then take torch apart for a second or more.
     """
     atexit._run_exitfuncs()
-    logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # a closed pipe or stream has nobody left to read
             stream.flush()

@@ -20,7 +20,7 @@ from typing import Any
 import requests
 import urllib3
 
-from hubmap_kit.errors import HubmapError, PublishError
+from hubmap_kit.errors import HubmapError, PublishError, finding
 
 log = logging.getLogger(__name__)
 _ADDRESS = re.compile(r"https?://\S+|(?<=url: )\S+")
@@ -152,7 +152,15 @@ def a_check(force: bool) -> Iterator[None]:
     except PublishError as error:
         if not force:
             raise
-        log.warning("%s; going on all the same, as --force asks", str(error).partition("; ")[0])
+        log.warning("%s; going on all the same, as --force asks", finding(error))
+
+
+def check_private(what: str, private: bool | None, page: str, public: str) -> None:
+    """Raise PublishError with the sentence `public` where others can see `what`; a warning where Kaggle does not say, with the `page` that shows it."""
+    if private is False:
+        raise PublishError(public)
+    if private is None:
+        log.warning("whether %s is private could not be checked, as Kaggle does not say; %s shows it", what, page)
 
 
 def content_of(response: requests.Response) -> Any:

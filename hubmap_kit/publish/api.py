@@ -22,7 +22,7 @@ from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
-from hubmap_kit.errors import PublishError
+from hubmap_kit.errors import PublishError, finding
 from hubmap_kit.publish.answers import Answer, AnswerLost, KaggleRefusal, KaggleUnavailable, answered, content_of, sentences, unreachable
 
 
@@ -147,7 +147,7 @@ class Api(KaggleApi):
             # The package may also stumble over an answer that says that the request was carried out.
             if self._successes == before and (not isinstance(error, KaggleUnavailable) or error.turned_away):
                 raise
-            raise AnswerLost(str(error).partition(";")[0]) from error
+            raise AnswerLost(finding(error)) from error
 
     def _insist(self, what: str, call: Callable[[], Any]) -> Any:
         """A write that may be denied for some minutes to the account whose dataset it is; what was denied was not carried out."""
@@ -251,6 +251,6 @@ class Api(KaggleApi):
 
     def _pause(self, attempt: int, why: str, wait_s: float | None = None) -> None:
         seconds = self.pause_s * 3**attempt if wait_s is None else wait_s
-        log.warning("%s (trying again in %.1f s)", why.partition(";")[0], seconds)
+        log.warning("%s (trying again in %.1f s)", finding(why), seconds)
         time.sleep(seconds)
 

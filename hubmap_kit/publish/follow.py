@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TypeVar
 
-from hubmap_kit.errors import PublishError
+from hubmap_kit.errors import PublishError, finding
 from hubmap_kit.publish.answers import KaggleRefusal, KaggleUnavailable, a_check
 from hubmap_kit.publish.client import Kaggle, KernelStatus
 from hubmap_kit.publish.kernel_calls import plain_log
@@ -145,7 +145,7 @@ def patient_looks(look: Callable[[], T], pause_s: float, hours: float, believe_n
             failed += 1
             if failed >= FAILED_LOOKS or (isinstance(error, KaggleRefusal) and (believe_no or error.status == 401)):
                 raise
-            log.log(logging.DEBUG if str(error) == said else logging.WARNING, "%s (looking again)", str(error).partition(";")[0])
+            log.log(logging.DEBUG if str(error) == said else logging.WARNING, "%s (looking again)", finding(error))
             said = str(error)
         else:
             failed, believe_no = 0, False

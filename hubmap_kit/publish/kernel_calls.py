@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubmap_kit.errors import PublishError
+from hubmap_kit.errors import PublishError, finding
 from hubmap_kit.files import atomic_path
 from hubmap_kit.publish.answers import Answer, AnswerLost
-from hubmap_kit.publish.session import Session, one_line
+from hubmap_kit.publish.session import Session, kernel_page, one_line
 
 _SOURCES = ("dataset", "competition", "kernel", "model")
 _PIECE = re.compile(r'\{\s*"(stream_name|time|data)"')  # not within the text of one: a quotation mark is escaped there
@@ -68,7 +68,7 @@ class KernelCalls(Session):
                 answer = self._fields(what, lambda: self.api.kernels_push(str(folder), timeout=str(timeout_s) if timeout_s else None))
             except PublishError as error:
                 if not isinstance(error, AnswerLost) and _BUSY.search(str(error)):
-                    raise SessionsBusy(f"{str(error).partition(';')[0]}; {_FREE}") from error
+                    raise SessionsBusy(f"{finding(error)}; {_FREE}") from error
                 raise
         said, version = one_line(answer.text("error")), answer.number("versionNumber") or 0
         if said and version:
@@ -79,7 +79,7 @@ class KernelCalls(Session):
             raise (SessionsBusy if busy else PublishError)(f"Kaggle did not take kernel {ref} ({said}); {advice}")
         lacking = [f"{kind} source {', '.join(names)}" for kind in _SOURCES if (names := answer.texts(f"invalid{kind}Sources"))]
         landed = _landed(answer.text("ref") or answer.text("url"), ref)
-        return KernelPush(landed, answer.text("url") or f"https://www.kaggle.com/code/{ref}", version, " and ".join(lacking))
+        return KernelPush(landed, answer.text("url") or kernel_page(ref), version, " and ".join(lacking))
 
     def _fields(self, what: str, call: Callable[[], Any]) -> Answer:
         """The answer to a call of the package that must not be repeated."""

@@ -10,15 +10,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from hubmap_kit.errors import PublishError
+from hubmap_kit.errors import PublishError, finding
 from hubmap_kit.publish import quota, records
-from hubmap_kit.publish.answers import a_check
+from hubmap_kit.publish.answers import a_check, check_private
 from hubmap_kit.publish.client import AnswerLost, Kaggle, KaggleRefusal, KaggleUnavailable, KernelPush, SessionsBusy
 from hubmap_kit.publish.kernel_metadata import RETIREMENT, SHAPES, read_metadata, retired
 from hubmap_kit.publish.kernels import LONGEST_HOURS, rendered_constants
 from hubmap_kit.publish.metadata import slug as dataset_slug
 from hubmap_kit.publish.ready import UNREADY, served
 from hubmap_kit.publish.records import Intent, Pushed
+from hubmap_kit.publish.session import kernel_page
 from hubmap_kit.runtime.build_id import KINDS
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def launch(kaggle: Kaggle, folder: Path, force: bool = False, pause_s: float = 2
         except SessionsBusy as busy:
             if time.monotonic() + 10 * pause_s > deadline:
                 raise
-            log.info("%s (trying again in %.0f s; Ctrl-C ends that)", str(busy).partition(";")[0], 10 * pause_s)
+            log.info("%s (trying again in %.0f s; Ctrl-C ends that)", finding(busy), 10 * pause_s)
             time.sleep(10 * pause_s)
 
 
@@ -94,7 +95,7 @@ def check_inputs(kaggle: Kaggle, metadata: Mapping[str, Any]) -> None:
         try:
             state = kaggle.dataset(slug := ref.partition("/")[2])
         except KaggleUnavailable as error:
-            log.warning("whether the input %s is there could not be checked (%s)", ref, str(error).partition(";")[0])
+            log.warning("whether the input %s is there could not be checked (%s)", ref, finding(error))
             continue
         if state is None or state.status in UNREADY:
             kind = next((kind for kind in KINDS if dataset_slug(kind) == slug), None)
@@ -123,7 +124,7 @@ def log_hash(text: str) -> str:
 
 def _save(kaggle: Kaggle, folder: Path, push: Intent, timeout_s: int | None, force: bool, pause_s: float) -> Pushed:
     """Save the kernel, noted before and after: whatever comes between, the next command can ask what became of it."""
-    look = f"'hubmap kernels {push.kernel} --follow' asks whether it was, as {records.page(push.ref)} shows too"
+    look = f"'hubmap kernels {push.kernel} --follow' asks whether it was, as {kernel_page(push.ref)} shows too"
     records.begin(folder, push)
     try:
         saved = kaggle.save_kernel(folder, timeout_s)
@@ -149,7 +150,7 @@ def _found_again(kaggle: Kaggle, push: Intent, said: str, look: str, pause_s: fl
     for attempt in range(LOST_LOOKS):
         if version := records.new_version(kaggle, push):
             log.warning("%s; but Kaggle shows version %d of it, which was not there before", said, version)
-            return KernelPush(push.ref, records.page(push.ref), version)
+            return KernelPush(push.ref, kernel_page(push.ref), version)
         if attempt < LOST_LOOKS - 1:
             time.sleep(pause_s * 3**attempt)
     raise PublishError(f"{said}; kernel {push.ref} may have been saved all the same: {look}")
@@ -168,11 +169,9 @@ def _check_saved(kaggle: Kaggle, pushed: Pushed, saved: KernelPush) -> None:
     except PublishError as error:
         log.debug("%s", error)
         private = None
-    if private is False:
-        follow = f"'hubmap kernels {pushed.kernel} --follow'"
-        raise PublishError(f"{there} it is public on Kaggle; make it private in its settings at {pushed.url}, then follow it with {follow}")
-    if private is None:
-        log.warning("whether kernel %s is private could not be checked, as Kaggle does not say; %s shows it", pushed.ref, pushed.url)
+    follow = f"'hubmap kernels {pushed.kernel} --follow'"
+    public = f"{there} it is public on Kaggle; make it private in its settings at {pushed.url}, then follow it with {follow}"
+    check_private(f"kernel {pushed.ref}", private, pushed.url, public)
 
 
 def _check_target(kaggle: Kaggle, folder: Path, metadata: Mapping[str, Any]) -> None:
@@ -200,7 +199,7 @@ def _check_lost_push(kaggle: Kaggle, folder: Path) -> None:
         later = "" if found.before is None else ", run this again in some minutes"  # without a number to compare with, time tells nothing
         raise PublishError(
             f"whether the push of {found.ref} at {found.time_utc}, whose answer was lost, went through is not known{' yet' if later else ''}; "
-            f"look at {records.page(found.ref)} or with 'hubmap kernels {found.kernel} --follow'{later}, {_FORCED}"
+            f"look at {kernel_page(found.ref)} or with 'hubmap kernels {found.kernel} --follow'{later}, {_FORCED}"
         )
 
 
@@ -212,7 +211,7 @@ def _session(kaggle: Kaggle, ref: str) -> str:
         if isinstance(error, KaggleRefusal) and kaggle.kernel(ref).version == 0:
             advice = "push it and wait for its end first, leave that input out"
             raise PublishError(f"the input kernel {ref} does not exist on Kaggle (HTTP {error.status}); {advice}, {_FORCED}") from error
-        log.warning("%s", str(error).partition(";")[0])
+        log.warning("%s", finding(error))
         return ""
 
 
@@ -230,7 +229,7 @@ def _version_before(kaggle: Kaggle, folder: Path, ref: str) -> int | None:
     try:
         found = kaggle.kernel(ref).version
     except PublishError as error:
-        log.warning("%s; should the answer to the push be lost, nothing can tell what became of it", str(error).partition(";")[0])
+        log.warning("%s; should the answer to the push be lost, nothing can tell what became of it", finding(error))
         return None
     # A kernel that Kaggle denies for a moment looks like one that was never there.
     last = records.last_push(folder)

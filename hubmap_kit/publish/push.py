@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hubmap_kit.errors import PublishError
-from hubmap_kit.publish.answers import a_check
+from hubmap_kit.publish.answers import a_check, check_private
 from hubmap_kit.publish.client import AnswerLost, DatasetState, Kaggle
 from hubmap_kit.publish.folders import check_flat
 from hubmap_kit.publish.metadata import dataset_metadata, slug, write_metadata
 from hubmap_kit.publish.ready import WORKING, Wanted, lacking, served, version_words, wait_for
+from hubmap_kit.publish.session import dataset_page
 from hubmap_kit.runtime import build_id
 from hubmap_kit.runtime.build_id import FILE, METADATA, BuildId
 
@@ -201,15 +202,14 @@ def _compared(client: Kaggle, name: str, build: BuildId, state: DatasetState, fo
 
 def _check_private(client: Kaggle, name: str, state: DatasetState) -> None:
     """Raise PublishError for a dataset that others can see; a warning where Kaggle does not say whether they can."""
-    page = f"https://www.kaggle.com/datasets/{client.owner}/{name}"
-    if state.private is False:
-        raise PublishError(f"{client.owner}/{name} was uploaded and is public on Kaggle; make it private in the settings at {page}")
-    if state.private is None:
-        log.warning("whether %s/%s is private could not be checked, as Kaggle does not say; %s/settings shows it", client.owner, name, page)
+    ref = f"{client.owner}/{name}"
+    page = dataset_page(ref)
+    public = f"{ref} was uploaded and is public on Kaggle; make it private in the settings at {page}"
+    check_private(ref, state.private, f"{page}/settings", public)
 
 
 def _check_gone_or_public(client: Kaggle, name: str, state: DatasetState) -> None:
-    page = f"https://www.kaggle.com/datasets/{client.owner}/{name}"
+    page = dataset_page(f"{client.owner}/{name}")
     if state.private is False:
         raise PublishError(
             f"{client.owner}/{name} is public on Kaggle, and so would be its new version; make it private in the settings at {page}, then run "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from hubmap_kit.errors import PublishError
+from hubmap_kit.errors import PublishError, finding
 
 if TYPE_CHECKING:
     from hubmap_kit.publish.client import Kaggle
@@ -35,7 +35,7 @@ def read(kaggle: Kaggle, now: datetime | None = None) -> Budget:
     try:
         found = kaggle.quota()
     except PublishError as error:
-        return assumed(now, str(error).partition(";")[0])
+        return assumed(now, finding(error))
     if not found.gpu_total_h or found.gpu_used_h is None:
         return assumed(now, "Kaggle names no GPU quota that can be read")
     left = max(0.0, found.gpu_total_h - found.gpu_used_h)

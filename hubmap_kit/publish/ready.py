@@ -8,9 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubmap_kit.errors import KernelError, PublishError
+from hubmap_kit.errors import KernelError, PublishError, finding
 from hubmap_kit.progress import bar
 from hubmap_kit.publish.client import DatasetState, Kaggle, KaggleRefusal, KaggleUnavailable
+from hubmap_kit.publish.session import dataset_page
 from hubmap_kit.runtime import build_id
 from hubmap_kit.runtime.build_id import FILE, BuildId
 
@@ -90,7 +91,7 @@ def served(client: Kaggle, name: str) -> Served:
                 raise
             return Served(None, f"does not hand out its {FILE} (HTTP {error.status})")
         except KaggleUnavailable as error:
-            return Served(None, f"cannot be asked for its {FILE} now ({str(error).partition(';')[0]})")
+            return Served(None, f"cannot be asked for its {FILE} now ({finding(error)})")
         except (KernelError, PublishError):
             return Served(None, f"hands out a {FILE} that cannot be read")
 
@@ -100,7 +101,7 @@ def lacking(client: Kaggle, name: str, build: BuildId) -> list[str]:
     try:
         listed = client.files(name)
     except PublishError as error:
-        log.warning("%s; its %s decides", str(error).partition(";")[0], FILE)
+        log.warning("%s; its %s decides", finding(error), FILE)
         return []
     return sorted({*build.files, FILE} - set(listed)) if listed else []
 
@@ -139,12 +140,12 @@ def _span(seconds: float) -> str:
 def _unseen(client: Kaggle, wanted: Wanted) -> _Lack:
     if wanted.hidden:
         return _Lack("is still being created (Kaggle answers 400, 403 or 404 to its owner)")
-    page = f"https://www.kaggle.com/datasets/{client.owner}/{wanted.name}"
+    page = dataset_page(f"{client.owner}/{wanted.name}")
     return _Lack("is no longer visible to this account (Kaggle answers 400, 403 or 404)", f"look at {page}, then run this again")
 
 
 def _lack(client: Kaggle, wanted: Wanted, build: BuildId, state: DatasetState) -> _Lack | None:
-    page = f"https://www.kaggle.com/datasets/{client.owner}/{wanted.name}"
+    page = dataset_page(f"{client.owner}/{wanted.name}")
     if state.status in ("failed", "deleted"):
         raise PublishError(f"{client.owner}/{wanted.name} ended as '{state.status}' on Kaggle; {page} may say why, then run this again")
     if state.status in WORKING:

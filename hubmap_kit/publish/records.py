@@ -13,6 +13,7 @@ from hubmap_kit.errors import PublishError
 from hubmap_kit.files import write_json
 from hubmap_kit.publish.client import Kaggle
 from hubmap_kit.publish.root import place
+from hubmap_kit.publish.session import kernel_page
 
 log = logging.getLogger(__name__)
 SETTLES_IN = timedelta(minutes=10)  # what Kaggle has taken is shown by then
@@ -97,7 +98,7 @@ def recover(kaggle: Kaggle, folder: Path) -> Pushed | Intent | None:
     version = new_version(kaggle, push)
     if version:
         log.warning("the push of %s at %s, whose answer was lost, went through as version %d", push.ref, push.time_utc, version)
-        return taken(folder, push, page(push.ref), version)
+        return taken(folder, push, kernel_page(push.ref), version)
     if version is None or not _old(push.time_utc):
         return push
     log.warning("the push of %s at %s, whose answer was lost, did not go through as far as Kaggle shows", push.ref, push.time_utc)
@@ -119,11 +120,6 @@ def new_version(kaggle: Kaggle, push: Intent) -> int | None:
 def settled(moment: datetime) -> bool:
     """Whether what was asked for at a moment would be shown by now, had Kaggle taken it."""
     return datetime.now(timezone.utc) - moment > SETTLES_IN
-
-
-def page(ref: str) -> str:
-    """A kernel's address on the site."""
-    return f"https://www.kaggle.com/code/{ref}"
 
 
 def pushed_path(folder: Path) -> Path:

@@ -83,6 +83,21 @@ class Session:
             tempfile.tempdir = before
 
 
+def kernel_page(ref: str) -> str:
+    """A kernel's address on the site; `ref` is owner/slug."""
+    return f"https://www.kaggle.com/code/{ref}"
+
+
+def dataset_page(ref: str) -> str:
+    """A dataset's address on the site; `ref` is owner/slug."""
+    return f"https://www.kaggle.com/datasets/{ref}"
+
+
+def submissions_page(competition: str) -> str:
+    """The address of the account's submissions to a competition."""
+    return f"https://www.kaggle.com/competitions/{competition}/submissions"
+
+
 def one_line(text: Any) -> str:
     """Words of the server without line breaks and without their full stop, to stand inside a sentence."""
     return " ".join(str(text or "").split()).rstrip(".")

@@ -16,11 +16,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from hubmap_kit.errors import PublishError
+from hubmap_kit.errors import PublishError, finding
 from hubmap_kit.publish.answers import a_check
 from hubmap_kit.publish.client import AnswerLost, Kaggle, Listed, Submission
 from hubmap_kit.publish.follow import ENDED, UNDER_WAY, Notes, failed_slides, patient_looks, read_marker
 from hubmap_kit.publish.records import settled
+from hubmap_kit.publish.session import submissions_page
 
 log = logging.getLogger(__name__)
 COMPETITION = "hubmap-organ-segmentation"
@@ -73,7 +74,7 @@ def check(kaggle: Kaggle, entry: Entry, force: bool = False) -> Ran:
     try:
         files = kaggle.output_files(entry.kernel, entry.version)
     except PublishError as error:
-        log.warning("the output of %s cannot be looked at (%s)", name, _words(error))
+        log.warning("the output of %s cannot be looked at (%s)", name, finding(error))
         files = {}
     facts = _facts(kaggle, entry, files)
     with a_check(force):
@@ -104,7 +105,7 @@ def newest(kaggle: Kaggle, competition: str = COMPETITION) -> int | None:
     try:
         numbers = [one.ref for one in kaggle.submissions(competition)]
     except PublishError as error:
-        log.warning("%s; should the answer to this submission be lost, only its message can tell it from others", _words(error))
+        log.warning("%s; should the answer to this submission be lost, only its message can tell it from others", finding(error))
         return None
     return None if None in numbers else max((number for number in numbers if number), default=0)
 
@@ -112,7 +113,7 @@ def newest(kaggle: Kaggle, competition: str = COMPETITION) -> int | None:
 def find_lost(kaggle: Kaggle, lost: Lost, competition: str = COMPETITION) -> int | None:
     """The number of a submission whose answer was lost; None where Kaggle's list is sure not to have it. Raises PublishError where the
     list cannot tell."""
-    page = f"https://www.kaggle.com/competitions/{competition}/submissions"
+    page = submissions_page(competition)
     listed = kaggle.submissions(competition)
     found = [one.ref for one in listed if _may_be(one, lost) and one.message is not None and one.ref is not None]
     if len(found) == 1 or (found and lost.after is not None):
@@ -145,7 +146,7 @@ def limits(kaggle: Kaggle, competition: str = COMPETITION) -> str:
     try:
         found = kaggle.submission_limits(competition)
     except PublishError as error:
-        return f"submission limits: not known ({_words(error)})"
+        return f"submission limits: not known ({finding(error)})"
     return f"submission limits: {found['today']} made today, {found['left']} left today, {found['total']} in all"
 
 
@@ -175,7 +176,7 @@ def _complete(kaggle: Kaggle, entry: Entry, name: str) -> bool:
     try:
         status = kaggle.kernel_status(entry.kernel, entry.version)
     except PublishError as error:
-        log.warning("%s; what its output says decides", _words(error))
+        log.warning("%s; what its output says decides", finding(error))
         return False
     if status.status not in (*ENDED, *UNDER_WAY):
         log.warning("Kaggle gives %s the status '%s', which is not known; what its output says decides", name, status.status)
@@ -197,7 +198,7 @@ def _facts(kaggle: Kaggle, entry: Entry, files: Mapping[str, str]) -> dict[str, 
                 if (facts := dict(json.loads(path.read_text(encoding="utf-8")))).get("status"):
                     return facts
     except (PublishError, ValueError, TypeError) as error:
-        log.warning("%s in the output of kernel %s cannot be read (%s)", FACTS, entry.kernel, _words(error))
+        log.warning("%s in the output of kernel %s cannot be read (%s)", FACTS, entry.kernel, finding(error))
     try:
         marker = read_marker(kaggle.kernel_log(entry.kernel, entry.version))
     except PublishError:
@@ -214,7 +215,3 @@ def _check_facts(facts: Mapping[str, Any], name: str) -> None:
         raise PublishError(f"{name} {failed_slides(facts.get('failed_slides'), facts.get('slides'))}; {again}")
     if status != "complete":
         raise PublishError(f"{name} says of itself that it {status} ({facts.get('sentence', 'no reason given')}); {again}")
-
-
-def _words(error: Exception) -> str:
-    return str(error).partition(";")[0]

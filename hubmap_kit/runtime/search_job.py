@@ -19,9 +19,9 @@ from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError
 from hubmap_kit.files import atomic_path, write_yaml
 from hubmap_kit.models.device import choose_devices
+from hubmap_kit.processes import sigterm_noticed
 from hubmap_kit.report.search_page import save_page, short
 from hubmap_kit.report.tables import text_table
-from hubmap_kit.processes import sigterm_noticed
 from hubmap_kit.runtime import train_job
 from hubmap_kit.training.clock import Clock, OutOfTime
 from hubmap_kit.training.run import check_folds, split

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import warm
 from kaggle_double import Double
+from kaggle_double.kernels import log
 from kaggle_double.server import KEY
 from staged_builds import stage, stage_weights
 
@@ -165,7 +166,7 @@ def test_the_end_of_the_session_before_is_not_taken_for_the_new_one(world: World
     while "is complete" not in (line := process.stderr.readline()):
         assert line
     del world.double.world.logs["hubmap-train"]
-    world.pushed().log = f"HUBMAP END train stopped build_id={world.build} utc=2026-01-01T00:00:00Z\n"
+    world.pushed().log = log([f"HUBMAP END train stopped build_id={world.build} utc=2026-01-01T00:00:00Z"])
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert "utc=2026-01-01T00:00:00Z" in out and "alice/hubmap-train: stopped" in out

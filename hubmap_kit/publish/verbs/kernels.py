@@ -110,7 +110,8 @@ def _push(client: Kaggle, folder: Path, force: bool, follow: bool, every: float,
 
 def _follow_last(client: Kaggle, folder: Path, names: list[str], every: float, timeout: float, output: Path | None, force: bool) -> None:
     from hubmap_kit.publish.kernel_metadata import KERNELS
-    from hubmap_kit.publish.records import Intent, Pushed, as_pushed, last_push, page, recover
+    from hubmap_kit.publish.records import Intent, Pushed, as_pushed, last_push, recover
+    from hubmap_kit.publish.session import kernel_page
 
     if len(names) != 1 or names[0] not in KERNELS:
         raise PublishError(f"--follow looks at one kernel ({', '.join(KERNELS)}); name it, such as 'hubmap kernels train --follow'")
@@ -118,7 +119,7 @@ def _follow_last(client: Kaggle, folder: Path, names: list[str], every: float, t
     ref, pushed = f"{client.owner}/{KERNELS[names[0]]}", last_push(folder / names[0])
     if isinstance(unknown, Intent):
         typer.echo(f"warning: whether the push of {ref} at {unknown.time_utc} was taken is not known yet; its end is waited for", err=True)
-        pushed = as_pushed(unknown, page(ref), 0)
+        pushed = as_pushed(unknown, kernel_page(ref), 0)
     # The last push may have been for another account.
     known = pushed if pushed is not None and pushed.ref == ref else Pushed(names[0], ref, "", 0, "", "")
     _follow(client, known, every, timeout, output, force)

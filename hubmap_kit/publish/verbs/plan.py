@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hubmap_kit.errors import PublishError
+from hubmap_kit.errors import PublishError, finding
 from hubmap_kit.words import check_folds, fold_numbers
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _budget(offline: bool) -> tuple[Budget, str]:
                 budget = quota.read(client)
             return budget, quota.sentence(budget)
         except PublishError as error:
-            why = str(error).partition(";")[0]
+            why = finding(error)
     budget = quota.assumed(why=why)
     return budget, quota.sentence(budget)
 

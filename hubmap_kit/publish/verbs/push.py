@@ -99,6 +99,7 @@ def _push(what: str, folder: Path, force: bool, dry_run: bool, timeout_s: float,
     from hubmap_kit.publish.metadata import slug
     from hubmap_kit.publish.push import check_staged, described, look, push_dataset, uploaded
     from hubmap_kit.publish.ready import version_words
+    from hubmap_kit.publish.session import dataset_page
 
     build = check_staged(folder, what)
     with Kaggle(pause_s=min(2.0, poll_s)) as client:
@@ -110,4 +111,4 @@ def _push(what: str, folder: Path, force: bool, dry_run: bool, timeout_s: float,
             typer.echo(f"dry run, nothing was uploaded; it would be: {plan.action} ({plan.why})")
             return
         done = push_dataset(client, folder, what, force=force, timeout_s=timeout_s, poll_s=poll_s, build=build)
-    typer.echo(f"{ref}: {done.action}, {version_words(done.version)}, build {build.build_id}; https://www.kaggle.com/datasets/{ref}")
+    typer.echo(f"{ref}: {done.action}, {version_words(done.version)}, build {build.build_id}; {dataset_page(ref)}")

@@ -93,6 +93,7 @@ def _ask(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path, 
 
     from hubmap_kit.publish import submit as job
     from hubmap_kit.publish.client import AnswerLost
+    from hubmap_kit.publish.session import submissions_page
     from hubmap_kit.report import ledger as book
 
     dice, newest = book.oof_dice(run) if run else None, job.newest(client, entry.competition)
@@ -102,7 +103,7 @@ def _ask(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path, 
         "build_id": ran.build_id, "weights_id": ran.weights, "message": entry.message, "ref": token, "status": book.ASKED, "oof_dice": dice,
     }  # fmt: skip
     book.append(table, row)
-    page = f"https://www.kaggle.com/competitions/{entry.competition}/submissions"
+    page = submissions_page(entry.competition)
     look = f"it may have been taken all the same, and each one counts: 'hubmap submit --refresh --ledger {table}' asks, as {page} shows too"
     try:
         number = job.submit(client, entry)
@@ -220,10 +221,11 @@ def _lost(table: Path, row: dict[str, str]) -> Lost:
 def _last_version(client: Kaggle, ref: str, rendered: Path | None) -> int:
     """The version of the last push from here to an address. Raises PublishError where it is not known."""
     from hubmap_kit.publish.kernel_metadata import KERNELS
-    from hubmap_kit.publish.records import Intent, last_push, page, recover
+    from hubmap_kit.publish.records import Intent, last_push, recover
     from hubmap_kit.publish.root import build_folder
+    from hubmap_kit.publish.session import kernel_page
 
-    folder, give = rendered or build_folder() / "kernels", f"give the number that {page(ref)} shows for it"
+    folder, give = rendered or build_folder() / "kernels", f"give the number that {kernel_page(ref)} shows for it"
     for name in KERNELS:
         unknown = recover(client, folder / name)
         if isinstance(unknown, Intent) and unknown.ref == ref:

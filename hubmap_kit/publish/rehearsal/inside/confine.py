@@ -40,7 +40,7 @@ SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, DROP_BOUND, SET_SECUREBITS, SET_NO_
 SECUREBITS = 0b11101111
 CAPABILITIES_V3 = 0x20080522
 
-MACHINES = ("x86_64", "aarch64")  # each pair of numbers below is of these
+MACHINES = tuple(mounts.PIVOT_ROOT)  # each pair of numbers below is of these
 AUDITED = (0xC000003E, 0xC00000B7)
 # Refused: what gives rights back in a namespace, what looks into other processes, what namespaces do not hold back (keys, file
 # handles), memory that no process shows (shmget), a whole disk in one call (fallocate; it is written instead), and interfaces that go
@@ -48,7 +48,7 @@ AUDITED = (0xC000003E, 0xC00000B7)
 REFUSED = {
     "mount": (165, 40),
     "umount2": (166, 39),
-    "pivot_root": (155, 41),
+    "pivot_root": tuple(mounts.PIVOT_ROOT.values()),
     "open_tree": (428, 428),
     "move_mount": (429, 429),
     "fsopen": (430, 430),
