@@ -1,4 +1,7 @@
-"""Packaging of hubmap_kit: a pure-Python wheel. Exact versions live in constraints.txt; bounds here each carry their reason."""
+"""Packaging of hubmap_kit: a pure-Python wheel.
+
+Exact versions live in constraints.txt; bounds here each carry their reason.
+"""
 
 from pathlib import Path
 
@@ -35,8 +38,8 @@ PUSH = [
     "six>=1.16",  # kaggle 2.2.4 and 2.2.5 import it without declaring it
     "packaging>=23",  # wheel names and requirements of the bundle
 ]
-# What the kit is measured against. scripts/bench.sh adds pytorch-toolbelt without its dependencies: it would bring in opencv-python, whose files
-# overwrite those of the headless build.
+# What the kit is measured against. scripts/bench.sh adds pytorch-toolbelt without its dependencies: it would bring in
+# opencv-python, whose files overwrite those of the headless build.
 BENCH = [
     "pycocotools>=2.0.7",  # run-length encoding in C, the usual oracle
     "rlemasklib>=0.8",  # the fastest run-length library that we know of
@@ -58,7 +61,20 @@ EXTRAS = {
     "notebook": NOTEBOOK,
     "sinks": SINKS,
     "lzw": ["imagecodecs>=2024.1.1"],  # faster LZW and JPEG TIFFs; OpenCV reads them where it is absent
-    "test": [*PUSH, *TUNE, *NOTEBOOK, *SINKS, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "pycocotools>=2.0.7", "monai>=1.3", "imagecodecs>=2024.1.1"],
+    "test": [
+        *PUSH,
+        *TUNE,
+        *NOTEBOOK,
+        *SINKS,
+        "pytest>=8",
+        "pytest-xdist>=3",
+        "hypothesis>=6",
+        "pycocotools>=2.0.7",
+        "monai>=1.3",
+        "imagecodecs>=2024.1.1",
+        "ruff>=0.9",
+        "mypy>=1.14",
+    ],
 }
 
 setup(

@@ -1,4 +1,7 @@
-"""Errors a user can act on. Each message is one sentence: the file or key, what was found, what was expected, what to do."""
+"""Errors a user can act on.
+
+Each message is one sentence: the file or key, what was found, what was expected, what to do.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,9 @@ class RehearsalError(HubmapError):
 
 
 def finding(error: object) -> str:
-    """What the sentence of an error says was found, without the advice after its first semicolon: for a warning that goes on with its own."""
+    """What the sentence of an error says was found, without the advice after its first semicolon: for a warning that
+    goes on with its own.
+    """
     return str(error).partition(";")[0]
 
 

@@ -19,7 +19,9 @@ class _Loader(yaml.SafeLoader):
     """A safe loader that reads 3e-4 as a number; YAML 1.1 wants a dot in it and makes it text otherwise."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 NETWORK = "net-"  # how experiments begin that are about one network each
 
 
@@ -100,7 +102,8 @@ def _find(name_or_path: str) -> Path:
     if path.is_file():
         return path
     raise ConfigError(
-        f"no experiment '{name_or_path}': it is neither a file nor one of the shipped {offered()}{did_you_mean(name_or_path, known)}"
+        f"no experiment '{name_or_path}': it is neither a file nor one of the shipped"
+        f" {offered()}{did_you_mean(name_or_path, known)}"
     )
 
 
@@ -112,11 +115,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" near line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path} is not valid YAML{line}; mend the file, or start from 'hubmap config baseline'") from error
+        raise ConfigError(
+            f"{path} is not valid YAML{line}; mend the file, or start from 'hubmap config baseline'"
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__} at its top level; expected sections such as 'training:'")
+        raise ConfigError(
+            f"{path} holds a {type(values).__name__} at its top level; expected sections such as 'training:'"
+        )
     return values
 
 
@@ -124,7 +131,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"--set {override} has no 'section.key=value' form; write for instance --set training.lr=3e-4")
+        raise ConfigError(
+            f"--set {override} has no 'section.key=value' form; write for instance --set training.lr=3e-4"
+        )
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -166,7 +175,10 @@ def _sentence(error: ValidationError, origin: str) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         keys = _keys_at(location[:-1])
-        return f"{origin}: unknown key '{key}'; expected one of {', '.join(keys)}{did_you_mean(str(location[-1]), keys)}{more}"
+        return (
+            f"{origin}: unknown key '{key}'; expected one of"
+            f" {', '.join(keys)}{did_you_mean(str(location[-1]), keys)}{more}"
+        )
     found = repr(first.get("input"))
     found = found if len(found) <= 80 else found[:77] + "..."
     return f"{origin}: {key} is {found}: {first['msg'].removeprefix('Value error, ')}{more}"

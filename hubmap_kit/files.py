@@ -15,7 +15,8 @@ import yaml
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when the block fails.
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when the block
+    fails.
 
     The temporary name keeps the suffix, because image and table writers choose their format by it.
     """

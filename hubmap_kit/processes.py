@@ -1,7 +1,8 @@
 """Processes that the kit starts: how a worker behaves, and how whoever started it ends it.
 
-A signal may reach a whole group of processes: Ctrl-C, a batch system's SIGTERM, a closed terminal. The process that was started first
-answers it and ends its workers in order, so a worker heeds nobody but its parent, and it never outlives it.
+A signal may reach a whole group of processes: Ctrl-C, a batch system's SIGTERM, a closed terminal. The process that was
+started first answers it and ends its workers in order, so a worker heeds nobody but its parent, and it never outlives
+it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ CAN_WAIT = hasattr(signal, "sigtimedwait")  # Linux; elsewhere a worker dies of 
 
 
 def start_worker(context: BaseContext, work: Callable[..., object], *arguments: object) -> BaseProcess:
-    """Start a process that does `work(*arguments)` as a worker from its first moment on: what it imports for that may take it many seconds."""
+    """Start a process that does `work(*arguments)` as a worker from its first moment on: what it imports for that may
+    take it many seconds.
+    """
     process: BaseProcess = context.Process(target=_serve, args=(_Pledge(), work, *arguments))  # type: ignore[attr-defined]
     with sigterm_held_back():
         process.start()
@@ -35,7 +38,9 @@ def start_worker(context: BaseContext, work: Callable[..., object], *arguments: 
 
 
 class _Pledge:
-    """Becomes `become_worker()` when it is unpickled, which in the arguments of a new process comes before all that follows it."""
+    """Becomes `become_worker()` when it is unpickled, which in the arguments of a new process comes before all that
+    follows it.
+    """
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return become_worker, ()
@@ -48,10 +53,12 @@ def _serve(pledge: _Pledge | None, work: Callable[..., object], *arguments: obje
 
 
 def become_worker() -> None:
-    """Make this process, started by `multiprocessing`, a worker: it ends within seconds of its parent, even one that was killed.
+    """Make this process, started by `multiprocessing`, a worker: it ends within seconds of its parent, even one that
+    was killed.
 
-    Ctrl-C is ignored. SIGTERM is obeyed when the parent sent it, as Python does at exit, and ignored when anybody else did. Call it first, in a
-    process that was started inside `sigterm_held_back`: a thread that is older than the call would die of SIGTERM and take the process along.
+    Ctrl-C is ignored. SIGTERM is obeyed when the parent sent it, as Python does at exit, and ignored when anybody else
+    did. Call it first, in a process that was started inside `sigterm_held_back`: a thread that is older than the call
+    would die of SIGTERM and take the process along.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if CAN_WAIT:
@@ -62,7 +69,10 @@ def become_worker() -> None:
 
 
 def _obey(starter: int) -> None:
-    """End this process with its parent, or when that says so. `starter` started it: the parent, or a fork server in the parent's place."""
+    """End this process with its parent, or when that says so.
+
+    `starter` started it: the parent, or a fork server in the parent's place.
+    """
     while os.getppid() == starter and ((parent := multiprocessing.parent_process()) is None or parent.is_alive()):
         if not CAN_WAIT:
             time.sleep(LOOK_S)
@@ -86,7 +96,9 @@ def leave(code: int) -> NoReturn:
 
 
 def end(workers: Iterable[BaseProcess], patience_s: float = PATIENCE_S) -> None:
-    """Wait until all workers, told to stop already, are gone; kill those that are still there after `patience_s` seconds in all."""
+    """Wait until all workers, told to stop already, are gone; kill those that are still there after `patience_s`
+    seconds in all.
+    """
     deadline = time.monotonic() + patience_s
     for worker in workers:
         worker.join(max(0.0, deadline - time.monotonic()))
@@ -97,7 +109,9 @@ def end(workers: Iterable[BaseProcess], patience_s: float = PATIENCE_S) -> None:
 
 @contextmanager
 def threads(most: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """A pool of at most `most` threads, no more than there are processors. What it has not begun is dropped when the block ends early.
+    """A pool of at most `most` threads, no more than there are processors.
+
+    What it has not begun is dropped when the block ends early.
 
     Python's own pool would work through all of it, after Ctrl-C as well.
     """
@@ -134,7 +148,10 @@ def sigterm_noticed() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def sigterm_held_back() -> Iterator[None]:
-    """SIGTERM waits until the block's end. Start workers inside: a handler would come too late for the seconds that they take to import."""
+    """SIGTERM waits until the block's end.
+
+    Start workers inside: a handler would come too late for the seconds that they take to import.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,4 +1,6 @@
-"""Progress bars that redraw in a terminal and print a line now and then in a log file (Kaggle keeps the log of a kernel)."""
+"""Progress bars that redraw in a terminal and print a line now and then in a log file (Kaggle keeps the log of a
+kernel).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,15 @@ def bar(total: int | None, description: str, unit: str = "it", file: TextIO | No
     common: dict[str, Any] = {"total": total, "desc": description, "unit": unit, "file": file}
     if file.isatty():
         return tqdm(**common, dynamic_ncols=True, leave=False)
-    return _LineBar(**common, ncols=100, ascii=True, mininterval=LOG_SECONDS, maxinterval=LOG_SECONDS * 6, miniters=1, delay=LOG_SECONDS)
+    return _LineBar(
+        **common,
+        ncols=100,
+        ascii=True,
+        mininterval=LOG_SECONDS,
+        maxinterval=LOG_SECONDS * 6,
+        miniters=1,
+        delay=LOG_SECONDS,
+    )
 
 
 def track(items: Iterable[T], description: str, unit: str = "it", total: int | None = None) -> Iterator[T]:

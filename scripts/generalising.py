@@ -1,7 +1,7 @@
 """Recipes on the same small budget, judged on what they were not trained on. Called by scripts/generalising.sh.
 
-Each trial is a run folder in OUT, trained and judged with the command line. A trial that is claimed by another process, or done, is
-passed over; what a process left unfinished is begun anew once its mark (OUT/NAME.claimed) is deleted.
+Each trial is a run folder in OUT, trained and judged with the command line. A trial that is claimed by another process,
+or done, is passed over; what a process left unfinished is begun anew once its mark (OUT/NAME.claimed) is deleted.
 """
 
 from __future__ import annotations
@@ -66,9 +66,13 @@ def _run(trial: Trial, paths: Paths) -> None:
     with (paths.out / f"{trial.key}.log").open("w") as log:
         trained = 0.0
         for place, words in enumerate(trial.commands(paths)):
-            if subprocess.run([sys.executable, "-m", "hubmap_kit", *words], stdout=log, stderr=log, check=False).returncode:
+            if subprocess.run(
+                [sys.executable, "-m", "hubmap_kit", *words], stdout=log, stderr=log, check=False
+            ).returncode:
                 raise HubmapError(f"{trial.name} failed; {log.name} says why")
-            if place == 0 and not (trial.trained or trial.copy_of):  # of the processes that have ended; each trial has its share of what they took
+            if place == 0 and not (
+                trial.trained or trial.copy_of
+            ):  # of the processes that have ended; each trial has its share of what they took
                 used = resource.getrusage(resource.RUSAGE_CHILDREN)
                 trained = used.ru_utime + used.ru_stime - before
     if not (trial.trained or trial.copy_of):
@@ -80,7 +84,10 @@ def _table(name: str, trials: list[Trial], paths: Paths) -> str:
         rows, head = _shifted(trials, paths, groups=name == "seeds"), ["recipe", PLAIN, *BATTERY, "mean of the shifts"]
     else:
         together = [replace_in(trial, title="all folds") for trial in trials] if name == "folds" else []
-        rows, head = _plain([*trials, *together], paths), ["recipe", "runs", "Dice", "at 0.5", "CPU minutes of training"]
+        rows, head = (
+            _plain([*trials, *together], paths),
+            ["recipe", "runs", "Dice", "at 0.5", "CPU minutes of training"],
+        )
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -111,7 +118,14 @@ def _plain(trials: list[Trial], paths: Paths) -> list[Row]:
         frame = pd.DataFrame(runs)
         spread = [f" ± {value:.4f}" if len(frame) > 1 else "" for value in frame.std(ddof=1)[:2]]
         minutes = "" if frame[2].isna().any() else f"{frame[2].sum():.1f}"
-        rows.append([title, f"{len(frame)}", *(f"{mean:.4f}{more}" for mean, more in zip(frame.mean()[:2], spread, strict=True)), minutes])
+        rows.append(
+            [
+                title,
+                f"{len(frame)}",
+                *(f"{mean:.4f}{more}" for mean, more in zip(frame.mean()[:2], spread, strict=True)),
+                minutes,
+            ]
+        )
     return rows
 
 

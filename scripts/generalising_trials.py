@@ -16,7 +16,9 @@ from hubmap_kit.sample.generate import generate
 
 COLON = "colon"  # folder in OUT: the HPA slides of hubmap-mini and embedded ones
 COPIES = "glas-restained"  # folder in OUT: glas, and each slide in PAS and in other H&E, by drawn references
-HELD_OUT = "14406"  # the embedded colon slide that chooses the epoch and the threshold there; all others are learnt from
+HELD_OUT = (
+    "14406"  # the embedded colon slide that chooses the epoch and the threshold there; all others are learnt from
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,11 @@ class Paths:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training. `data` is a folder of real tissue, COLON or COPIES; `judged` a folder to be judged on, "shift" for the battery, "test" for
-    pictures of the folder's test slides, "" for held-out slides."""
+    """One training.
+
+    `data` is a folder of real tissue, COLON or COPIES; `judged` a folder to be judged on, "shift" for the battery,
+    "test" for pictures of the folder's test slides, "" for held-out slides.
+    """
 
     name: str
     title: str
@@ -58,8 +63,22 @@ class Trial:
         run, folder = str(paths.out / self.name), paths.out if self.data in (COLON, COPIES) else paths.data
         weights = f"model.encoder_weights={paths.data / 'weights' / 'mobilenet_v2_imagenet.pth'}"
         start = [] if any(word.startswith("model.encoder_weights") for word in self.words) else [weights]
-        train = ["train", "--out", run, "--config", self.config, "--data", str(folder / self.data), "--folds", str(self.fold), "--device", "cpu",
-                 "--stores", str(paths.out / "stores"), *_set(f"name={self.name}", *start, *self.words)]  # fmt: skip
+        train = [
+            "train",
+            "--out",
+            run,
+            "--config",
+            self.config,
+            "--data",
+            str(folder / self.data),
+            "--folds",
+            str(self.fold),
+            "--device",
+            "cpu",
+            "--stores",
+            str(paths.out / "stores"),
+            *_set(f"name={self.name}", *start, *self.words),
+        ]
         if self.data == COLON:
             train += _set(f"data.folds_csv={paths.out / COLON / 'all-but-one.csv'}")
         return train
@@ -67,10 +86,30 @@ class Trial:
     def _judge(self, paths: Paths) -> list[str]:
         run = str(paths.out / self.name)
         if self.judged == "shift":
-            return ["evaluate", run, "--shift", "hubmap", "--references", str(paths.data / "stain-references"), "--device", "cpu"]
+            return [
+                "evaluate",
+                run,
+                "--shift",
+                "hubmap",
+                "--references",
+                str(paths.data / "stain-references"),
+                "--device",
+                "cpu",
+            ]
         if self.judged == "test":
             test = str(paths.data / self.data / "test.csv")
-            return ["predict", run, "--test", test, "--out", f"{run}/submission.csv", "--overlays", f"{run}/pictures", "--device", "cpu"]
+            return [
+                "predict",
+                run,
+                "--test",
+                test,
+                "--out",
+                f"{run}/submission.csv",
+                "--overlays",
+                f"{run}/pictures",
+                "--device",
+                "cpu",
+            ]
         if not self.judged:
             return ["evaluate", run, "--device", "cpu", "--stores", str(paths.out / "stores")]
         return ["evaluate", run, "--on", str(paths.data / self.judged), "--organs", "largeintestine", "--device", "cpu"]
@@ -78,7 +117,9 @@ class Trial:
     def result(self, paths: Paths) -> Path:
         """The table with a row for each slide that it was judged on."""
         run = paths.out / self.name
-        return run / {"shift": "shift.csv", "": "oof.csv", "test": "submission.csv"}.get(self.judged, f"elsewhere/{self.judged}.csv")
+        return run / {"shift": "shift.csv", "": "oof.csv", "test": "submission.csv"}.get(
+            self.judged, f"elsewhere/{self.judged}.csv"
+        )
 
     def is_done(self, paths: Paths) -> bool:
         """Whether it was trained and judged to the end."""
@@ -96,10 +137,18 @@ def _set(*words: str) -> list[str]:
 
 # A small decoder and tiles of 192 px: an epoch of 160 tiles in a quarter of a minute.
 SMALL = (
-    "model.encoder=mobilenet_v2", "model.options.decoder_channels=[128,64,32,24,16]", "tiles.size=192", "inference.window=256",
-    "training.batch_size=8", "training.samples_per_epoch=160", "training.ema_decay=0.97", "training.workers=0", "inference.views=none",
-    "training.epochs=10", "training.validate_every=5",
-)  # fmt: skip
+    "model.encoder=mobilenet_v2",
+    "model.options.decoder_channels=[128,64,32,24,16]",
+    "tiles.size=192",
+    "inference.window=256",
+    "training.batch_size=8",
+    "training.samples_per_epoch=160",
+    "training.ema_decay=0.97",
+    "training.workers=0",
+    "inference.views=none",
+    "training.epochs=10",
+    "training.validate_every=5",
+)
 # What the slides of glas are at half their size. A policy that divides pixels knows nothing of micrometres.
 PHYSICAL = ("scale.policy=physical", "scale.um_per_px=1.24")
 HALF = ("scale.reduce=2",)
@@ -116,24 +165,52 @@ def ingredients(paths: Paths) -> list[Trial]:
         "strong": ("... and pipeline strong", "baseline", (*PHYSICAL, "augment.pipeline=strong")),
         "robust": ("robust", "robust", PHYSICAL[1:]),
         "robust-wide": ("robust with random scale 0.5-2", "robust", (*PHYSICAL[1:], "augment.zoom=[0.5,2]")),
-        "robust-strong": ("robust with pipeline strong, which has its own random scale", "robust",
-                          (*PHYSICAL[1:], "augment.pipeline=strong", "augment.zoom=[1,1]")),
-        "robust-first-team": ("robust with pipeline first-team", "robust", (*PHYSICAL[1:], "augment.pipeline=first-team")),
-    }  # fmt: skip
-    trials = [Trial(name if name not in ("baseline", "robust") else f"{name}-0", title, config, (*SMALL, *words, "training.seed=0"))
-              for name, (title, config, words) in rows.items()]  # fmt: skip
-    trials.append(Trial("copies", "... and two restained copies of each slide", "baseline", (*SMALL, *PHYSICAL, "training.seed=0"), COPIES))
+        "robust-strong": (
+            "robust with pipeline strong, which has its own random scale",
+            "robust",
+            (*PHYSICAL[1:], "augment.pipeline=strong", "augment.zoom=[1,1]"),
+        ),
+        "robust-first-team": (
+            "robust with pipeline first-team",
+            "robust",
+            (*PHYSICAL[1:], "augment.pipeline=first-team"),
+        ),
+    }
+    trials = [
+        Trial(
+            name if name not in ("baseline", "robust") else f"{name}-0",
+            title,
+            config,
+            (*SMALL, *words, "training.seed=0"),
+        )
+        for name, (title, config, words) in rows.items()
+    ]
+    trials.append(
+        Trial(
+            "copies",
+            "... and two restained copies of each slide",
+            "baseline",
+            (*SMALL, *PHYSICAL, "training.seed=0"),
+            COPIES,
+        )
+    )
     for name, title in {"physical": "baseline, one physical scale", "robust-0": "robust"}.items():
         for method in ("reinhard", "macenko"):
             words = (f"inference.normalise=[{method}]",)
-            trials.append(Trial(f"{name}-{method}", f"{title}, normalised at test time by {method}", "", words, copy_of=name))
+            trials.append(
+                Trial(f"{name}-{method}", f"{title}, normalised at test time by {method}", "", words, copy_of=name)
+            )
     return trials
 
 
 def seeds(paths: Paths) -> list[Trial]:
-    """baseline and robust three times: another seed and another fold of glas each time."""
+    """Baseline and robust three times: another seed and another fold of glas each time."""
     pair = {"baseline": HALF, "robust": PHYSICAL[1:]}
-    return [Trial(f"{name}-{seed}", name, name, (*SMALL, *words, f"training.seed={seed}"), fold=seed) for seed in range(3) for name, words in pair.items()]
+    return [
+        Trial(f"{name}-{seed}", name, name, (*SMALL, *words, f"training.seed={seed}"), fold=seed)
+        for seed in range(3)
+        for name, words in pair.items()
+    ]
 
 
 def crossing(paths: Paths) -> list[Trial]:
@@ -143,8 +220,29 @@ def crossing(paths: Paths) -> list[Trial]:
     for seed in range(3):
         for name, words in pair.items():
             common = (*SMALL, *words, f"training.seed={seed}")
-            trials.append(Trial(f"colon-glas-{name}-{seed}", f"HPA colon to glas: {name}", name, (*common, "data.organs=[largeintestine]"), COLON, 0, "glas"))
-            trials.append(Trial(f"{name}-{seed}", f"glas to HPA colon: {name}", name, common, "glas", seed, "hubmap-mini", trained=True))
+            trials.append(
+                Trial(
+                    f"colon-glas-{name}-{seed}",
+                    f"HPA colon to glas: {name}",
+                    name,
+                    (*common, "data.organs=[largeintestine]"),
+                    COLON,
+                    0,
+                    "glas",
+                )
+            )
+            trials.append(
+                Trial(
+                    f"{name}-{seed}",
+                    f"glas to HPA colon: {name}",
+                    name,
+                    common,
+                    "glas",
+                    seed,
+                    "hubmap-mini",
+                    trained=True,
+                )
+            )
     return sorted(trials, key=lambda trial: trial.title)
 
 
@@ -167,7 +265,9 @@ def best(paths: Paths) -> list[Trial]:
         "narrow": ("these tiles, and a decoder of half the width", NARROW),
         "colours": ("robust's stains, colours and zoom", COLOURS),
     }
-    trials = [Trial(f"best-{name}", title, "glas", (*SHORT, *words), judged="") for name, (title, words) in rows.items()]
+    trials = [
+        Trial(f"best-{name}", title, "glas", (*SHORT, *words), judged="") for name, (title, words) in rows.items()
+    ]
     views = Trial("best-views", "eight views", "", ("inference.views=d4",), judged="", copy_of="best-start")
     return [*trials, views]
 
@@ -175,8 +275,12 @@ def best(paths: Paths) -> list[Trial]:
 def folds(paths: Paths) -> list[Trial]:
     """The longest training of five folds that an hour of a CPU holds."""
     words = (*SHORT, *NARROW, "training.epochs=20", "training.validate_every=10", "inference.views=d4")
-    return [Trial(f"fold-{fold}", f"20 epochs, fold {fold}", "glas", (*words, f"training.seed={fold}"), fold=fold, judged="")
-            for fold in range(5)]  # fmt: skip
+    return [
+        Trial(
+            f"fold-{fold}", f"20 epochs, fold {fold}", "glas", (*words, f"training.seed={fold}"), fold=fold, judged=""
+        )
+        for fold in range(5)
+    ]
 
 
 def spleen(paths: Paths) -> list[Trial]:
@@ -184,17 +288,33 @@ def spleen(paths: Paths) -> list[Trial]:
     rows = {
         "baseline": ("baseline", ()),
         "robust": ("robust", ()),
-        "winner-like": ("winner-like", (
-            "model.arch=unet", "scale.fit=640", "model.mean=[0.5,0.5,0.5]", "model.std=[0.5,0.5,0.5]", "training.iterations=0", "training.lr=1e-3",
-            "training.ema_decay=0.97",
-        )),
+        "winner-like": (
+            "winner-like",
+            (
+                "model.arch=unet",
+                "scale.fit=640",
+                "model.mean=[0.5,0.5,0.5]",
+                "model.std=[0.5,0.5,0.5]",
+                "training.iterations=0",
+                "training.lr=1e-3",
+                "training.ema_decay=0.97",
+            ),
+        ),
     }
-    return [Trial(f"spleen-{name}", name, config, (*SMALL, *words, "training.epochs=15"), "hubmap-mini", 0, "test") for name, (config, words) in rows.items()]
+    return [
+        Trial(f"spleen-{name}", name, config, (*SMALL, *words, "training.epochs=15"), "hubmap-mini", 0, "test")
+        for name, (config, words) in rows.items()
+    ]
 
 
 STUDIES: Mapping[str, Callable[[Paths], list[Trial]]] = {
-    "ingredients": ingredients, "seeds": seeds, "crossing": crossing, "best": best, "folds": folds, "spleen": spleen,
-}  # fmt: skip
+    "ingredients": ingredients,
+    "seeds": seeds,
+    "crossing": crossing,
+    "best": best,
+    "folds": folds,
+    "spleen": spleen,
+}
 
 
 def prepare(trial: Trial, paths: Paths) -> None:

@@ -1,4 +1,5 @@
-"""Counts every network of the catalog into hubmap_kit/models/catalog.csv, and writes the table of docs/models.md from it.
+"""Counts every network of the catalog into hubmap_kit/models/catalog.csv, and writes the table of docs/models.md from
+it.
 
 python scripts/models_table.py [NAME...]: names count these networks only; --table-only counts none. Minutes on a CPU.
 """
@@ -22,7 +23,9 @@ PAGE = ROOT / "docs" / "models.md"
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Networks to count; default: all.")] = None,
-    table_only: Annotated[bool, typer.Option("--table-only", help="Write docs/models.md from the file as it is.")] = False,
+    table_only: Annotated[
+        bool, typer.Option("--table-only", help="Write docs/models.md from the file as it is.")
+    ] = False,
 ) -> None:
     """Count networks and write the table."""
     path = ROOT / "hubmap_kit" / "models" / catalog.FILE
@@ -32,7 +35,9 @@ def main(
         found[network.name] = catalog.cost(network.settings().model)
         catalog.write_costs(found, path)
     catalog.costs.cache_clear()
-    text = catalog.markdown(HEADER, (catalog.table_row(network, found.get(network.name)) for network in NETWORKS), text_columns=3)
+    text = catalog.markdown(
+        HEADER, (catalog.table_row(network, found.get(network.name)) for network in NETWORKS), text_columns=3
+    )
     replace(PAGE, "catalog", f"{text}\n\n{LEGEND}\n")
     typer.echo(f"{path.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} are written")
 

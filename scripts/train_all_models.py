@@ -1,6 +1,8 @@
-"""Trains every network of the catalog for two short epochs on a few slides: a proof that each one learns, not a comparison.
+"""Trains every network of the catalog for two short epochs on a few slides: a proof that each one learns, not a
+comparison.
 
-Called by scripts/train_all_models.sh. Rows go to OUT/results.csv one by one; the same command again goes on with what is missing or failed.
+Called by scripts/train_all_models.sh. Rows go to OUT/results.csv one by one; the same command again goes on with what
+is missing or failed.
 """
 
 from __future__ import annotations
@@ -31,33 +33,51 @@ HEADER = ("network", "train loss, epoch 1", "epoch 2", "valid loss")
 LARGE = 60e9  # multiply-adds at 512 px, above which a network gets half of the tiles
 # One recipe for all, so that a row differs by its network only; one fold of two.
 SHORT = (
-    "data.n_folds=2", "scale.policy=physical", "scale.max_zoom=4", "training.epochs=2", "training.validate_every=2", "training.batch_size=4",
-    "training.accumulate=1", "training.workers=0", "training.optimizer=adamw", "training.schedule=cosine", "training.warmup=0.1",
-    "training.ema_decay=0", "augment.pipeline=flips", "inference.views=none", "inference.overlap=0",
-)  # fmt: skip
+    "data.n_folds=2",
+    "scale.policy=physical",
+    "scale.max_zoom=4",
+    "training.epochs=2",
+    "training.validate_every=2",
+    "training.batch_size=4",
+    "training.accumulate=1",
+    "training.workers=0",
+    "training.optimizer=adamw",
+    "training.schedule=cosine",
+    "training.warmup=0.1",
+    "training.ema_decay=0",
+    "augment.pipeline=flips",
+    "inference.views=none",
+    "inference.overlap=0",
+)
 Row = dict[str, str]
 
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train.csv and train_images/: a few slides.")],
     out: Annotated[Path, typer.Option(help="Folder for the runs and results.csv.")] = Path("all-models"),
-    only: Annotated[list[str] | None, typer.Option(help="A network of the catalog; may be repeated; default: all.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A network of the catalog; may be repeated; default: all.")
+    ] = None,
     size: Annotated[int, typer.Option(help="Side of tiles and windows.")] = 128,
     um_per_px: Annotated[float, typer.Option(help="Scale of the tiles in micrometres per pixel.")] = 3.2,
     samples: Annotated[int, typer.Option(help="Tiles an epoch; large networks get half.")] = 48,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "cpu",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the run folders.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Write the table into docs/models.md.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train all networks shortly."""
     chosen = [catalog.find(name) for name in only] if only else list(NETWORKS)
     path = out / "results.csv"
     rows = _read(path)
     missing = [network for network in chosen if rows.get(network.name, {"error": "not yet"})["error"]]
     for network in track(missing, "train", "network"):
-        windows = [f"model.options.img_size={size}"] if "maxvit" in network.name else []  # it would pad tiles to what its windows divide
+        windows = (
+            [f"model.options.img_size={size}"] if "maxvit" in network.name else []
+        )  # it would pad tiles to what its windows divide
         words = [*SHORT, *windows, f"scale.um_per_px={um_per_px}", f"tiles.size={size}", f"inference.window={size}"]
-        rows[network.name] = _train(network, data, out, [*words, f"training.samples_per_epoch={_tiles(network, samples)}"], device, keep)
+        rows[network.name] = _train(
+            network, data, out, [*words, f"training.samples_per_epoch={_tiles(network, samples)}"], device, keep
+        )
         _write(path, rows)
         typer.echo(" ".join(f"{key}={value}" for key, value in rows[network.name].items() if value))
     text = _text(rows, samples, size, um_per_px)
@@ -66,7 +86,9 @@ def main(
         replace(PAGE, "training", text)
     failed = [network.name for network in chosen if rows[network.name]["error"]]
     if failed:
-        raise HubmapError(f"{len(failed)} of {len(chosen)} networks did not train ({', '.join(failed)}); {path} says why")
+        raise HubmapError(
+            f"{len(failed)} of {len(chosen)} networks did not train ({', '.join(failed)}); {path} says why"
+        )
 
 
 def _tiles(network: Network, samples: int) -> int:
@@ -91,8 +113,16 @@ def _train(network: Network, data: Path, out: Path, words: list[str], device: st
         shutil.rmtree(run)
     seconds = sum(each["seconds"] - each["validation_seconds"] for each in timing) / len(timing)
     peak = max((each.get("peak_memory_gib", 0) for each in timing), default=0)
-    losses = {"first_loss": rows[0]["train_loss"], "last_loss": rows[-1]["train_loss"], "val_loss": rows[-1]["val_loss"]}
-    speeds = {"seconds": f"{seconds:.1f}", "tiles_per_second": f"{timing[-1]['tiles_per_second']:.3g}", "peak_gib": f"{peak:.2f}" if peak else ""}
+    losses = {
+        "first_loss": rows[0]["train_loss"],
+        "last_loss": rows[-1]["train_loss"],
+        "val_loss": rows[-1]["val_loss"],
+    }
+    speeds = {
+        "seconds": f"{seconds:.1f}",
+        "tiles_per_second": f"{timing[-1]['tiles_per_second']:.3g}",
+        "peak_gib": f"{peak:.2f}" if peak else "",
+    }
     return row | {key: f"{value:.4f}" for key, value in losses.items()} | speeds
 
 
@@ -123,9 +153,10 @@ def _text(rows: dict[str, Row], samples: int, size: int, um_per_px: float) -> st
             shown = [row[key] for key in COLUMNS[1 : len(HEADER)]]
             cells.append([network.name, *shown] if not row["error"] else [network.name, "did not train", "", ""])
     about = (
-        f"`scripts/train_all_models.sh`, {datetime.date.today().isoformat()}: 2 epochs of {samples} tiles of {size} px at {um_per_px:g} um/px "
-        f"({samples // 2} tiles for networks above {LARGE / 1e9:.0f} GMAC), batch 4, one fold of two, from random weights. It shows that each network "
-        f"trains, not which one is better.\n\n{machine()}<br>\n{versions()}\n"
+        f"`scripts/train_all_models.sh`, {datetime.date.today().isoformat()}: 2 epochs of {samples} tiles of {size} px"
+        f" at {um_per_px:g} um/px ({samples // 2} tiles for networks above {LARGE / 1e9:.0f} GMAC), batch 4, one fold"
+        " of two, from random weights. It shows that each network trains, not which one is"
+        f" better.\n\n{machine()}<br>\n{versions()}\n"
     )
     return f"{about}\n{catalog.markdown(HEADER, cells)}\n"
 

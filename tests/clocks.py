@@ -1,4 +1,6 @@
-"""Session clocks that run out after so many questions instead of seconds, so that a test decides where a training stops."""
+"""Session clocks that run out after so many questions instead of seconds, so that a test decides where a training
+stops.
+"""
 
 from __future__ import annotations
 

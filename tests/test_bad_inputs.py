@@ -29,14 +29,46 @@ class World:
     tmp: Path
 
     def train(self, *more: str, config: str = "baseline") -> list[str]:
-        base = ["train", "--config", config, "--data", str(self.data), "--out", str(self.tmp / "new"), "--stores", str(self.stores)]
+        base = [
+            "train",
+            "--config",
+            config,
+            "--data",
+            str(self.data),
+            "--out",
+            str(self.tmp / "new"),
+            "--stores",
+            str(self.stores),
+        ]
         return [*base, "--device", "cpu", *overrides(*TINY), *more]
 
     def resume(self, *more: str) -> list[str]:
-        return ["train", "--out", str(self.run), "--resume", "--data", str(self.data), "--stores", str(self.stores), "--device", "cpu", *more]
+        return [
+            "train",
+            "--out",
+            str(self.run),
+            "--resume",
+            "--data",
+            str(self.data),
+            "--stores",
+            str(self.stores),
+            "--device",
+            "cpu",
+            *more,
+        ]
 
     def predict(self, *more: str) -> list[str]:
-        return ["predict", str(self.run), "--test", str(self.data / "test.csv"), "--out", str(self.tmp / "s.csv"), "--device", "cpu", *more]
+        return [
+            "predict",
+            str(self.run),
+            "--test",
+            str(self.data / "test.csv"),
+            "--out",
+            str(self.tmp / "s.csv"),
+            "--device",
+            "cpu",
+            *more,
+        ]
 
     def check(self) -> list[str]:
         return ["check-submission", str(self.data / "sample_submission.csv"), "--test", str(self.data / "test.csv")]
@@ -115,11 +147,23 @@ def one_fold_for_all(w: World) -> None:
 
 def diverged(w: World) -> None:
     path = w.run / "fold0" / "model.safetensors"
-    save_file({name: torch.full_like(value, torch.nan) if value.is_floating_point() else value for name, value in load_file(path).items()}, path)
+    save_file(
+        {
+            name: torch.full_like(value, torch.nan) if value.is_floating_point() else value
+            for name, value in load_file(path).items()
+        },
+        path,
+    )
 
 
 def seven_channels(w: World) -> None:
-    tifffile.imwrite(w.slide(), np.zeros((7, 64, 64), np.uint8), photometric="minisblack", planarconfig="separate", metadata={"axes": "SYX"})
+    tifffile.imwrite(
+        w.slide(),
+        np.zeros((7, 64, 64), np.uint8),
+        photometric="minisblack",
+        planarconfig="separate",
+        metadata={"axes": "SYX"},
+    )
 
 
 Spoil = Callable[[World], object]
@@ -130,10 +174,10 @@ def case(name: str, spoil: Spoil | None, verb: Verb, *words: str) -> object:
     return pytest.param(spoil or (lambda w: None), verb, words, id=name)
 
 
-TRAIN: Verb = lambda w: w.train()  # noqa: E731
-PREDICT: Verb = lambda w: w.predict()  # noqa: E731
-RESUME: Verb = lambda w: w.resume()  # noqa: E731
-CHECK: Verb = lambda w: w.check()  # noqa: E731
+TRAIN: Verb = World.train
+PREDICT: Verb = World.predict
+RESUME: Verb = World.resume
+CHECK: Verb = World.check
 
 
 def changed(*settings: str) -> Verb:
@@ -147,7 +191,13 @@ CASES = [
     case("binary table", lambda w: (w.data / "train.csv").write_bytes(b"\x00\xff\xfe" * 99), TRAIN, "train.csv"),
     case("missing column", drop_column("train.csv", "organ"), TRAIN, "train.csv", "organ"),
     case("missing mask column", drop_column("train.csv", "rle"), TRAIN, "train.csv", "rle"),
-    case("duplicate id", lambda w: w.edit("train.csv", lambda rows: rows.append(rows[0])), TRAIN, "train.csv", "repeats the id"),
+    case(
+        "duplicate id",
+        lambda w: w.edit("train.csv", lambda rows: rows.append(rows[0])),
+        TRAIN,
+        "train.csv",
+        "repeats the id",
+    ),
     case("unknown organ", lambda w: w.cell("train.csv", "organ", "kidny"), TRAIN, "kidny", "kidney"),
     case("unknown source", lambda w: w.cell("test.csv", "data_source", "GTEx"), PREDICT, "GTEx", "Hubmap"),
     case("height in words", lambda w: w.cell("test.csv", "img_height", "tall"), PREDICT, "img_height", "tall"),
@@ -168,8 +218,18 @@ CASES = [
     case("negative length", lambda w: w.cell("train.csv", "rle", "10 -5"), TRAIN, "-5"),
     # experiments
     case("unknown experiment", None, lambda w: w.train(config="basline"), "basline", "did you mean 'baseline'"),
-    case("broken YAML", lambda w: (w.tmp / "e.yaml").write_text("training: [1, 2\n"), lambda w: w.train(config=str(w.tmp / "e.yaml")), "YAML"),
-    case("a list as experiment", lambda w: (w.tmp / "e.yaml").write_text("- 1\n"), lambda w: w.train(config=str(w.tmp / "e.yaml")), "list"),
+    case(
+        "broken YAML",
+        lambda w: (w.tmp / "e.yaml").write_text("training: [1, 2\n"),
+        lambda w: w.train(config=str(w.tmp / "e.yaml")),
+        "YAML",
+    ),
+    case(
+        "a list as experiment",
+        lambda w: (w.tmp / "e.yaml").write_text("- 1\n"),
+        lambda w: w.train(config=str(w.tmp / "e.yaml")),
+        "list",
+    ),
     case("unknown key", None, changed("training.epoch=3"), "training.epoch", "did you mean 'epochs'"),
     case("value out of range", None, changed("training.lr=-3"), "training.lr", "-3"),
     case("override without value", None, changed("training.lr"), "section.key=value"),
@@ -181,49 +241,135 @@ CASES = [
     case("folds in words", None, lambda w: w.train("--folds", "all"), "--folds", "all"),
     case("more folds than slides", None, changed("data.n_folds=99"), "99"),
     case("no such device", None, lambda w: [*w.train(), "--device", "quantum"], "quantum", "--device cpu"),
-    case("no such weights", None, changed("model.encoder_weights=/no/such.safetensors"), "/no/such.safetensors", "does not exist"),
+    case(
+        "no such weights",
+        None,
+        changed("model.encoder_weights=/no/such.safetensors"),
+        "/no/such.safetensors",
+        "does not exist",
+    ),
     case("no data folder", None, lambda w: [a for a in w.train() if a not in ("--data", str(w.data))], "--data"),
-    case("a rate that explodes", None, changed("training.lr=1e25", "training.clip_norm=0"), "the loss became", "training.lr"),
-    case("a batch too small for batch norm", None, changed("model.arch=deeplabv3plus", "model.options={}", "training.batch_size=1"), "batch"),
-    case("options that shrink the output", None, changed("model.arch=fpn", "model.options={upsampling: 2}"), "logits", "model.options"),
+    case(
+        "a rate that explodes",
+        None,
+        changed("training.lr=1e25", "training.clip_norm=0"),
+        "the loss became",
+        "training.lr",
+    ),
+    case(
+        "a batch too small for batch norm",
+        None,
+        changed("model.arch=deeplabv3plus", "model.options={}", "training.batch_size=1"),
+        "batch",
+    ),
+    case(
+        "options that shrink the output",
+        None,
+        changed("model.arch=fpn", "model.options={upsampling: 2}"),
+        "logits",
+        "model.options",
+    ),
     case("half precision on a CPU", None, changed("training.precision=fp16"), "training.precision", "fp16"),
-    case("a split into one fold", one_fold_for_all, lambda w: w.train(*overrides(f"data.folds_csv={w.tmp}/folds.csv")), "fold"),
-    case("the run folder is a file", lambda w: (w.tmp / "f").touch(), lambda w: [*w.train(), "--out", str(w.tmp / "f")], "check the path"),
+    case(
+        "a split into one fold",
+        one_fold_for_all,
+        lambda w: w.train(*overrides(f"data.folds_csv={w.tmp}/folds.csv")),
+        "fold",
+    ),
+    case(
+        "the run folder is a file",
+        lambda w: (w.tmp / "f").touch(),
+        lambda w: [*w.train(), "--out", str(w.tmp / "f")],
+        "check the path",
+    ),
     case("the submission is a folder", None, lambda w: w.predict("--out", str(w.data)), "is a folder"),
     # runs and checkpoints
     case("run folder in use", None, lambda w: [*w.train(), "--out", str(w.run)], "already holds a run", "--resume"),
-    case("a folder with a config of somebody's own", folder_of_somebody, lambda w: [*w.train(), "--out", str(w.tmp / "mine")], "holds no run"),
+    case(
+        "a folder with a config of somebody's own",
+        folder_of_somebody,
+        lambda w: [*w.train(), "--out", str(w.tmp / "mine")],
+        "holds no run",
+    ),
     case("not a run folder", lambda w: (w.run / "config.yaml").unlink(), PREDICT, "not a run folder"),
     case("no trained fold", no_folds, PREDICT, "no trained fold"),
     case("fold not trained", None, lambda w: w.predict("--folds", "4"), "[4]"),
     case("damaged weights", spoil_weights, PREDICT, "model.safetensors", "fold0"),
     case("weights of another network", other_weights, PREDICT, "model.safetensors"),
-    case("damaged thresholds", lambda w: (w.run / "thresholds.json").write_text("[0.4]"), PREDICT, "thresholds.json", "hubmap evaluate"),
+    case(
+        "damaged thresholds",
+        lambda w: (w.run / "thresholds.json").write_text("[0.4]"),
+        PREDICT,
+        "thresholds.json",
+        "hubmap evaluate",
+    ),
     case("override of a trained network", None, lambda w: w.predict(*overrides("model.arch=fpn")), "inference.*"),
-    case("damaged checkpoint", lambda w: (w.run / "fold0" / "last.ckpt").write_bytes(b"PK\x03\x04 cut"), RESUME, "last.ckpt", "damaged"),
+    case(
+        "damaged checkpoint",
+        lambda w: (w.run / "fold0" / "last.ckpt").write_bytes(b"PK\x03\x04 cut"),
+        RESUME,
+        "last.ckpt",
+        "damaged",
+    ),
     case("checkpoint with code in it", code_in_checkpoint, RESUME, "last.ckpt"),
     case("checkpoint without its parts", odd_checkpoint, RESUME, "last.ckpt", "lacks"),
     case("weights that diverged", diverged, PREDICT, "NaN", "training.lr"),
-    case("evaluate without the split", lambda w: (w.run / "folds.csv").unlink(), lambda w: ["evaluate", str(w.run)], "folds.csv"),
-    case("evaluate does not take thresholds", None, lambda w: ["evaluate", str(w.run), *overrides("inference.threshold=0.3")], "hubmap predict"),
+    case(
+        "evaluate without the split",
+        lambda w: (w.run / "folds.csv").unlink(),
+        lambda w: ["evaluate", str(w.run)],
+        "folds.csv",
+    ),
+    case(
+        "evaluate does not take thresholds",
+        None,
+        lambda w: ["evaluate", str(w.run), *overrides("inference.threshold=0.3")],
+        "hubmap predict",
+    ),
     case("resumed with other settings", None, lambda w: w.resume(*overrides("training.lr=0.5")), "training.lr", "0.5"),
-    case("resumed on other masks", lambda w: w.cell("train.csv", "rle", "10 5"), RESUME, "last.ckpt", "other slides or masks"),
+    case(
+        "resumed on other masks",
+        lambda w: w.cell("train.csv", "rle", "10 5"),
+        RESUME,
+        "last.ckpt",
+        "other slides or masks",
+    ),
     # submissions
-    case("submission lacks a row", lambda w: w.edit("sample_submission.csv", lambda rows: rows.pop()), CHECK, "sample_submission.csv"),
-    case("submission row twice", lambda w: w.edit("sample_submission.csv", lambda rows: rows.append(rows[0])), CHECK, "sample_submission.csv"),
+    case(
+        "submission lacks a row",
+        lambda w: w.edit("sample_submission.csv", lambda rows: rows.pop()),
+        CHECK,
+        "sample_submission.csv",
+    ),
+    case(
+        "submission row twice",
+        lambda w: w.edit("sample_submission.csv", lambda rows: rows.append(rows[0])),
+        CHECK,
+        "sample_submission.csv",
+    ),
     case("submission starts at 0", lambda w: w.cell("sample_submission.csv", "rle", "0 5"), CHECK, "0"),
-    case("submission beyond the slide", lambda w: w.cell("sample_submission.csv", "rle", "88888888 5"), CHECK, "88888893"),
-]  # fmt: skip
+    case(
+        "submission beyond the slide", lambda w: w.cell("sample_submission.csv", "rle", "88888888 5"), CHECK, "88888893"
+    ),
+]
 
 
 @pytest.mark.parametrize(("spoil", "verb", "words"), CASES)
 def test_a_bad_input_is_one_clear_line(
-    spoil: Spoil, verb: Verb, words: tuple[str, ...], world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    spoil: Spoil,
+    verb: Verb,
+    words: tuple[str, ...],
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(world.tmp)
     spoil(world)
-    # config.yaml and environment.json say where the data lies now and what each session ran on; the rest is hours of work.
-    kept = [path for path in world.run.rglob("*") if path.is_file() and path.name not in ("config.yaml", "environment.json")]
+    # config.yaml and environment.json say where the data lies now and what each session ran on; the rest is hours of
+    # work.
+    kept = [
+        path for path in world.run.rglob("*") if path.is_file() and path.name not in ("config.yaml", "environment.json")
+    ]
     before = {path: path.read_bytes() for path in kept}
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

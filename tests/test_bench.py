@@ -1,4 +1,7 @@
-"""The benchmarks run, with the rivals that happen to be installed, and write down what they measured. No time is judged here."""
+"""The benchmarks run, with the rivals that happen to be installed, and write down what they measured.
+
+No time is judged here.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,14 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def run(*words: str) -> str:
     """`python -m benchmarks ...` in a process of its own; what it printed."""
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "COLUMNS": "200"}
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *words], env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -75,7 +85,9 @@ def test_every_callable_runs_equally_often_and_not_always_first(benchmarks: Simp
         order.append(name)
         time.sleep(0.003)  # longer than a round has to be, so that it is called once a round
 
-    benchmarks.measure.compare("order", lambda: call("a"), {name: lambda name=name: call(name) for name in "bc"}, repeats=3)
+    benchmarks.measure.compare(
+        "order", lambda: call("a"), {name: lambda name=name: call(name) for name in "bc"}, repeats=3
+    )
     assert "".join(order) == "abc" + "abc" + "bca" + "cab"
 
 
@@ -105,7 +117,10 @@ def test_a_section_is_replaced_and_a_new_one_added(benchmarks: SimpleNamespace, 
     document.replace(path, "data", "two\n")
     document.replace(path, "rle", "three\n")
     text = path.read_text(encoding="utf-8")
-    assert "<!-- rle: begin -->\nthree\n<!-- rle: end -->\n" in text and "<!-- data: begin -->\ntwo\n<!-- data: end -->\n" in text
+    assert (
+        "<!-- rle: begin -->\nthree\n<!-- rle: end -->\n" in text
+        and "<!-- data: begin -->\ntwo\n<!-- data: end -->\n" in text
+    )
     assert "one" not in text
     path.write_text(text.replace("<!-- rle: end -->\n", ""), encoding="utf-8")
     with pytest.raises(ValueError, match="only one of the lines"):

@@ -48,7 +48,9 @@ def test_every_key_has_a_description() -> None:
 
 
 def test_overrides_apply_in_order_and_reach_nested_keys() -> None:
-    settings = experiment.load("baseline", ["training.lr=3e-4", "training.lr=5e-4", "inference.thresholds={lung: 0.1}", "model.options={}"])
+    settings = experiment.load(
+        "baseline", ["training.lr=3e-4", "training.lr=5e-4", "inference.thresholds={lung: 0.1}", "model.options={}"]
+    )
     assert settings.training.lr == 5e-4
     assert settings.inference.thresholds == {"lung": 0.1}
 
@@ -92,16 +94,33 @@ def test_an_exception_for_an_organ_changes_only_what_it_names() -> None:
     settings = experiment.parse(
         {
             "scale": {"policy": "physical", "um_per_px": 0.8, "organs": {"prostate": {"um_per_px": 1.6}}},
-            "augment": {"pipeline": "strong", "stain": "jitter", "zoom": [0.5, 2], "organs": {"lung": {"zoom": [0.8, 1.2]}}},
+            "augment": {
+                "pipeline": "strong",
+                "stain": "jitter",
+                "zoom": [0.5, 2],
+                "organs": {"lung": {"zoom": [0.8, 1.2]}},
+            },
             "inference": {"postprocess": {"fill_holes": True, "organs": {"spleen": {"shrink": 3}}}},
         },
         "here",
     )
-    assert (settings.scale.of("prostate").policy, settings.scale.of("prostate").um_per_px, settings.scale.of("lung").um_per_px) == ("physical", 1.6, 0.8)
-    assert (settings.augment.of("lung").stain, settings.augment.of("lung").zoom, settings.augment.of("kidney").zoom) == ("jitter", (0.8, 1.2), (0.5, 2.0))
+    assert (
+        settings.scale.of("prostate").policy,
+        settings.scale.of("prostate").um_per_px,
+        settings.scale.of("lung").um_per_px,
+    ) == ("physical", 1.6, 0.8)
+    assert (
+        settings.augment.of("lung").stain,
+        settings.augment.of("lung").zoom,
+        settings.augment.of("kidney").zoom,
+    ) == ("jitter", (0.8, 1.2), (0.5, 2.0))
     assert settings.inference.postprocess.organs["spleen"].model_dump() == {
-        "fill_holes": True, "opening": 0, "min_area": 0.0, "shrink": 3, "rescue": False
-    }  # fmt: skip
+        "fill_holes": True,
+        "opening": 0,
+        "min_area": 0.0,
+        "shrink": 3,
+        "rescue": False,
+    }
     # What a run keeps is complete, so a later change of what is common does not reach into it.
     again = experiment.parse(experiment.dump(settings), "there")
     assert again == settings

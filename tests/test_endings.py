@@ -1,4 +1,6 @@
-"""Nothing that the kit starts outlives it: however a job ends, its processes are gone, and a command leaves after its last line."""
+"""Nothing that the kit starts outlives it: however a job ends, its processes are gone, and a command leaves after its
+last line.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from hubmap_kit.runtime.lr_find_job import lr_find
 from hubmap_kit.runtime.train_job import train
 from hubmap_kit.training.clock import OutOfTime
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells which processes belong to a session")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="only Linux tells which processes belong to a session"
+)
 HUBMAP = [sys.executable, "-m", "hubmap_kit"]
 
 
@@ -43,7 +47,9 @@ def raising(error: BaseException) -> Callable[[int, object], None]:
 
 
 def test_whoever_starts_workers_ends_them_before_it_returns(sample_data: Path, tmp_path: Path) -> None:
-    """In one process, where nothing but the job itself can end them: its objects are kept, and so is every error with its frames."""
+    """In one process, where nothing but the job itself can end them: its objects are kept, and so is every error with
+    its frames.
+    """
     kept: list[object] = []
     settings = settings_of(sample_data, "training.workers=2")
     kept.append(train(settings, tmp_path / "whole", device="cpu", stores=tmp_path / "stores"))
@@ -62,7 +68,9 @@ def test_whoever_starts_workers_ends_them_before_it_returns(sample_data: Path, t
 
 
 def test_a_loader_that_nobody_closes_does_not_keep_a_process_alive(sample_data: Path, tmp_path: Path) -> None:
-    """Python ends such workers by SIGTERM when it exits, and waits for them; a SIGTERM of anybody else is not theirs to answer."""
+    """Python ends such workers by SIGTERM when it exits, and waits for them; a SIGTERM of anybody else is not theirs to
+    answer.
+    """
     code = (
         "import os, signal, subprocess, sys, time\n"
         "from pathlib import Path\n"
@@ -82,32 +90,67 @@ def test_a_loader_that_nobody_closes_does_not_keep_a_process_alive(sample_data: 
         "sys.exit(0)\n"
     )
     words = [*TINY, "training.workers=2"]
-    done = warm.run([sys.executable, "-c", code, str(sample_data), str(tmp_path / "stores"), *words], warm.TRAINING, timeout=120)
+    done = warm.run(
+        [sys.executable, "-c", code, str(sample_data), str(tmp_path / "stores"), *words], warm.TRAINING, timeout=120
+    )
     assert (done.returncode, done.stdout) == (0, "3 True\n"), done.stderr
 
 
 @pytest.mark.parametrize("verb", ["train", "tune", "tiles", "predict", "demo"])
 def test_a_command_leaves_after_its_last_line(verb: str, sample_data: Path, tiny_run: Path, tmp_path: Path) -> None:
     """`warm.run` fails where anything is left; the training is the one of which a worker of each fold once was."""
-    data, out, tiny = ["--data", str(sample_data)], ["--out", str(tmp_path / "out")], overrides(*TINY, "inference.views=none")
+    data, out, tiny = (
+        ["--data", str(sample_data)],
+        ["--out", str(tmp_path / "out")],
+        overrides(*TINY, "inference.views=none"),
+    )
     words = {
         "train": ["--config", "baseline", *data, *out, *tiny, "--set", "training.workers=2"],
-        "tune": ["--config", "baseline", *data, *out, *tiny, "--set", "training.workers=1", "--search", "training.lr=1e-3,1e-2", "--trials", "2"],
+        "tune": [
+            "--config",
+            "baseline",
+            *data,
+            *out,
+            *tiny,
+            "--set",
+            "training.workers=1",
+            "--search",
+            "training.lr=1e-3,1e-2",
+            "--trials",
+            "2",
+        ],
         "tiles": [str(sample_data), *out, "--config", "resize-512", "--jobs", "2"],
         "predict": [str(tiny_run), "--test", str(sample_data / "test.csv"), "--out", str(tmp_path / "out.csv")],
         "demo": [str(tmp_path / "out"), *TINY, "training.workers=1"],
     }
     # The verb has no smaller slides; its job has.
-    small = "import sys, pathlib; from hubmap_kit.runtime.demo_job import demo; demo(pathlib.Path(sys.argv[1]), sys.argv[2:], 'cpu', 0, 2, 256)"
+    small = (
+        "import sys, pathlib; from hubmap_kit.runtime.demo_job import demo; demo(pathlib.Path(sys.argv[1]),"
+        " sys.argv[2:], 'cpu', 0, 2, 256)"
+    )
     command = [sys.executable, "-c", small] if verb == "demo" else [*HUBMAP, verb]
     done = warm.run([*command, *words[verb]], warm.TRAINING)
     assert done.returncode == 0, done.stderr
 
 
 def test_all_workers_end_with_a_parent_that_is_killed(sample_data: Path, tmp_path: Path) -> None:
-    """SIGKILL lets nobody clean up: the processes of two folds side by side, and the loader's workers of each, see for themselves."""
+    """SIGKILL lets nobody clean up: the processes of two folds side by side, and the loader's workers of each, see for
+    themselves.
+    """
     settings = overrides(*TINY, "training.epochs=5000", "training.workers=1")
-    command = [*HUBMAP, "train", "--config", "baseline", "--data", str(sample_data), "--out", str(tmp_path / "run"), "--device", "cpu,cpu", *settings]
+    command = [
+        *HUBMAP,
+        "train",
+        "--config",
+        "baseline",
+        "--data",
+        str(sample_data),
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu,cpu",
+        *settings,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         while len(family.members(process.pid)) < 6:  # with the helper for shared memory that Python starts

@@ -1,4 +1,6 @@
-"""The studies of scripts/generalising.py: every trial is a training that can be begun, and the tables say what the files say."""
+"""The studies of scripts/generalising.py: every trial is a training that can be begun, and the tables say what the
+files say.
+"""
 
 from __future__ import annotations
 

@@ -14,9 +14,26 @@ import hubmap_kit
 PACKAGE = Path(hubmap_kit.__file__).parent
 # A room may import rooms of lower rank, and itself. Training validates with inference's windows, so it stands above it.
 RANK = {
-    "errors": 0, "files": 0, "progress": 0, "processes": 0, "config": 0, "options": 0, "words": 1, "experiment": 1, "competition": 1, "sample": 2, "tiles": 3,
-    "augment": 3, "models": 3, "inference": 4, "training": 5, "report": 6, "runtime": 7, "publish": 8, "__main__": 9,
-}  # fmt: skip
+    "errors": 0,
+    "files": 0,
+    "progress": 0,
+    "processes": 0,
+    "config": 0,
+    "options": 0,
+    "words": 1,
+    "experiment": 1,
+    "competition": 1,
+    "sample": 2,
+    "tiles": 3,
+    "augment": 3,
+    "models": 3,
+    "inference": 4,
+    "training": 5,
+    "report": 6,
+    "runtime": 7,
+    "publish": 8,
+    "__main__": 9,
+}
 
 
 def _imports(path: Path) -> set[str]:
@@ -25,7 +42,11 @@ def _imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "hubmap_kit" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "hubmap_kit"
+                else [node.module]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         rooms |= {name.split(".")[1] for name in names if name.startswith("hubmap_kit.")}

@@ -72,9 +72,25 @@ def test_out_of_fold_slides_are_those_of_their_fold(tiny_run: Path) -> None:
     assert set(folds.values()) == {"0", "1"}
 
 
-def test_predict_writes_a_submission_for_exactly_the_test_table(tiny_run: Path, sample_data: Path, tmp_path: Path) -> None:
+def test_predict_writes_a_submission_for_exactly_the_test_table(
+    tiny_run: Path, sample_data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "submission.csv"
-    assert run("predict", tiny_run, "--test", sample_data / "test.csv", "--out", out, "--device", "cpu", "--overlays", tmp_path / "o") == 0
+    assert (
+        run(
+            "predict",
+            tiny_run,
+            "--test",
+            sample_data / "test.csv",
+            "--out",
+            out,
+            "--device",
+            "cpu",
+            "--overlays",
+            tmp_path / "o",
+        )
+        == 0
+    )
     test = rows_of(sample_data / "test.csv")
     rows = rows_of(out)
     assert [row["id"] for row in rows] == [row["id"] for row in test]
@@ -93,22 +109,45 @@ def test_a_run_folder_is_all_that_prediction_needs(tiny_run: Path, sample_data: 
         (small / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tiny_run / name, small / name)
     for source, out in ((tiny_run, "a.csv"), (small, "b.csv")):
-        assert run("predict", source, "--test", sample_data / "test.csv", "--out", tmp_path / out, "--device", "cpu") == 0
+        assert (
+            run("predict", source, "--test", sample_data / "test.csv", "--out", tmp_path / out, "--device", "cpu") == 0
+        )
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
-def test_an_unreadable_slide_costs_that_slide_only(tiny_run: Path, sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_slide_costs_that_slide_only(
+    tiny_run: Path, sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(sample_data, data)
     ids = [row["id"] for row in rows_of(data / "test.csv")]
     broken, missing = data / "test_images" / f"{ids[0]}.tiff", data / "test_images" / f"{ids[1]}.tiff"
     broken.write_bytes(broken.read_bytes()[:2000])
     missing.unlink()
-    assert run("predict", tiny_run, "--test", data / "test.csv", "--out", tmp_path / "strict.csv", "--device", "cpu") == 1
+    assert (
+        run("predict", tiny_run, "--test", data / "test.csv", "--out", tmp_path / "strict.csv", "--device", "cpu") == 1
+    )
     assert not (tmp_path / "strict.csv").exists()
-    assert run("predict", tiny_run, "--test", data / "test.csv", "--out", tmp_path / "kernel.csv", "--device", "cpu", "--on-error", "degrade") == 0
+    assert (
+        run(
+            "predict",
+            tiny_run,
+            "--test",
+            data / "test.csv",
+            "--out",
+            tmp_path / "kernel.csv",
+            "--device",
+            "cpu",
+            "--on-error",
+            "degrade",
+        )
+        == 0
+    )
     assert ids[0] in capsys.readouterr().out
-    assert run("predict", tiny_run, "--test", sample_data / "test.csv", "--out", tmp_path / "whole.csv", "--device", "cpu") == 0
+    assert (
+        run("predict", tiny_run, "--test", sample_data / "test.csv", "--out", tmp_path / "whole.csv", "--device", "cpu")
+        == 0
+    )
     kernel, whole = rows_of(tmp_path / "kernel.csv"), rows_of(tmp_path / "whole.csv")
     assert [row["rle"] for row in kernel[:2]] == ["", ""]
     assert kernel[2:] == whole[2:]
@@ -123,7 +162,9 @@ def test_evaluate_repeats_the_trainings_own_table(tiny_run: Path, tmp_path: Path
     assert sorted(path.stem for path in (run_folder / "overlays").glob("*.png")) == sorted(ORGANS)
 
 
-def test_out_of_fold_dice_is_the_dice_of_a_prediction_by_that_fold(tiny_run: Path, sample_data: Path, tmp_path: Path) -> None:
+def test_out_of_fold_dice_is_the_dice_of_a_prediction_by_that_fold(
+    tiny_run: Path, sample_data: Path, tmp_path: Path
+) -> None:
     """Predict the held-out slides through the test path, decode with pycocotools, and compare with oof.csv."""
     data = tmp_path / "data"
     (data / "test_images").mkdir(parents=True)
@@ -136,7 +177,21 @@ def test_out_of_fold_dice_is_the_dice_of_a_prediction_by_that_fold(tiny_run: Pat
         writer.writerows(train[row["id"]] for row in held_out)
     for row in held_out:
         shutil.copy(sample_data / "train_images" / f"{row['id']}.tiff", data / "test_images")
-    assert run("predict", tiny_run, "--folds", "0", "--test", data / "test.csv", "--out", tmp_path / "s.csv", "--device", "cpu") == 0
+    assert (
+        run(
+            "predict",
+            tiny_run,
+            "--folds",
+            "0",
+            "--test",
+            data / "test.csv",
+            "--out",
+            tmp_path / "s.csv",
+            "--device",
+            "cpu",
+        )
+        == 0
+    )
     for row, predicted in zip(held_out, rows_of(tmp_path / "s.csv"), strict=True):
         size = int(train[row["id"]]["img_height"]), int(train[row["id"]]["img_width"])
         ours, truth = coco_mask(predicted["rle"], *size), coco_mask(train[row["id"]]["rle"], *size)
@@ -148,10 +203,24 @@ def test_out_of_fold_dice_is_the_dice_of_a_prediction_by_that_fold(tiny_run: Pat
 def test_real_slides_go_through_the_journey(shared_data: Path, tmp_path: Path) -> None:
     mini = shared_data / "hubmap-mini"
     settings = overrides(*TINY, "training.epochs=1", "scale.um_per_px=4.0")
-    assert run("train", "--config", "mini", "--data", mini, "--out", tmp_path / "run", "--device", "cpu", *settings) == 0
+    assert (
+        run("train", "--config", "mini", "--data", mini, "--out", tmp_path / "run", "--device", "cpu", *settings) == 0
+    )
     oof = rows_of(tmp_path / "run" / "oof.csv")
     assert len(oof) == 26
-    assert run("predict", tmp_path / "run", "--test", mini / "test.csv", "--out", tmp_path / "submission.csv", "--device", "cpu") == 0
+    assert (
+        run(
+            "predict",
+            tmp_path / "run",
+            "--test",
+            mini / "test.csv",
+            "--out",
+            tmp_path / "submission.csv",
+            "--device",
+            "cpu",
+        )
+        == 0
+    )
     assert [row["id"] for row in rows_of(tmp_path / "submission.csv")] == ["10078"]
 
 
@@ -177,7 +246,18 @@ def test_v_works_behind_the_verb_too() -> None:
 
 
 def test_a_run_that_never_finished_an_epoch_may_be_started_again(sample_data: Path, tmp_path: Path) -> None:
-    base = ["train", "--config", "baseline", "--data", sample_data, "--out", tmp_path / "run", "--device", "cpu", *overrides(*TINY)]
+    base = [
+        "train",
+        "--config",
+        "baseline",
+        "--data",
+        sample_data,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        *overrides(*TINY),
+    ]
     assert run(*base, "--folds", "9") == 1
     assert run(*base, *overrides("training.epochs=1", "data.n_folds=3"), "--folds", "2") == 0
     assert {row["fold"] for row in rows_of(tmp_path / "run" / "folds.csv")} == {"0", "1", "2"}
@@ -187,15 +267,47 @@ def test_a_data_folder_is_a_path_not_yaml(sample_data: Path, tmp_path: Path) -> 
     odd = tmp_path / "my data #2: new"
     shutil.copytree(sample_data, odd)
     settings = overrides(*TINY, "training.epochs=1")
-    assert run("train", "--config", "baseline", "--data", odd, "--out", tmp_path / "run", "--device", "cpu", "--folds", "0", *settings) == 0
+    assert (
+        run(
+            "train",
+            "--config",
+            "baseline",
+            "--data",
+            odd,
+            "--out",
+            tmp_path / "run",
+            "--device",
+            "cpu",
+            "--folds",
+            "0",
+            *settings,
+        )
+        == 0
+    )
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["folder"] == str(odd)
 
 
-def test_when_every_slide_fails_it_says_so(tiny_run: Path, sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_when_every_slide_fails_it_says_so(
+    tiny_run: Path, sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "data"
     data.mkdir()
     shutil.copy(sample_data / "test.csv", data)
-    assert run("predict", tiny_run, "--test", data / "test.csv", "--out", tmp_path / "s.csv", "--device", "cpu", "--on-error", "degrade") == 1
+    assert (
+        run(
+            "predict",
+            tiny_run,
+            "--test",
+            data / "test.csv",
+            "--out",
+            tmp_path / "s.csv",
+            "--device",
+            "cpu",
+            "--on-error",
+            "degrade",
+        )
+        == 1
+    )
     assert "nothing but empty masks" in capsys.readouterr().err
     # The rows are there all the same: a kernel's submission is complete, if worthless.
     assert len(rows_of(tmp_path / "s.csv")) == len(rows_of(data / "test.csv"))
@@ -217,8 +329,21 @@ def test_a_refused_submission_does_not_replace_a_good_one(tmp_path: Path) -> Non
 
 
 def test_ctrl_c_ends_with_a_hint(sample_data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hubmap_kit", "train", "--config", "baseline", "--data", str(sample_data), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen([*command, "--device", "cpu", *overrides(*TINY, "training.epochs=500")], stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "hubmap_kit",
+        "train",
+        "--config",
+        "baseline",
+        "--data",
+        str(sample_data),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(
+        [*command, "--device", "cpu", *overrides(*TINY, "training.epochs=500")], stderr=subprocess.PIPE, text=True
+    )
     while not (tmp_path / "run" / "fold0" / "metrics.csv").is_file() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -229,11 +354,26 @@ def test_ctrl_c_ends_with_a_hint(sample_data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
 def test_sigterm_to_all_processes_ends_like_the_clock(device: str, sample_data: Path, tmp_path: Path) -> None:
-    """A batch system's request to end: saved, exit code 0, and a line that says how to go on; whoever cuts tiles gets the signal too."""
+    """A batch system's request to end: saved, exit code 0, and a line that says how to go on; whoever cuts tiles gets
+    the signal too.
+    """
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "hubmap_kit", "train", "--config", "baseline", "--data", str(sample_data), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "hubmap_kit",
+        "train",
+        "--config",
+        "baseline",
+        "--data",
+        str(sample_data),
+        "--out",
+        str(out),
+    ]
     settings = overrides(*TINY, "training.epochs=500", "training.workers=1")
-    process = subprocess.Popen([*command, "--device", device, *settings], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [*command, "--device", device, *settings], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         folds = [out / f"fold{number}" / "metrics.csv" for number in range(1 + device.count(","))]
         while not all(path.is_file() for path in folds) and process.poll() is None:
@@ -245,7 +385,9 @@ def test_sigterm_to_all_processes_ends_like_the_clock(device: str, sample_data: 
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, errors
     last = errors.rstrip().splitlines()[-1]
-    assert last.startswith("stopped: SIGTERM came: fold ") and last.endswith(f"go on with 'hubmap train --out {out} --resume'")
+    assert last.startswith("stopped: SIGTERM came: fold ") and last.endswith(
+        f"go on with 'hubmap train --out {out} --resume'"
+    )
     assert "Traceback" not in errors and not list(out.rglob(".*.tmp*")) and (out / "curves.png").is_file()
     for path in folds:
         done = len(rows_of(path))
@@ -253,9 +395,13 @@ def test_sigterm_to_all_processes_ends_like_the_clock(device: str, sample_data: 
         assert f"{path.parent.name[:4]} {path.parent.name[4:]} after epoch {done} of 500" in last
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the largest resident set of this program alone")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only Linux tells the largest resident set of this program alone"
+)
 def test_a_slide_of_4500_px_stays_under_2_gib(tmp_path: Path) -> None:
-    """The whole path, read to written row, at the full resolution, in a process of its own; the model alone is the baseline."""
+    """The whole path, read to written row, at the full resolution, in a process of its own; the model alone is the
+    baseline.
+    """
     for side in (64, 4500):
         data = tmp_path / f"d{side}"
         (data / "test_images").mkdir(parents=True)
@@ -277,11 +423,21 @@ def test_a_slide_of_4500_px_stays_under_2_gib(tmp_path: Path) -> None:
         "save_file(build(settings.model).state_dict(), run / 'fold0' / 'model.safetensors')\n"
         "for data in map(Path, sys.argv[2:4]):\n"
         "    predict([run], data / 'test.csv', data / 's.csv', device='cpu')\n"
-        "    print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"  # rusage remembers whoever started it
+        # rusage remembers whoever started it
+        "    print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     folders = [str(tmp_path / name) for name in ("run", "d64", "d4500")]
-    settings = [*TINY, "scale.policy=reduce", "scale.reduce=1", "inference.window=512", "inference.batch_size=1", "inference.views=none"]
-    done = subprocess.run([sys.executable, "-c", code, *folders, *settings], capture_output=True, text=True, check=False)
+    settings = [
+        *TINY,
+        "scale.policy=reduce",
+        "scale.reduce=1",
+        "inference.window=512",
+        "inference.batch_size=1",
+        "inference.views=none",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *folders, *settings], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     model, whole = (int(line) * 1024 for line in done.stdout.splitlines())
     assert 4500 * 4500 * 3 < whole - model < 2 * 2**30

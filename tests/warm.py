@@ -1,8 +1,9 @@
-"""Commands of Python without the seconds that importing libraries takes: a process that has them loaded forks for each command.
+"""Commands of Python without the seconds that importing libraries takes: a process that has them loaded forks for each
+command.
 
-What runs is a process of its own, with the command's arguments, environment and folder, and Python ends it as any other. Only libraries
-are loaded before, nothing of the kit, and none that looks at the environment when it is imported. Not for commands that need another
-PYTHONPATH, that get signals other than the last one, or whose imports are looked at.
+What runs is a process of its own, with the command's arguments, environment and folder, and Python ends it as any
+other. Only libraries are loaded before, nothing of the kit, and none that looks at the environment when it is imported.
+Not for commands that need another PYTHONPATH, that get signals other than the last one, or whose imports are looked at.
 """
 
 from __future__ import annotations
@@ -25,20 +26,52 @@ from typing import Any
 
 from family import check_gone
 
-PUBLISHING = ("requests", "kagglesdk", "bleach", "slugify", "dateutil.parser", "tqdm", "typer", "rich", "yaml", "pydantic", "numpy")
+PUBLISHING = (
+    "requests",
+    "kagglesdk",
+    "bleach",
+    "slugify",
+    "dateutil.parser",
+    "tqdm",
+    "typer",
+    "rich",
+    "yaml",
+    "pydantic",
+    "numpy",
+)
 TRAINING = (
-    "torch", "torch.utils.data", "torch._dynamo", "timm", "albumentations", "segmentation_models_pytorch", "pandas", "pyarrow.parquet", "scipy.ndimage",
-    "matplotlib.figure", "matplotlib.backends.backend_agg", "safetensors.torch", "sklearn.model_selection", "tifffile", "cv2", *PUBLISHING,
-)  # fmt: skip
+    "torch",
+    "torch.utils.data",
+    "torch._dynamo",
+    "timm",
+    "albumentations",
+    "segmentation_models_pytorch",
+    "pandas",
+    "pyarrow.parquet",
+    "scipy.ndimage",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "safetensors.torch",
+    "sklearn.model_selection",
+    "tifffile",
+    "cv2",
+    *PUBLISHING,
+)
 
 
 def run(
-    command: Sequence[str], modules: tuple[str, ...] = PUBLISHING, env: Mapping[str, str] | None = None, cwd: str | Path | None = None,
-    timeout: float = 300, kill_when: Callable[[], bool] | None = None,
-) -> subprocess.CompletedProcess[str]:  # fmt: skip
-    """As `subprocess.run(command, capture_output=True, text=True, check=False)`; `command` is [sys.executable, -m MODULE or -c CODE, ...].
+    command: Sequence[str],
+    modules: tuple[str, ...] = PUBLISHING,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    timeout: float = 300,
+    kill_when: Callable[[], bool] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run(command, capture_output=True, text=True, check=False)`; `command` is [sys.executable, -m
+    MODULE or -c CODE, ...].
 
-    It and all that it started get a SIGKILL as soon as `kill_when` holds. Fails where a process of it is left ten seconds after its last line.
+    It and all that it started get a SIGKILL as soon as `kill_when` holds. Fails where a process of it is left ten
+    seconds after its last line.
     """
     python, *words = map(str, command)
     environment = dict(os.environ if env is None else env)
@@ -73,10 +106,17 @@ def run(
 
 @cache
 def _server(modules: tuple[str, ...], pid: int) -> socket.socket:
-    """The line to a process that has the modules loaded; `pid` is this one's: one that was forked from it has none yet."""
+    """The line to a process that has the modules loaded; `pid` is this one's: one that was forked from it has none
+    yet.
+    """
     ours, theirs = socket.socketpair()
     words = [sys.executable, __file__, str(theirs.fileno()), *modules]
-    once = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "OMP_WAIT_POLICY": "PASSIVE", "NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_OFFLINE": "1"}
+    once = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.Popen(words, env=os.environ | once, pass_fds=[theirs.fileno()], start_new_session=True, **quiet)
     theirs.close()
@@ -130,7 +170,7 @@ def _become(plan: dict[str, Any]) -> None:
     sys.path[0] = os.getcwd() if kind == "-m" else ""
     sys.argv = [kind, *arguments]
     if kind == "-c":
-        exec(compile(what, "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102  (it is the command)
+        exec(compile(what, "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
     else:
         import runpy
 

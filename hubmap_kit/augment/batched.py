@@ -1,12 +1,12 @@
 """Augmentation of a whole batch at once, on the device where the network is: chosen by `augment.engine: batched`.
 
-Three passes however long the list: one grid for mirroring, turning, scaling, shifting, shearing and bending, which image and mask
-share; one 3 x 4 matrix a tile for brightness, contrast, saturation, hue, channel shifts and the network's normalisation; one 3 x 3
-matrix a tile in optical density for its stains. What is no such map has no place here: blur, noise, gamma, compression and dropout
-of the pipelines are left to the engine `classic`.
+Three passes however long the list: one grid for mirroring, turning, scaling, shifting, shearing and bending, which
+image and mask share; one 3 x 4 matrix a tile for brightness, contrast, saturation, hue, channel shifts and the
+network's normalisation; one 3 x 3 matrix a tile in optical density for its stains. What is no such map has no place
+here: blur, noise, gamma, compression and dropout of the pipelines are left to the engine `classic`.
 
-Every number drawn is a function of (seed, epoch, step), drawn on the host: a resumed run draws what it would have drawn, any
-device the same, and a GPU never waits for one.
+Every number drawn is a function of (seed, epoch, step), drawn on the host: a resumed run draws what it would have
+drawn, any device the same, and a GPU never waits for one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Ranges:
     hue: float = 0.0  # share of the colour circle
     channels: float = 0.0  # share of the full range that each channel is moved by
     grey: float = 0.0  # share of tiles that lose all colour
-    stain: float = 0.25  # the strength of each stain is multiplied by 1 +- this, in the share of tiles that the caller names
+    stain: float = (
+        0.25  # the strength of each stain is multiplied by 1 +- this, in the share of tiles that the caller names
+    )
 
     @property
     def moves(self) -> bool:
@@ -69,55 +71,116 @@ class Ranges:
 
 
 _FIRST_TEAM = Ranges(
-    mirror=True, quarters=True, geometry=0.5, rotate=45, scale=(0.7, 1.4), shift=0.06,
-    colour=0.75, brightness=(0.8, 1.2), contrast=(0.75, 1.25), saturation=(0.7, 1.3), hue=0.11,
-)  # fmt: skip
+    mirror=True,
+    quarters=True,
+    geometry=0.5,
+    rotate=45,
+    scale=(0.7, 1.4),
+    shift=0.06,
+    colour=0.75,
+    brightness=(0.8, 1.2),
+    contrast=(0.75, 1.25),
+    saturation=(0.7, 1.3),
+    hue=0.11,
+)
 # The names, and as far as they are such maps the strengths, of augment.classic.
 RANGES: Mapping[str, Ranges] = MappingProxyType(
     {
         "none": Ranges(),
         "flips": Ranges(mirror=True),
         "light": Ranges(
-            mirror=True, quarters=True, colour=0.75, brightness=(0.85, 1.15), contrast=(0.8, 1.2), saturation=(0.75, 1.25), hue=0.08
+            mirror=True,
+            quarters=True,
+            colour=0.75,
+            brightness=(0.85, 1.15),
+            contrast=(0.8, 1.2),
+            saturation=(0.75, 1.25),
+            hue=0.08,
         ),
         "first-team": _FIRST_TEAM,
         "classic": _FIRST_TEAM,
         "colour": Ranges(
-            mirror=True, quarters=True, colour=0.85, brightness=(0.7, 1.3), contrast=(0.7, 1.4), saturation=(0.3, 1.8), hue=0.12,
-            channels=0.08, grey=0.15,
+            mirror=True,
+            quarters=True,
+            colour=0.85,
+            brightness=(0.7, 1.3),
+            contrast=(0.7, 1.4),
+            saturation=(0.3, 1.8),
+            hue=0.12,
+            channels=0.08,
+            grey=0.15,
         ),
         "strong": Ranges(
-            mirror=True, quarters=True, geometry=0.7, rotate=45, scale=(0.5, 2.0), shift=0.1, shear=8, elastic=0.25,
-            colour=0.85, brightness=(0.65, 1.35), contrast=(0.6, 1.5), saturation=(0.2, 2.0), hue=0.15, channels=0.12, grey=0.1,
+            mirror=True,
+            quarters=True,
+            geometry=0.7,
+            rotate=45,
+            scale=(0.5, 2.0),
+            shift=0.1,
+            shear=8,
+            elastic=0.25,
+            colour=0.85,
+            brightness=(0.65, 1.35),
+            contrast=(0.6, 1.5),
+            saturation=(0.2, 2.0),
+            hue=0.15,
+            channels=0.12,
+            grey=0.1,
         ),
     }
-)  # fmt: skip
+)
 
 
 class Batched:
-    """A pipeline on batches: `batched(tiles, masks, epoch, step)` returns the network's input and the masks that go with it."""
+    """A pipeline on batches: `batched(tiles, masks, epoch, step)` returns the network's input and the masks that go
+    with it.
+    """
 
-    def __init__(self, ranges: Ranges | str, mean: Triple, std: Triple, seed: int = 0, stain_share: float = 0.0) -> None:
-        """`ranges` or the name of some in RANGES; `mean` and `std` in 0..1 are the network's. Raises ValueError for an unknown name."""
+    def __init__(
+        self, ranges: Ranges | str, mean: Triple, std: Triple, seed: int = 0, stain_share: float = 0.0
+    ) -> None:
+        """`ranges` or the name of some in RANGES; `mean` and `std` in 0..1 are the network's.
+
+        Raises ValueError for an unknown name.
+        """
         if isinstance(ranges, str) and ranges not in RANGES:
             raise ValueError(f"augment.pipeline is '{ranges}'; known are {', '.join(RANGES)}")
         self.ranges = RANGES[ranges] if isinstance(ranges, str) else ranges
-        self.mean, self.std, self.seed, self.stain_share = np.asarray(mean, np.float64), np.asarray(std, np.float64), seed, stain_share
+        self.mean, self.std, self.seed, self.stain_share = (
+            np.asarray(mean, np.float64),
+            np.asarray(std, np.float64),
+            seed,
+            stain_share,
+        )
 
     @torch.no_grad()
-    def __call__(self, tiles: torch.Tensor, masks: torch.Tensor, epoch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tiles (N, H, W, 3) uint8 and masks (N, H, W) uint8 on one device -> (N, 3, H, W) float32, normalised, and (N, H, W) float32.
+    def __call__(
+        self, tiles: torch.Tensor, masks: torch.Tensor, epoch: int, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tiles (N, H, W, 3) uint8 and masks (N, H, W) uint8 on one device -> (N, 3, H, W) float32, normalised, and (N,
+        H, W) float32.
 
-        Both come back on that device, the tiles channels last; masks keep their values. Raises ValueError for other shapes or types.
+        Both come back on that device, the tiles channels last; masks keep their values. Raises ValueError for other
+        shapes or types.
         """
         if tiles.dtype != torch.uint8 or tiles.shape != (*masks.shape, 3) or masks.ndim != 3:
-            raise ValueError(f"tiles are {tuple(tiles.shape)} {tiles.dtype}, masks {tuple(masks.shape)}; expected (N, H, W, 3) uint8 and (N, H, W)")
-        random, ranges = np.random.default_rng(np.random.SeedSequence((self.seed, epoch, step), spawn_key=(STREAM,))), self.ranges
+            raise ValueError(
+                f"tiles are {tuple(tiles.shape)} {tiles.dtype}, masks {tuple(masks.shape)}; expected (N, H, W, 3) uint8"
+                " and (N, H, W)"
+            )
+        random, ranges = (
+            np.random.default_rng(np.random.SeedSequence((self.seed, epoch, step), spawn_key=(STREAM,))),
+            self.ranges,
+        )
         # All draws come first, in one order, so that none depends on the device or on what another part does.
         affine, bends = draw_affine(ranges, tuple(masks.shape), random), draw_bends(ranges, tuple(masks.shape), random)
         colours, factors = draw_colours(ranges, len(tiles), random), self._draw_stains(len(tiles), random)
-        # Plane by plane, although the network wants channels last: products with 3 x 3 matrices are four times as fast so.
-        images, masks = tiles.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format), masks.float()
+        # Plane by plane, although the network wants channels last: products with 3 x 3 matrices are four times as fast
+        # so.
+        images, masks = (
+            tiles.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format),
+            masks.float(),
+        )
         grey = _mean_grey(tiles) if ranges.recolours else None
         if factors:
             chosen = _places(factors, images)
@@ -136,20 +199,30 @@ class Batched:
         """Images (N, 3, H, W) in 0..255 -> recoloured and normalised, channels last."""
         if grey is None:
             mean, std = (_to(values.reshape(1, 3, 1, 1), images) * 255 for values in (self.mean, self.std))
-            return ((images - mean) / std).contiguous(memory_format=torch.channels_last)  # to the bit what models.build.normalise gives
+            return ((images - mean) / std).contiguous(
+                memory_format=torch.channels_last
+            )  # to the bit what models.build.normalise gives
         scale = 1 / (255 * self.std)
         matrices = _to(colours.matrices * scale[:, None], images)
         # The last column of the 3 x 4 matrix; contrast turns about a grey that only the device knows.
-        fixed, pivots = _to(colours.offsets * scale - self.mean / self.std, images), _to(colours.pivots[:, None] * scale, images)
+        fixed, pivots = (
+            _to(colours.offsets * scale - self.mean / self.std, images),
+            _to(colours.pivots[:, None] * scale, images),
+        )
         column = fixed + pivots * grey[:, None]
         made = torch.baddbmm(column[:, :, None], matrices, images.flatten(2)).view_as(images)
         for channel, (mean, std) in enumerate(zip(self.mean.tolist(), self.std.tolist(), strict=True)):
-            made[:, channel].clamp_(-mean / std, (1 - mean) / std)  # colours end at black and white, which normalised are these
+            made[:, channel].clamp_(
+                -mean / std, (1 - mean) / std
+            )  # colours end at black and white, which normalised are these
         return made.contiguous(memory_format=torch.channels_last)
 
 
 def from_settings(augment: AugmentConfig, mean: Triple, std: Triple, seed: int) -> Batched | None:
-    """What an experiment asks for: None when its engine is `classic`. Stain jitter comes along; other stain methods are the data set's."""
+    """What an experiment asks for: None when its engine is `classic`.
+
+    Stain jitter comes along; other stain methods are the data set's.
+    """
     if augment.engine != "batched":
         return None
     return Batched(augment.pipeline, mean, std, seed, jitter_on_device(augment))
@@ -157,7 +230,9 @@ def from_settings(augment: AugmentConfig, mean: Triple, std: Triple, seed: int) 
 
 @dataclass(frozen=True)
 class Colours:
-    """Colour changes of N tiles: colour = matrices (N, 3, 3) @ colour + offsets (N, 3) + pivots (N,) * mean grey of the tile."""
+    """Colour changes of N tiles: colour = matrices (N, 3, 3) @ colour + offsets (N, 3) + pivots (N,) * mean grey of the
+    tile.
+    """
 
     matrices: np.ndarray
     offsets: np.ndarray
@@ -165,10 +240,13 @@ class Colours:
 
 
 def draw_colours(ranges: Ranges, count: int, random: np.random.Generator) -> Colours:
-    """Draw for `count` tiles: contrast, then brightness, saturation, hue, channels, in 0..255, as one affine map each."""
+    """Draw for `count` tiles: contrast, then brightness, saturation, hue, channels, in 0..255, as one affine map
+    each.
+    """
     drawn = random.random(count) < ranges.colour
     contrast, brightness, saturation = (
-        np.where(drawn, random.uniform(*span, count), 1.0) for span in (ranges.contrast, ranges.brightness, ranges.saturation)
+        np.where(drawn, random.uniform(*span, count), 1.0)
+        for span in (ranges.contrast, ranges.brightness, ranges.saturation)
     )
     turn = np.where(drawn, random.uniform(-ranges.hue, ranges.hue, count), 0.0) * 2 * np.pi
     offsets = np.where(drawn[:, None], random.uniform(-ranges.channels, ranges.channels, (count, 3)), 0.0) * 255
@@ -179,7 +257,9 @@ def draw_colours(ranges: Ranges, count: int, random: np.random.Generator) -> Col
 
 
 def draw_affine(ranges: Ranges, shape: tuple[int, int, int], random: np.random.Generator) -> np.ndarray:
-    """Draw for masks of `shape` (N, H, W): matrices (N, 2, 3) from a place in the result to its place in the tile, both in -1..1."""
+    """Draw for masks of `shape` (N, H, W): matrices (N, 2, 3) from a place in the result to its place in the tile, both
+    in -1..1.
+    """
     count, height, width = shape
     drawn = random.random(count) < ranges.geometry
     mirrored = random.random((count, 2)) < (0.5 if ranges.mirror else 0.0)
@@ -193,12 +273,16 @@ def draw_affine(ranges: Ranges, shape: tuple[int, int, int], random: np.random.G
     sheared = np.stack([one, np.tan(np.radians(shear)), none, one], axis=1).reshape(count, 2, 2)
     linear = rotation @ sheared * (np.where(mirrored, -1.0, 1.0) / scale[:, None])[:, None, :]
     matrix = np.concatenate([linear, np.stack([right, down], axis=1)[:, :, None]], axis=2)
-    side = np.array((width, height, 2.0)) / 2  # turning and shearing are done in pixels, or a tile that is no square would be skewed
+    side = (
+        np.array((width, height, 2.0)) / 2
+    )  # turning and shearing are done in pixels, or a tile that is no square would be skewed
     return matrix * side / side[:2, None]
 
 
 def draw_bends(ranges: Ranges, shape: tuple[int, int, int], random: np.random.Generator) -> dict[int, np.ndarray]:
-    """Displacements (2, rows, cols) in -1..1 (x, then y) of coarse knots, by the places in the batch of the tiles that are bent."""
+    """Displacements (2, rows, cols) in -1..1 (x, then y) of coarse knots, by the places in the batch of the tiles that
+    are bent.
+    """
     count, height, width = shape
     chosen = np.flatnonzero(random.random(count) < ranges.elastic)
     knots = random.standard_normal((len(chosen), 2, height // BEND + 2, width // BEND + 2)) * ranges.bend
@@ -207,12 +291,16 @@ def draw_bends(ranges: Ranges, shape: tuple[int, int, int], random: np.random.Ge
 
 
 def jitter_stains(images: torch.Tensor, factors: np.ndarray) -> torch.Tensor:
-    """Multiply the two stains of images (N, 3, H, W) float32 in 0..255 by `factors` (N, 2): one 3 x 3 matrix each in optical density.
+    """Multiply the two stains of images (N, 3, H, W) float32 in 0..255 by `factors` (N, 2): one 3 x 3 matrix each in
+    optical density.
 
-    The stains are haematoxylin and eosin or DAB, whichever explains the tile better; what neither explains stays. Glass has next
-    to no density, so it stays glass. Compare `augment.stain.jitter`, which also adds density and leaves bare glass as it is.
+    The stains are haematoxylin and eosin or DAB, whichever explains the tile better; what neither explains stays. Glass
+    has next to no density, so it stays glass. Compare `augment.stain.jitter`, which also adds density and leaves bare
+    glass as it is.
     """
-    densities = images.clamp(min=1).log_().sub_(float(np.log(255.0)))  # natural logarithm, negative: the matrix does not mind
+    densities = (
+        images.clamp(min=1).log_().sub_(float(np.log(255.0)))
+    )  # natural logarithm, negative: the matrix does not mind
     some = densities[:, :, ::EVERY, ::EVERY].flatten(2)
     changes, unexplained = zip(*(_stain_change(second, factors, some) for second in (EOSIN, DAB)), strict=True)
     change = torch.where((unexplained[0] <= unexplained[1])[:, None, None], *changes)
@@ -220,8 +308,12 @@ def jitter_stains(images: torch.Tensor, factors: np.ndarray) -> torch.Tensor:
     return made.view_as(images)
 
 
-def _stain_change(second: Sequence[float], factors: np.ndarray, densities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For one choice of the second stain: matrices (N, 3, 3) on densities, and (N,) how much of `densities` (N, 3, P) is unexplained."""
+def _stain_change(
+    second: Sequence[float], factors: np.ndarray, densities: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For one choice of the second stain: matrices (N, 3, 3) on densities, and (N,) how much of `densities` (N, 3, P)
+    is unexplained.
+    """
     rest = np.cross(HAEMATOXYLIN, second)
     basis = np.column_stack([HAEMATOXYLIN, second, rest / np.linalg.norm(rest)])
     strengths = np.concatenate([factors, np.ones((len(factors), 1))], axis=1)
@@ -229,19 +321,27 @@ def _stain_change(second: Sequence[float], factors: np.ndarray, densities: torch
     return _to(matrices, densities), (_to(basis[:, 2], densities) @ densities).square().sum(dim=1)
 
 
-def _move(images: torch.Tensor, masks: torch.Tensor, affine: np.ndarray, bends: dict[int, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample images (N, 3, H, W) bilinearly and masks (N, H, W) by the nearest pixel, on one grid; tissue is mirrored at the border."""
+def _move(
+    images: torch.Tensor, masks: torch.Tensor, affine: np.ndarray, bends: dict[int, np.ndarray]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample images (N, 3, H, W) bilinearly and masks (N, H, W) by the nearest pixel, on one grid; tissue is mirrored
+    at the border.
+    """
     grid = _grid(affine, images)
     if bends:
         knots = _to(np.stack(list(bends.values())), images)
         shifts = functional.interpolate(knots, images.shape[2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
         grid.index_add_(0, _places(bends, images), shifts)
     moved = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return moved, functional.grid_sample(masks[:, None], grid, mode="nearest", padding_mode="reflection", align_corners=False)[:, 0]
+    return moved, functional.grid_sample(
+        masks[:, None], grid, mode="nearest", padding_mode="reflection", align_corners=False
+    )[:, 0]
 
 
 def _grid(affine: np.ndarray, images: torch.Tensor) -> torch.Tensor:
-    """What torch's affine_grid gives, (N, H, W, 2), but as one sum of what the column and what the row adds, at a quarter of the time."""
+    """What torch's affine_grid gives, (N, H, W, 2), but as one sum of what the column and what the row adds, at a
+    quarter of the time.
+    """
     matrix, (height, width) = _to(affine, images), images.shape[2:]
     across, down = ((torch.arange(size, device=images.device) * 2 + 1) / size - 1 for size in (width, height))
     columns = matrix[:, None, :, 0] * across[:, None]

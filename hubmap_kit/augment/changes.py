@@ -14,7 +14,10 @@ from hubmap_kit.config import AugmentConfig
 
 
 class Changes:
-    """The changes of an experiment. True where there are any; without one, nothing is drawn from the generator either."""
+    """The changes of an experiment.
+
+    True where there are any; without one, nothing is drawn from the generator either.
+    """
 
     def __init__(self, config: AugmentConfig) -> None:
         """Raises ConfigError and SlideError for stain references that are none."""
@@ -23,15 +26,27 @@ class Changes:
         self._resolution = Resolution(config)
         # The batched engine shakes stains where the network is, if it is to do so in all organs alike.
         on_device = config.engine == "batched" and jitter_on_device(config) > 0
-        stained = {} if on_device else {organ: each for organ, each in choices.items() if each.stain != "none" and each.stain_probability}
-        references = references_or_drawn(config.stain_references) if any(needs_references(each.stain) for each in stained.values()) else []
-        self._stain = {organ: StainChange(each.stain, each.stain_probability, references) for organ, each in stained.items()}
+        stained = (
+            {}
+            if on_device
+            else {organ: each for organ, each in choices.items() if each.stain != "none" and each.stain_probability}
+        )
+        references = (
+            references_or_drawn(config.stain_references)
+            if any(needs_references(each.stain) for each in stained.values())
+            else []
+        )
+        self._stain = {
+            organ: StainChange(each.stain, each.stain_probability, references) for organ, each in stained.items()
+        }
 
     def __bool__(self) -> bool:
         return bool(self._zoom or self._stain or self._resolution)
 
     def side(self, organ: str, size: int, random: np.random.Generator) -> int:
-        """Pixels along the square that becomes a tile of `size`: even in the logarithm, so that twice and half are equally frequent."""
+        """Pixels along the square that becomes a tile of `size`: even in the logarithm, so that twice and half are
+        equally frequent.
+        """
         if organ not in self._zoom:
             return size
         least, most = self._zoom[organ]
@@ -45,6 +60,8 @@ class Changes:
 
 
 def jitter_on_device(config: AugmentConfig) -> float:
-    """The share of tiles whose stains the batched engine shakes: where that is the method for all organs, in equal shares."""
+    """The share of tiles whose stains the batched engine shakes: where that is the method for all organs, in equal
+    shares.
+    """
     ways = {(each.stain, each.stain_probability) for each in (config, *config.organs.values())}
     return config.stain_probability if ways == {("jitter", config.stain_probability)} else 0.0

@@ -1,4 +1,6 @@
-"""Drawn slides as stain references, for where nobody has real ones: HuBMAP's spleen in haematoxylin and eosin, its kidney in PAS."""
+"""Drawn slides as stain references, for where nobody has real ones: HuBMAP's spleen in haematoxylin and eosin, its
+kidney in PAS.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,22 @@ def drawn(organ: str, source: str, size: int, seed: tuple[int, ...]) -> tuple[np
 
 
 def embedded_references(size: int, seed: int, each: int = 1) -> list[Reference]:
-    """`each` references of either stain, measured on drawn slides of `size` pixels; strengths vary as between laboratories."""
+    """`each` references of either stain, measured on drawn slides of `size` pixels; strengths vary as between
+    laboratories.
+    """
     made = []
     for number in range(each):
         words = f" {number + 1}" if each > 1 else ""
         for organ, stain in ORGANS.items():
-            made.append(Reference.of(drawn(organ, "Hubmap", size, (seed, MEMBER + number))[0], f"embedded {stain}{words}"))
+            made.append(
+                Reference.of(drawn(organ, "Hubmap", size, (seed, MEMBER + number))[0], f"embedded {stain}{words}")
+            )
     return made
 
 
 def references_or_drawn(folder: str | Path) -> list[Reference]:
-    """The references of a folder, or, for an empty name, several drawn ones of either stain. Raises ConfigError and SlideError."""
+    """The references of a folder, or, for an empty name, several drawn ones of either stain.
+
+    Raises ConfigError and SlideError.
+    """
     return read_references(folder) if str(folder) else embedded_references(SIDE, SEED, EACH)

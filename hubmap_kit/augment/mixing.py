@@ -1,7 +1,8 @@
 """Mixing tiles: CutMix, copy-paste of whole units, MixUp. Pure functions of their arrays and a random generator.
 
-A tile is an image (S, S, 3) uint8 and a mask (S, S) uint8 of 0 and 1, or of 0 and an organ's index; both tiles of a pair have one
-size, and neither is changed. Whether the partner comes from the same organ is the caller's choice, who draws it (`Mixing`).
+A tile is an image (S, S, 3) uint8 and a mask (S, S) uint8 of 0 and 1, or of 0 and an organ's index; both tiles of a
+pair have one size, and neither is changed. Whether the partner comes from the same organ is the caller's choice, who
+draws it (`Mixing`).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ SMALLEST = 30  # pixels of a unit that is worth pasting
 def cutmix(tile: Tile, other: Tile, random: np.random.Generator, alpha: float = 1.0) -> Tile:
     """A rectangle of `other` laid over the same place of `tile`, its mask with it.
 
-    Yun et al., CutMix, ICCV 2019: the tile keeps a share drawn from Beta(alpha, alpha), the rectangle has the tile's proportions
-    and any centre, and what reaches over the edge is cut off. Unlike labels of classes, masks need no mean.
+    Yun et al., CutMix, ICCV 2019: the tile keeps a share drawn from Beta(alpha, alpha), the rectangle has the tile's
+    proportions and any centre, and what reaches over the edge is cut off. Unlike labels of classes, masks need no mean.
     """
     (image, mask), side = (tile[0].copy(), tile[1].copy()), (1 - random.beta(alpha, alpha)) ** 0.5
     spans = []
@@ -43,9 +44,9 @@ def cutmix(tile: Tile, other: Tile, random: np.random.Generator, alpha: float = 
 def mixup(tile: Tile, other: Tile, random: np.random.Generator, alpha: float = 0.4) -> Tile:
     """Both tiles on top of each other, the first with a weight from Beta(alpha, alpha) of at least one half.
 
-    Zhang et al., mixup, ICLR 2018. The mask comes back soft: (S, S) uint8, 0 to 255 for a share of 0 to 1, so that it stays as
-    small as a hard one. Training divides by 255 where a run uses mixup at all (`Mixing.mask_scale`). Binary cross entropy, Dice,
-    focal, Tversky and Jaccard take soft masks; the Lovasz loss is only defined for hard ones.
+    Zhang et al., mixup, ICLR 2018. The mask comes back soft: (S, S) uint8, 0 to 255 for a share of 0 to 1, so that it
+    stays as small as a hard one. Training divides by 255 where a run uses mixup at all (`Mixing.mask_scale`). Binary
+    cross entropy, Dice, focal, Tversky and Jaccard take soft masks; the Lovasz loss is only defined for hard ones.
     """
     weight = float(random.beta(alpha, alpha))
     weight = max(weight, 1 - weight)
@@ -54,11 +55,12 @@ def mixup(tile: Tile, other: Tile, random: np.random.Generator, alpha: float = 0
 
 
 def copy_paste(tile: Tile, other: Tile, random: np.random.Generator, most: int = 4) -> Tile:
-    """Up to `most` whole units of `other`, turned by quarters or mirrored, pasted on free tissue of `tile` with soft edges.
+    """Up to `most` whole units of `other`, turned by quarters or mirrored, pasted on free tissue of `tile` with soft
+    edges.
 
-    Ghiasi et al., Simple copy-paste is a strong data augmentation method for instance segmentation, CVPR 2021. A unit is a
-    connected part (8 neighbours) of the mask; those that the tile's border cuts are not whole and stay behind. A unit goes where
-    it covers no other and 95 % of it lie on tissue; where there is no such place it is left out.
+    Ghiasi et al., Simple copy-paste is a strong data augmentation method for instance segmentation, CVPR 2021. A unit
+    is a connected part (8 neighbours) of the mask; those that the tile's border cuts are not whole and stay behind. A
+    unit goes where it covers no other and 95 % of it lie on tissue; where there is no such place it is left out.
     """
     image, mask = tile[0].copy(), tile[1].copy()
     units = whole_units(other[1])
@@ -75,7 +77,9 @@ def copy_paste(tile: Tile, other: Tile, random: np.random.Generator, most: int =
 
 
 def whole_units(mask: np.ndarray) -> list[np.ndarray]:
-    """The units (bool planes as large as the mask) that are not cut by the border, in the order of their first pixels' rows."""
+    """The units (bool planes as large as the mask) that are not cut by the border, in the order of their first pixels'
+    rows.
+    """
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     rows, cols = mask.shape
     units = []
@@ -94,7 +98,9 @@ def tissue_ground(image: np.ndarray) -> np.ndarray:
 
 
 def _cut_out(image: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The unit's surroundings (h, w, 3) and how much of each pixel is unit (h, w) float32, with a margin for the soft edge."""
+    """The unit's surroundings (h, w, 3) and how much of each pixel is unit (h, w) float32, with a margin for the soft
+    edge.
+    """
     left, top, width, height = cv2.boundingRect(unit.view(np.uint8))
     margin = int(np.ceil(3 * SOFT))
     rows, cols = slice(max(0, top - margin), top + height + margin), slice(max(0, left - margin), left + width + margin)
@@ -108,7 +114,9 @@ def _turned(image: np.ndarray, soft: np.ndarray, random: np.random.Generator) ->
     return parts[0], parts[1]
 
 
-def _free_place(soft: np.ndarray, ground: np.ndarray, mask: np.ndarray, random: np.random.Generator) -> tuple[int, int] | None:
+def _free_place(
+    soft: np.ndarray, ground: np.ndarray, mask: np.ndarray, random: np.random.Generator
+) -> tuple[int, int] | None:
     """A place (top, left) where the unit fits, or None."""
     inside, room = soft >= 0.5, (mask.shape[0] - soft.shape[0], mask.shape[1] - soft.shape[1])
     if min(room) < 0:
@@ -126,14 +134,19 @@ def _free_place(soft: np.ndarray, ground: np.ndarray, mask: np.ndarray, random: 
 
 def _fitting(inside: np.ndarray, free: np.ndarray) -> np.ndarray:
     """Places (N, 2) on a map of COARSE pixels a cell where a unit's shape covers free ground alone, or nearly."""
-    small = [cv2.resize(part.astype(np.float32), None, fx=1 / COARSE, fy=1 / COARSE, interpolation=cv2.INTER_AREA) for part in (free, inside)]
+    small = [
+        cv2.resize(part.astype(np.float32), None, fx=1 / COARSE, fy=1 / COARSE, interpolation=cv2.INTER_AREA)
+        for part in (free, inside)
+    ]
     if min(np.subtract(small[0].shape, small[1].shape)) < 0:
         return np.zeros((0, 2), np.int64)
     covered = cv2.matchTemplate(small[0], small[1], cv2.TM_CCORR)
     return np.argwhere(covered >= ON_TISSUE * float(small[1].sum()))
 
 
-def _paste(image: np.ndarray, mask: np.ndarray, unit: np.ndarray, soft: np.ndarray, place: tuple[int, int], label: int) -> None:
+def _paste(
+    image: np.ndarray, mask: np.ndarray, unit: np.ndarray, soft: np.ndarray, place: tuple[int, int], label: int
+) -> None:
     here = slice(place[0], place[0] + soft.shape[0]), slice(place[1], place[1] + soft.shape[1])
     share = soft[..., None]
     image[here] = np.rint(image[here] * (1 - share) + unit * share).astype(np.uint8)
@@ -162,17 +175,24 @@ class Mixing:
         """Raises ConfigError for an unknown method and for probabilities outside 0..1 or above 1 together."""
         for name, probability in probabilities.items():
             if name not in METHODS:
-                raise ConfigError(f"augment.mixing names '{name}'; known are {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
+                raise ConfigError(
+                    f"augment.mixing names '{name}'; known are {', '.join(METHODS)}{did_you_mean(name, METHODS)}"
+                )
             if not 0 <= probability <= 1:
                 raise ConfigError(f"augment.mixing.{name} is {probability:g}; a probability between 0 and 1 is needed")
         if sum(probabilities.values()) > 1 + 1e-9:
-            raise ConfigError(f"augment.mixing has probabilities of {sum(probabilities.values()):g} together; a tile is mixed one way, so at most 1 is left")
+            raise ConfigError(
+                f"augment.mixing has probabilities of {sum(probabilities.values()):g} together; a tile is mixed one"
+                " way, so at most 1 is left"
+            )
         self.names = [name for name, probability in probabilities.items() if probability > 0]
         self.bounds = np.cumsum([probabilities[name] for name in self.names])
         self.mask_scale = FULL if "mixup" in self.names else 1
 
     def __call__(self, tile: Tile, draw: Draw, random: np.random.Generator) -> Tile:
-        """`draw()` gives another tile, of any organ or of the same as the caller has it; it is called only when needed."""
+        """`draw()` gives another tile, of any organ or of the same as the caller has it; it is called only when
+        needed.
+        """
         place = int(np.searchsorted(self.bounds, random.random(), side="right")) if self.names else 0
         name = self.names[place] if place < len(self.names) else ""
         image, mask = METHODS[name](tile, draw, random) if name else tile

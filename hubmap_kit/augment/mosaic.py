@@ -1,4 +1,6 @@
-"""Mosaics: four tiles around a random centre in one, masks with them; on tiles, in a batch, and as files made before training."""
+"""Mosaics: four tiles around a random centre in one, masks with them; on tiles, in a batch, and as files made before
+training.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ from hubmap_kit.progress import track
 Tile = tuple[np.ndarray, np.ndarray]
 MARGIN = 0.2  # share of the side that every quarter keeps at least
 AIMED = 0.75  # share of the quarters of a made mosaic that are cut near a tile with units
-COLUMNS = ("file", "size", "seed", "row", "col", *(f"{name}{part}" for part in range(1, 5) for name in ("id", "organ", "y", "x")), "foreground")
+COLUMNS = (
+    "file",
+    "size",
+    "seed",
+    "row",
+    "col",
+    *(f"{name}{part}" for part in range(1, 5) for name in ("id", "organ", "y", "x")),
+    "foreground",
+)
 
 
 class Store(Protocol):
@@ -31,10 +41,11 @@ class Store(Protocol):
 
 
 def mosaic(tiles: Sequence[Tile], random: np.random.Generator) -> Tile:
-    """Four tiles of one size (S, S) in one of that size: each fills a quarter, with a random part of its own; scale stays.
+    """Four tiles of one size (S, S) in one of that size: each fills a quarter, with a random part of its own; scale
+    stays.
 
-    After the mosaic of Bochkovskiy et al., YOLOv4 (2020). The quarters meet at a random centre, 0.2 S away from every edge.
-    Masks are any uint8 values. Raises ValueError for other than four tiles or tiles of different sizes.
+    After the mosaic of Bochkovskiy et al., YOLOv4 (2020). The quarters meet at a random centre, 0.2 S away from every
+    edge. Masks are any uint8 values. Raises ValueError for other than four tiles or tiles of different sizes.
     """
     return quarters(tiles, centre(tiles[0][1].shape[0], random), random)[0]
 
@@ -46,8 +57,12 @@ def centre(size: int, random: np.random.Generator) -> tuple[int, int]:
     return int(row), int(col)
 
 
-def quarters(tiles: Sequence[Tile], middle: tuple[int, int], random: np.random.Generator) -> tuple[Tile, list[tuple[int, int]]]:
-    """The mosaic around `middle`, and from which (row, col) of its tile each quarter was taken; quarters as in reading."""
+def quarters(
+    tiles: Sequence[Tile], middle: tuple[int, int], random: np.random.Generator
+) -> tuple[Tile, list[tuple[int, int]]]:
+    """The mosaic around `middle`, and from which (row, col) of its tile each quarter was taken; quarters as in
+    reading.
+    """
     shapes = {tile[1].shape for tile in tiles} | {tile[0].shape[:2] for tile in tiles}
     if len(tiles) != 4 or len(shapes) != 1:
         raise ValueError(f"a mosaic needs four tiles of one size, got {len(tiles)} of {sorted(shapes)}")
@@ -65,12 +80,17 @@ def quarters(tiles: Sequence[Tile], middle: tuple[int, int], random: np.random.G
 
 
 def mosaic_batch(
-    images: np.ndarray, masks: np.ndarray, random: np.random.Generator, probability: float = 0.5, organs: Sequence[object] | None = None
+    images: np.ndarray,
+    masks: np.ndarray,
+    random: np.random.Generator,
+    probability: float = 0.5,
+    organs: Sequence[object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A batch (N, S, S, 3) and its masks (N, S, S), where each tile becomes a mosaic with three of the batch with `probability`.
+    """A batch (N, S, S, 3) and its masks (N, S, S), where each tile becomes a mosaic with three of the batch with
+    `probability`.
 
-    With `organs`, one for each tile, the three are of the tile's own organ; they may repeat where the batch holds few. The first
-    quarter is the tile's own. Inputs stay as they are.
+    With `organs`, one for each tile, the three are of the tile's own organ; they may repeat where the batch holds few.
+    The first quarter is the tile's own. Inputs stay as they are.
     """
     mixed_images, mixed_masks = images.copy(), masks.copy()
     labels = np.zeros(len(images)) if organs is None else np.asarray(organs)
@@ -84,15 +104,17 @@ def mosaic_batch(
 def mosaic_tiles(store: Store, n: int, size: int, seed: int, same_organ: bool, out: str | Path) -> Path:
     """Make `n` mosaics of `size` pixels (256, 512 or 768 as a rule) from a store; returns the table `out`/mosaics.csv.
 
-    Written are `out`/images/mosaic-00000.png (RGB), `out`/masks/mosaic-00000.png (0 and 255), and the table, last: for each the
-    four sources' ids, organs and places (y, x of the quarter's first pixel in the slide's network pixels), quarters as in
-    reading. Three of four quarters are cut near a tile with units. With `same_organ` all four are of one organ, organs taking
-    turns; else of any. Each mosaic depends on (seed, number) alone. Raises HubmapError for a number below 1, StoreError for a
-    store without tiles.
+    Written are `out`/images/mosaic-00000.png (RGB), `out`/masks/mosaic-00000.png (0 and 255), and the table, last: for
+    each the four sources' ids, organs and places (y, x of the quarter's first pixel in the slide's network pixels),
+    quarters as in reading. Three of four quarters are cut near a tile with units. With `same_organ` all four are of one
+    organ, organs taking turns; else of any. Each mosaic depends on (seed, number) alone. Raises HubmapError for a
+    number below 1, StoreError for a store without tiles.
     """
     for name, found, least in (("n", n, 1), ("size", size, 16), ("seed", seed, 0)):
         if found < least:
-            raise HubmapError(f"mosaics were asked for with {name}={found}, but {least} or more is needed; pass a larger number")
+            raise HubmapError(
+                f"mosaics were asked for with {name}={found}, but {least} or more is needed; pass a larger number"
+            )
     if not len(store.tiles):
         raise StoreError("the store holds no tiles, so no mosaic can be made of it; choose slides with tissue")
     out, maker = Path(out), _Maker(store, size, seed, same_organ)
@@ -135,7 +157,9 @@ class _Maker:
         return [name, self.size, self.seed, *middle, *sources, round(float((mask > 0).mean()), 6)]
 
     def _around(self, slide: int, row: int, col: int, side: int) -> tuple[int, int, int]:
-        """The crop of this mosaic's size with the middle of a grid tile in its own, moved into the slide where it can be."""
+        """The crop of this mosaic's size with the middle of a grid tile in its own, moved into the slide where it can
+        be.
+        """
         room = np.maximum(self.lengths[slide] - self.size, 0)
         top, left = np.clip(np.array([row, col]) + (side - self.size) // 2, 0, room).tolist()
         return slide, top, left

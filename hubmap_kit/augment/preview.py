@@ -28,13 +28,19 @@ BATCHED = (*PIPELINES, "jitter")  # what the engine for whole batches does itsel
 
 
 def preview(
-    name: str, tile: Tile, others: Sequence[Tile], references: Sequence[stain.Reference], seed: int = 0, engine: str = "classic"
+    name: str,
+    tile: Tile,
+    others: Sequence[Tile],
+    references: Sequence[stain.Reference],
+    seed: int = 0,
+    engine: str = "classic",
 ) -> list[Item]:
-    """`tile` as it is, and under what `name` stands for: a pipeline, a mixing method, a stain method, "mixing" or "stain".
+    """`tile` as it is, and under what `name` stands for: a pipeline, a mixing method, a stain method, "mixing" or
+    "stain".
 
-    Of a pipeline each step is drawn twice on its own, once where both are the same, and then the whole list 6 times; `engine` is
-    that of `augment.engine`. `others` are partners for mixing, at least one; `references` those of the stain methods that need
-    one. The same seed gives the same pictures. Raises ConfigError.
+    Of a pipeline each step is drawn twice on its own, once where both are the same, and then the whole list 6 times;
+    `engine` is that of `augment.engine`. `others` are partners for mixing, at least one; `references` those of the
+    stain methods that need one. The same seed gives the same pictures. Raises ConfigError.
     """
     check(name, engine)
     if engine == "batched":
@@ -53,7 +59,9 @@ def preview(
 def check(name: str, engine: str = "classic") -> None:
     """Raise ConfigError for a name that stands for nothing, or for nothing that the engine does."""
     if engine not in ENGINES:
-        raise ConfigError(f"there is no engine '{engine}'; known are {', '.join(ENGINES)}{did_you_mean(engine, ENGINES)}")
+        raise ConfigError(
+            f"there is no engine '{engine}'; known are {', '.join(ENGINES)}{did_you_mean(engine, ENGINES)}"
+        )
     if name not in NAMES:
         raise ConfigError(f"there is no augmentation '{name}'; known are {', '.join(NAMES)}{did_you_mean(name, NAMES)}")
     if engine == "batched" and name not in BATCHED:
@@ -85,12 +93,24 @@ def _of_batched(name: str, tile: Tile, seed: int) -> Iterator[Item]:
     ranges = RANGES[name]
     still = replace(ranges, mirror=False, quarters=False, geometry=0.0, elastic=0.0, colour=0.0, grey=0.0)
     turns = "mirrors and quarters" if ranges.quarters else "mirrors"
-    titles = {"mirror": turns, "geometry": "rotate, scale, shift, shear", "elastic": "elastic", "colour": "colours", "grey": "grey"}
+    titles = {
+        "mirror": turns,
+        "geometry": "rotate, scale, shift, shear",
+        "elastic": "elastic",
+        "colour": "colours",
+        "grey": "grey",
+    }
     for part, title in titles.items():
         if getattr(ranges, part):
-            alone = replace(still, mirror=True, quarters=ranges.quarters) if part == "mirror" else replace(still, **{part: 1.0})
+            alone = (
+                replace(still, mirror=True, quarters=ranges.quarters)
+                if part == "mirror"
+                else replace(still, **{part: 1.0})
+            )
             yield from _distinct(_as_batch(alone, tile, seed, ALONE, title))
-    yield from _as_batch(ranges, tile, seed, WHOLE if ranges.moves or ranges.recolours else 1, f"all of {name}, draw {{}}")
+    yield from _as_batch(
+        ranges, tile, seed, WHOLE if ranges.moves or ranges.recolours else 1, f"all of {name}, draw {{}}"
+    )
 
 
 def _as_batch(ranges: Ranges, tile: Tile, seed: int, count: int, title: str, stains: float = 0.0) -> Iterator[Item]:
@@ -98,7 +118,9 @@ def _as_batch(ranges: Ranges, tile: Tile, seed: int, count: int, title: str, sta
 
     from hubmap_kit.augment.batched import Batched
 
-    change = Batched(ranges, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), seed, stains)  # what the network sees is then the picture in 0..1
+    change = Batched(
+        ranges, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), seed, stains
+    )  # what the network sees is then the picture in 0..1
     images, masks = change(*(torch.from_numpy(np.stack([part] * count)) for part in tile), 0, 0)
     pictures = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     for number, (image, mask) in enumerate(zip(pictures, masks.to(torch.uint8).numpy(), strict=True)):
@@ -125,7 +147,9 @@ def _steps(steps: Sequence[A.BasicTransform]) -> Iterator[A.BasicTransform]:
 def _of_mixing(name: str, tile: Tile, others: Sequence[Tile], seed: int) -> Iterator[Item]:
     random = np.random.default_rng((seed, 1))
     for draw in range(DRAWS):
-        first = draw * len(others) // DRAWS  # of all partners in turn, or by chance the same one would be drawn each time
+        first = (
+            draw * len(others) // DRAWS
+        )  # of all partners in turn, or by chance the same one would be drawn each time
         image, mask = mixing.METHODS[name](tile, _taking_turns([*others[first:], *others[:first]]), random)
         idle = name == "copy_paste" and np.array_equal(image, tile[0])
         yield image, mask, f"{name}, draw {draw + 1}{': no whole unit fits' if idle else ''}"

@@ -16,16 +16,22 @@ SMALLEST = 4  # pixels of a side that is left
 
 
 def coarsened(image: np.ndarray, factor: float) -> np.ndarray:
-    """An image (H, W, 3) uint8 with the detail of one that is `factor` times as large; unchanged for factors of 1 and more."""
+    """An image (H, W, 3) uint8 with the detail of one that is `factor` times as large; unchanged for factors of 1 and
+    more.
+    """
     height, width = image.shape[:2]
     small = max(SMALLEST, round(width * factor)), max(SMALLEST, round(height * factor))
     if small[0] >= width or small[1] >= height:
         return image
-    return cv2.resize(cv2.resize(image, small, interpolation=cv2.INTER_AREA), (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(
+        cv2.resize(image, small, interpolation=cv2.INTER_AREA), (width, height), interpolation=cv2.INTER_LINEAR
+    )
 
 
 class Resolution:
-    """The coarsening of an experiment: now and then to the pixel size of the organ's HuBMAP slides, prostates further still."""
+    """The coarsening of an experiment: now and then to the pixel size of the organ's HuBMAP slides, prostates further
+    still.
+    """
 
     def __init__(self, config: AugmentConfig) -> None:
         self.hubmap = {organ: config.of(organ).hubmap_scale for organ in ORGANS}
@@ -35,7 +41,10 @@ class Resolution:
         return any(self.hubmap.values()) or self.prostate > 0
 
     def __call__(self, image: np.ndarray, organ: str, um_per_px: float, random: np.random.Generator) -> np.ndarray:
-        """A tile (H, W, 3) uint8 of an organ, whose pixels are `um_per_px` wide now. The same numbers are drawn for every organ."""
+        """A tile (H, W, 3) uint8 of an organ, whose pixels are `um_per_px` wide now.
+
+        The same numbers are drawn for every organ.
+        """
         hubmap, prostate = random.random(2)
         factor = random.uniform(COARSEST, FINEST)
         if organ == "prostate" and prostate < self.prostate:

@@ -1,9 +1,11 @@
-"""Slides as HuBMAP might have made them: other stains, pixel sizes, section thickness and compression, the mask always with them.
+"""Slides as HuBMAP might have made them: other stains, pixel sizes, section thickness and compression, the mask always
+with them.
 
-The contest trains on HPA (DAB and haematoxylin, 0.4 um per pixel, 4 um thick) and is judged on HuBMAP (PAS or haematoxylin and
-eosin, an organ's own pixel size and thickness: competition.organs). These shifts imitate the second from the first, for
-measuring, not for training: each is fixed by the slide's id and the shift's name, so that two networks meet the same slides.
-How much a shift does is a choice, not a measurement, but for the pixel sizes and thicknesses.
+The contest trains on HPA (DAB and haematoxylin, 0.4 um per pixel, 4 um thick) and is judged on HuBMAP (PAS or
+haematoxylin and eosin, an organ's own pixel size and thickness: competition.organs). These shifts imitate the second
+from the first, for measuring, not for training: each is fixed by the slide's id and the shift's name, so that two
+networks meet the same slides. How much a shift does is a choice, not a measurement, but for the pixel sizes and
+thicknesses.
 """
 
 from __future__ import annotations
@@ -61,11 +63,17 @@ class Looks:
         for look, names in LOOKS.items():
             if not getattr(self, look) and {look, HUBMAP} & set(shifts):
                 words = " or ".join(names)
-                raise ConfigError(f"no stain reference has {words} as a word of its name, but the shift {look} needs one; rename a picture so")
+                raise ConfigError(
+                    f"no stain reference has {words} as a word of its name, but the shift {look} needs one; rename a"
+                    " picture so"
+                )
 
 
 def names_of(text: str = "") -> list[str]:
-    """Shifts from words such as "plain,scale,hubmap", in the battery's order; all of them when empty. Raises ConfigError."""
+    """Shifts from words such as "plain,scale,hubmap", in the battery's order; all of them when empty.
+
+    Raises ConfigError.
+    """
     wanted = [word.strip() for word in text.split(",") if word.strip()]
     for word in wanted:
         if word not in SHIFTS:
@@ -73,11 +81,15 @@ def names_of(text: str = "") -> list[str]:
     return [name for name in SHIFTS if name in wanted or not wanted]
 
 
-def shifted(name: str, image: np.ndarray, mask: np.ndarray, organ: str, um_per_px: float, slide_id: str, looks: Looks) -> Shifted:
-    """A slide and its mask under the shift `name`; the input stays as it is. Raises ConfigError for a name that is no shift.
+def shifted(
+    name: str, image: np.ndarray, mask: np.ndarray, organ: str, um_per_px: float, slide_id: str, looks: Looks
+) -> Shifted:
+    """A slide and its mask under the shift `name`; the input stays as it is.
 
-    The same id and name give the same result. "plain" changes nothing. "hubmap" is a stain (either, equally often), contrast,
-    blur, the pixel size, then compression at that size.
+    Raises ConfigError for a name that is no shift.
+
+    The same id and name give the same result. "plain" changes nothing. "hubmap" is a stain (either, equally often),
+    contrast, blur, the pixel size, then compression at that size.
     """
     if name not in SHIFTS:
         raise ConfigError(f"there is no shift '{name}'; known are {', '.join(SHIFTS)}{did_you_mean(name, SHIFTS)}")
@@ -109,9 +121,11 @@ def restained(slide: Shifted, references: Sequence[Reference], random: np.random
 
 
 def at_hubmap_size(slide: Shifted, organ: str) -> Shifted:
-    """The slide at the pixel size of its organ's HuBMAP slides: a prostate of 3000 px at 0.4 um becomes one of 192 px at 6.263 um.
+    """The slide at the pixel size of its organ's HuBMAP slides: a prostate of 3000 px at 0.4 um becomes one of 192 px
+    at 6.263 um.
 
-    A pixel of the new mask is inside when half of it was; where no unit is that large, the pixels that hold most of one are.
+    A pixel of the new mask is inside when half of it was; where no unit is that large, the pixels that hold most of one
+    are.
     """
     target = FACTS[organ].um_per_px["Hubmap"]
     height, width = (max(1, round(length * slide.um_per_px / target)) for length in slide.mask.shape)
@@ -128,13 +142,16 @@ def _resized(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     old = array.shape[:2]
     if old == shape:
         return array
-    return cv2.resize(array, shape[::-1], interpolation=cv2.INTER_AREA if shape[0] * shape[1] < old[0] * old[1] else cv2.INTER_LINEAR)
+    return cv2.resize(
+        array, shape[::-1], interpolation=cv2.INTER_AREA if shape[0] * shape[1] < old[0] * old[1] else cv2.INTER_LINEAR
+    )
 
 
 def contrasted(slide: Shifted, organ: str, random: np.random.Generator) -> Shifted:
     """Denser tissue where HuBMAP's sections are thicker, and now and then paler tissue; glass stays.
 
-    By the law of Beer and Lambert density grows with the thickness; stains do not reach as deep, so only a part of it counts.
+    By the law of Beer and Lambert density grows with the thickness; stains do not reach as deep, so only a part of it
+    counts.
     """
     factor = _thickness(organ) ** random.uniform(0.2, 0.5) * 2 ** random.uniform(-0.35, 0.35)
     changed = light(density(slide.image) * np.float32(factor))
@@ -173,15 +190,25 @@ STEPS: dict[str, Step] = {
 }
 SHIFTS = (PLAIN, *STEPS, HUBMAP)
 IN_WORDS = {
-    PLAIN: "as it is", "pas": "in the colours of a PAS reference", "he": "in the colours of a haematoxylin and eosin reference",
+    PLAIN: "as it is",
+    "pas": "in the colours of a PAS reference",
+    "he": "in the colours of a haematoxylin and eosin reference",
     "scale": "at the pixel size of the organ's HuBMAP slides, the truth with it, Dice counted there",
-    "contrast": "tissue denser where HuBMAP's sections are thicker, or paler", "blur": "out of focus, more so for thicker sections",
-    "jpeg": f"JPEG of quality {QUALITY[0]} to {QUALITY[1] - 1}", HUBMAP: "one of the two stains, contrast, blur, pixel size and JPEG, in this order",
-}  # fmt: skip
+    "contrast": "tissue denser where HuBMAP's sections are thicker, or paler",
+    "blur": "out of focus, more so for thicker sections",
+    "jpeg": f"JPEG of quality {QUALITY[0]} to {QUALITY[1] - 1}",
+    HUBMAP: "one of the two stains, contrast, blur, pixel size and JPEG, in this order",
+}
 
 
 def preview_shift(
-    image: np.ndarray, mask: np.ndarray, organ: str, um_per_px: float, slide_id: str, looks: Looks, shifts: Sequence[str] = SHIFTS
+    image: np.ndarray,
+    mask: np.ndarray,
+    organ: str,
+    um_per_px: float,
+    slide_id: str,
+    looks: Looks,
+    shifts: Sequence[str] = SHIFTS,
 ) -> list[tuple[np.ndarray, np.ndarray, str]]:
     """The pictures of a contact sheet: image (H, W, 3), mask (H, W) and title of the slide under each shift."""
     items = []

@@ -1,7 +1,8 @@
 """Stains: bring a tile to the colours of a reference slide, or shake its stains, without touching its shapes.
 
-Everything works on the tissue alone: glass stays as it is, and a tile with too little tissue is returned unchanged, because a
-few pixels say nothing about a staining. All pictures are (H, W, 3) uint8 RGB; results are new arrays or the unchanged input.
+Everything works on the tissue alone: glass stays as it is, and a tile with too little tissue is returned unchanged,
+because a few pixels say nothing about a staining. All pictures are (H, W, 3) uint8 RGB; results are new arrays or the
+unchanged input.
 """
 
 from __future__ import annotations
@@ -13,22 +14,46 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hubmap_kit.augment.density import DAB, EOSIN, HAEMATOXYLIN, density, keep_glass, light, matrix_of, stain_matrix, tissue, tissue_densities
+from hubmap_kit.augment.density import (
+    DAB,
+    EOSIN,
+    HAEMATOXYLIN,
+    density,
+    keep_glass,
+    light,
+    matrix_of,
+    stain_matrix,
+    tissue,
+    tissue_densities,
+)
 from hubmap_kit.competition import slides
 from hubmap_kit.errors import ConfigError, did_you_mean
 
-__all__ = ["METHODS", "Reference", "StainChange", "read_references", "jitter", "macenko", "match_histograms", "reinhard", "stain_matrix"]
+__all__ = [
+    "METHODS",
+    "Reference",
+    "StainChange",
+    "jitter",
+    "macenko",
+    "match_histograms",
+    "read_references",
+    "reinhard",
+    "stain_matrix",
+]
 SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")
 FULL = 99  # percentile of a stain's concentrations that counts as its full strength (Macenko et al. 2009)
-STRETCH = 4.0  # Reinhard's factor at most: in a tile that is nearly grey, more would turn the noise of a JPEG into a rainbow
+STRETCH = (
+    4.0  # Reinhard's factor at most: in a tile that is nearly grey, more would turn the noise of a JPEG into a rainbow
+)
 
 
 @dataclass(frozen=True)
 class Reference:
     """What is kept of a reference picture.
 
-    `vectors` (2, 3) and `strengths` (2,) are its stains and their full concentrations, `mean` and `std` (3,) the CIE Lab
-    statistics of its tissue, `shares` (3, 256) the share of its tissue up to each grey level in red, green and blue.
+    `vectors` (2, 3) and `strengths` (2,) are its stains and their full concentrations, `mean` and `std` (3,) the CIE
+    Lab statistics of its tissue, `shares` (3, 256) the share of its tissue up to each grey level in red, green and
+    blue.
     """
 
     name: str
@@ -44,33 +69,44 @@ class Reference:
         stained, densities = tissue(picture), tissue_densities(picture)
         vectors = None if densities is None else matrix_of(densities)
         if stained is None or densities is None or vectors is None:
-            raise ConfigError(f"{name} shows too little tissue, or one stain only, to be a stain reference; choose a picture full of tissue")
+            raise ConfigError(
+                f"{name} shows too little tissue, or one stain only, to be a stain reference; choose a picture full of"
+                " tissue"
+            )
         mean, std = _lab_statistics(_lab(picture), stained)
         return cls(name, vectors, _strengths(densities, vectors), mean, std, _shares(picture, stained))
 
     @property
     def packed(self) -> bytes:
         """All its numbers, rounded to nine digits, to be hashed."""
-        return b"".join(np.round(values, 9).tobytes() for values in (self.vectors, self.strengths, self.mean, self.std, self.shares))
+        return b"".join(
+            np.round(values, 9).tobytes() for values in (self.vectors, self.strengths, self.mean, self.std, self.shares)
+        )
 
 
 def read_references(folder: str | Path) -> list[Reference]:
     """Measure the reference pictures (tif, jpg, png) of a folder.
 
-    Raises ConfigError for a folder without pictures or with one that cannot be a reference, SlideError for a damaged one.
+    Raises ConfigError for a folder without pictures or with one that cannot be a reference, SlideError for a damaged
+    one.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    paths = sorted(
+        path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
     if not paths:
-        raise ConfigError(f"the folder of stain references is '{folder}', where no tif, jpg or png was found; name a folder of reference pictures")
+        raise ConfigError(
+            f"the folder of stain references is '{folder}', where no tif, jpg or png was found; name a folder of"
+            " reference pictures"
+        )
     return [Reference.of(slides.read(path), str(path)) for path in paths]
 
 
 def reinhard(image: np.ndarray, reference: Reference | np.ndarray) -> np.ndarray:
     """Give the tissue the reference's mean and standard deviation in each channel of CIE Lab.
 
-    After Reinhard, Ashikhmin, Gooch and Shirley, Color transfer between images, IEEE Comput Graph Appl 21(5):34-41 (2001), there
-    in the space l-alpha-beta; CIE Lab is what stain normalisation commonly puts in its place.
+    After Reinhard, Ashikhmin, Gooch and Shirley, Color transfer between images, IEEE Comput Graph Appl 21(5):34-41
+    (2001), there in the space l-alpha-beta; CIE Lab is what stain normalisation commonly puts in its place.
     """
     stained = tissue(image)
     if stained is None:
@@ -85,10 +121,11 @@ def reinhard(image: np.ndarray, reference: Reference | np.ndarray) -> np.ndarray
 
 
 def macenko(image: np.ndarray, reference: Reference | np.ndarray) -> np.ndarray:
-    """Take the image apart into its two stains and mix it again from the reference's, at the reference's full strengths.
+    """Take the image apart into its two stains and mix it again from the reference's, at the reference's full
+    strengths.
 
-    Macenko et al., ISBI 2009: C = D pinv(V), C' = C s_ref / s, D' = C' V_ref, with densities D, stain vectors V and the 99th
-    percentiles s of the concentrations. An image that shows one stain only is returned unchanged.
+    Macenko et al., ISBI 2009: C = D pinv(V), C' = C s_ref / s, D' = C' V_ref, with densities D, stain vectors V and the
+    99th percentiles s of the concentrations. An image that shows one stain only is returned unchanged.
     """
     densities = tissue_densities(image)
     vectors = None if densities is None else matrix_of(densities)
@@ -104,22 +141,27 @@ def macenko(image: np.ndarray, reference: Reference | np.ndarray) -> np.ndarray:
 def match_histograms(image: np.ndarray, reference: Reference | np.ndarray) -> np.ndarray:
     """Give the tissue the reference's distribution of grey levels, in red, green and blue on their own.
 
-    Histogram specification, as in Gonzalez and Woods, Digital Image Processing, section 3.3: level -> F_ref^-1(F(level)).
+    Histogram specification, as in Gonzalez and Woods, Digital Image Processing, section 3.3: level ->
+    F_ref^-1(F(level)).
     """
     stained = tissue(image)
     if stained is None:
         return image
     target = _measured(reference)
-    table = np.stack([_level_table(*shares) for shares in zip(_shares(image, stained), target.shares, strict=True)], axis=1)
+    table = np.stack(
+        [_level_table(*shares) for shares in zip(_shares(image, stained), target.shares, strict=True)], axis=1
+    )
     return keep_glass(image, cv2.LUT(image, table[:, None]))
 
 
 def jitter(image: np.ndarray, random: np.random.Generator, strength: float = 0.25, offset: float = 0.03) -> np.ndarray:
-    """Make each stain stronger or weaker by a random factor 1 +- `strength`, and add +- `offset` of density to the tissue.
+    """Make each stain stronger or weaker by a random factor 1 +- `strength`, and add +- `offset` of density to the
+    tissue.
 
-    Colour deconvolution after Ruifrok and Johnston (2001) into haematoxylin, a second stain and what neither explains (which
-    stays); the second is eosin or DAB, whichever leaves less unexplained. The random factors and offsets are the augmentation of
-    Tellez et al., Whole-slide mitosis detection in H&E breast histology, IEEE Trans Med Imaging 37:2126-2136 (2018).
+    Colour deconvolution after Ruifrok and Johnston (2001) into haematoxylin, a second stain and what neither explains
+    (which stays); the second is eosin or DAB, whichever leaves less unexplained. The random factors and offsets are the
+    augmentation of Tellez et al., Whole-slide mitosis detection in H&E breast histology, IEEE Trans Med Imaging
+    37:2126-2136 (2018).
     """
     factors, offsets = random.uniform(1 - strength, 1 + strength, 2), random.uniform(-offset, offset, 2)
     densities = tissue_densities(image)
@@ -142,15 +184,21 @@ class StainChange:
     """A stain method of the experiment: `change(image, random)` returns the image with other stains, or as it was."""
 
     def __init__(self, method: str, probability: float, references: Sequence[Reference] = ()) -> None:
-        """`references` are what reinhard, macenko, histogram and mixed need. Raises ConfigError for a method that is none."""
+        """`references` are what reinhard, macenko, histogram and mixed need.
+
+        Raises ConfigError for a method that is none.
+        """
         if method not in METHODS:
-            raise ConfigError(f"augment.stain is '{method}'; known are {', '.join(METHODS)}{did_you_mean(method, METHODS)}")
+            raise ConfigError(
+                f"augment.stain is '{method}'; known are {', '.join(METHODS)}{did_you_mean(method, METHODS)}"
+            )
         if needs_references(method) and not references:
             raise ConfigError(f"the stain method {method} needs reference pictures, but none were given")
         self.method, self.probability, self.references = method, probability if method != "none" else 0.0, references
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        # Without a method nothing is drawn either, so that the other draws of a tile are what they were before there were stains.
+        # Without a method nothing is drawn either, so that the other draws of a tile are what they were before there
+        # were stains.
         if not self.probability or random.random() >= self.probability:
             return image
         method = MIXED[int(random.integers(len(MIXED)))] if self.method == "mixed" else self.method
@@ -182,7 +230,9 @@ def _strengths(densities: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def _shares(picture: np.ndarray, stained: np.ndarray) -> np.ndarray:
-    counts = np.stack([cv2.calcHist([picture], [channel], stained.view(np.uint8), [256], [0, 256]).ravel() for channel in range(3)])
+    counts = np.stack(
+        [cv2.calcHist([picture], [channel], stained.view(np.uint8), [256], [0, 256]).ravel() for channel in range(3)]
+    )
     return np.cumsum(counts, axis=1, dtype=np.float64) / counts.sum(axis=1, keepdims=True)
 
 

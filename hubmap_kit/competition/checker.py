@@ -1,8 +1,8 @@
 """A second opinion on submission.csv before it is handed in: own parsing, no code shared with what writes it.
 
-What the scorer asks for is the evaluation page of hubmap-organ-segmentation: one row per test slide, columns `id,rle`, pairs of
-start and length that are sorted, positive, and name no pixel twice. Runs are held to the kit's convention (column-major, the
-first pixel is 0) and start 0 is refused, so an accepted file also fits a scorer that counts from 1.
+What the scorer asks for is the evaluation page of hubmap-organ-segmentation: one row per test slide, columns `id,rle`,
+pairs of start and length that are sorted, positive, and name no pixel twice. Runs are held to the kit's convention
+(column-major, the first pixel is 0) and start 0 is refused, so an accepted file also fits a scorer that counts from 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _WIDEST_FIELD = 2**31 - 1
 
 @dataclass(frozen=True)
 class SubmissionReport:
-    """What an accepted submission holds: rows, rows with an empty mask, and the mean over rows of the covered share (0..1)."""
+    """What an accepted submission holds: rows, rows with an empty mask, and the mean over rows of the covered share
+    (0..1).
+    """
 
     rows: int
     empty: int
@@ -65,14 +67,18 @@ def _text(path: Path) -> tuple[str, list[str]]:
         data = path.read_bytes()
     except OSError as error:
         what = error.strerror or error
-        raise SubmissionError(f"{path} cannot be read ({what}), but a submission was expected there; write it first") from error
+        raise SubmissionError(
+            f"{path} cannot be read ({what}), but a submission was expected there; write it first"
+        ) from error
     problems = []
     if data.startswith(b"\xef\xbb\xbf"):
         problems.append("the file begins with a byte-order mark, so its first column is not called id")
     try:
         return data.decode("utf-8-sig"), problems
     except UnicodeDecodeError as error:
-        raise SubmissionError(f"{path} is not text, but a CSV with the columns id,rle was expected; write it again") from error
+        raise SubmissionError(
+            f"{path} is not text, but a CSV with the columns id,rle was expected; write it again"
+        ) from error
 
 
 def _rows(text: str, problems: list[str]) -> list[tuple[str, str]]:
@@ -110,7 +116,9 @@ def _order_problems(found: Sequence[str], wanted: Sequence[str]) -> list[str]:
     problems += [f"id {slide_id} is missing" for slide_id in wanted if slide_id not in seen]
     if not problems and list(found) != list(wanted):
         first = next(pair for pair in zip(found, wanted, strict=True) if pair[0] != pair[1])
-        problems.append(f"ids are not in the order of the test table (id {first[0]} stands where {first[1]} was expected)")
+        problems.append(
+            f"ids are not in the order of the test table (id {first[0]} stands where {first[1]} was expected)"
+        )
     return problems
 
 
@@ -144,7 +152,9 @@ def _covered(rle: str, pixels: int) -> tuple[int, list[str]]:
 
 def _pixel_count(slide: Slide) -> int:
     if slide.path.is_file():
-        from hubmap_kit.competition import slides  # reading TIFF headers needs libraries that a check against the table does not
+        from hubmap_kit.competition import (
+            slides,
+        )  # reading TIFF headers needs libraries that a check against the table does not
 
         try:
             height, width = slides.size(slide.path)

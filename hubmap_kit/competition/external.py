@@ -1,9 +1,10 @@
 """Slides from elsewhere as rows of a train.csv: the competition's columns, and where each slide comes from.
 
-A table of external slides is a train.csv like the competition's, which every reader of the kit takes, with four more columns:
-`licence`; `provenance`, which begins with one word that says what kind of label this is ("external:glas", "pseudo:0123abcd") and may
-go on with a text or an address; `parent`, the id of the slide that this one descends from (a copy, a crop, a restained version),
-empty for an original; and `file`, its name in the source. Tables made of others may hold further columns, such as `fold` and `weight`.
+A table of external slides is a train.csv like the competition's, which every reader of the kit takes, with four more
+columns: `licence`; `provenance`, which begins with one word that says what kind of label this is ("external:glas",
+"pseudo:0123abcd") and may go on with a text or an address; `parent`, the id of the slide that this one descends from (a
+copy, a crop, a restained version), empty for an original; and `file`, its name in the source. Tables made of others may
+hold further columns, such as `fold` and `weight`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ LOSSY_INSIDE = 128  # of 255: JPEG blurs the border of a mask, so there the midd
 
 
 def content_id(pixels: np.ndarray) -> str:
-    """The id of a slide (H, W, 3) uint8 by its pixels: "x" and 15 hex digits; the same picture has it whatever its file is."""
+    """The id of a slide (H, W, 3) uint8 by its pixels: "x" and 15 hex digits; the same picture has it whatever its file
+    is.
+    """
     digest = hashlib.sha256(f"{pixels.shape}".encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return "x" + digest.hexdigest()[:15]  # the letter keeps spreadsheets and pandas from reading a number
@@ -42,8 +45,8 @@ def content_id(pixels: np.ndarray) -> str:
 def mask_text(path: Path, height: int, width: int) -> str:
     """The 0-based run-length string of a mask picture for a slide of `height` x `width` pixels.
 
-    PNG, TIFF (one page), or JPEG; one value a unit or one for all of them: whatever is not 0 is inside. Palettes count by
-    index, colours by any channel, alpha does not count; in a JPEG, 128 and more is inside. Raises SlideError.
+    PNG, TIFF (one page), or JPEG; one value a unit or one for all of them: whatever is not 0 is inside. Palettes count
+    by index, colours by any channel, alpha does not count; in a JPEG, 128 and more is inside. Raises SlideError.
     """
     try:
         with Image.open(path) as picture:
@@ -53,11 +56,13 @@ def mask_text(path: Path, height: int, width: int) -> str:
             values = np.asarray(picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise SlideError(f"{path} cannot be read as a mask ({reason}); save it as PNG, one value a unit and 0 around them") from error
+        raise SlideError(
+            f"{path} cannot be read as a mask ({reason}); save it as PNG, one value a unit and 0 around them"
+        ) from error
     if values.shape[:2] != (height, width):
         raise SlideError(
-            f"{path} is a mask of {' x '.join(map(str, values.shape[:2]))} pixels, but its slide has {height} x {width} (height x width); give the "
-            "mask that was drawn on it"
+            f"{path} is a mask of {' x '.join(map(str, values.shape[:2]))} pixels, but its slide has {height} x {width}"
+            " (height x width); give the mask that was drawn on it"
         )
     inside = values >= LOSSY_INSIDE if lossy else values != 0
     return rle.encode(inside.any(axis=2) if inside.ndim == 3 else inside)
@@ -75,7 +80,9 @@ def read_table(path: Path, required: Sequence[str] = TRAIN_COLUMNS) -> list[Row]
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
-    """Write rows atomically: `columns` first, then every other column that a row has; missing cells are empty (weight: 1)."""
+    """Write rows atomically: `columns` first, then every other column that a row has; missing cells are empty (weight:
+    1).
+    """
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -84,15 +91,18 @@ def write_table(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence
 
 
 def difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:
-    """The first of the competition's columns in which two rows of one slide differ; "" where they are the same label of the same slide."""
+    """The first of the competition's columns in which two rows of one slide differ; "" where they are the same label of
+    the same slide.
+    """
     return next((name for name in SAME_SLIDE if one.get(name) != other.get(name)), "")
 
 
 def joined(tables: Mapping[Path, Sequence[Row]], replace: bool = False) -> dict[str, tuple[Path, Row]]:
-    """id -> (table, row) of several tables, in their order.
+    """Id -> (table, row) of several tables, in their order.
 
-    An id in two tables is one slide: where the rows say the same in the competition's columns, the first is kept. Where not, the
-    later one is with `replace` (a pseudo-label instead of its slide's own label), and TableError is raised without.
+    An id in two tables is one slide: where the rows say the same in the competition's columns, the first is kept. Where
+    not, the later one is with `replace` (a pseudo-label instead of its slide's own label), and TableError is raised
+    without.
     """
     found: dict[str, tuple[Path, Row]] = {}
     for path, rows in tables.items():
@@ -101,7 +111,8 @@ def joined(tables: Mapping[Path, Sequence[Row]], replace: bool = False) -> dict[
             column = difference(earlier[1], row) if earlier else ""
             if column and not replace:
                 raise TableError(
-                    f"{path} has the slide {row['id']} with another {column} than {earlier[0]}; let the later table win with --replace, or drop one"
+                    f"{path} has the slide {row['id']} with another {column} than {earlier[0]}; let the later table win"
+                    " with --replace, or drop one"
                 )
             if earlier is None or column:
                 found[row["id"]] = (path, row)

@@ -1,6 +1,7 @@
 """Reading a test.csv that is not as it should be: a kernel must answer every id, whatever the other cells hold.
 
-Bytes become lines of text, lines become rows of cells, rows become slides; each step takes what it finds, and refuses nothing.
+Bytes become lines of text, lines become rows of cells, rows become slides; each step takes what it finds, and refuses
+nothing.
 """
 
 from __future__ import annotations
@@ -34,13 +35,18 @@ SUFFIXES = (".tiff", ".tif", ".png", ".jpg", ".jpeg")  # of slides, the first th
 DELIMITERS = ",\t;|"
 # A mark of UTF-32 begins with the one of UTF-16, so it is looked for first.
 _MARKS = (
-    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
-)  # fmt: skip
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 _TOP = 10  # lines among which a header is looked for, and lines that a quoted cell may go on for
 _MOST_EXTRA = 20  # cells beyond the header's of which an id may be made
 _ODD = re.compile(r"[\W_]+")  # what two spellings of one name may differ in, beside the case
-_ID_NAME = re.compile(r"(?i:(?:.*[\W_]|image|slide|sample|file)?id)|.*[a-z]I[dD]")  # image_id, Slide ID, imageId; not "thyroid"
+_ID_NAME = re.compile(
+    r"(?i:(?:.*[\W_]|image|slide|sample|file)?id)|.*[a-z]I[dD]"
+)  # image_id, Slide ID, imageId; not "thyroid"
 _CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 NUMBERS = TEST_COLUMNS[3:]
 
@@ -48,13 +54,13 @@ NUMBERS = TEST_COLUMNS[3:]
 def read_test_leniently(csv: str | Path, images_dir: str | Path | None = None) -> list[Slide]:
     """One slide for every id of a test.csv, in its order, with the id as the table writes it; none where it has no row.
 
-    Encoding, delimiter, quotes and the names and order of the columns are found out. What is missing or wrong in a row is filled in:
-    the source is SOURCE, the pixel size comes from the organ's facts, an unknown organ becomes UNKNOWN. Sizes are those of the slide's
-    file, 1 x 1 where it cannot be read; the file may also be called as an id is that lost or won zeros ("7", "007", "7.0"). Repeated
-    ids count once. What was odd is logged.
+    Encoding, delimiter, quotes and the names and order of the columns are found out. What is missing or wrong in a row
+    is filled in: the source is SOURCE, the pixel size comes from the organ's facts, an unknown organ becomes UNKNOWN.
+    Sizes are those of the slide's file, 1 x 1 where it cannot be read; the file may also be called as an id is that
+    lost or won zeros ("7", "007", "7.0"). Repeated ids count once. What was odd is logged.
 
-    A file that is missing or no table is replaced by sample_submission.csv beside it, or else by the names of the slide files. Raises
-    TableError where there is none of the three.
+    A file that is missing or no table is replaced by sample_submission.csv beside it, or else by the names of the slide
+    files. Raises TableError where there is none of the three.
     """
     path = Path(csv)
     folder = Path(images_dir) if images_dir is not None else path.parent / "test_images"
@@ -93,9 +99,12 @@ def _first_rows(path: Path, files: _Files) -> list[dict[str, str]]:
             return rows
     if not files.stems:
         raise TableError(
-            f"{path} is missing or no table, and neither {SAMPLE} nor slides lie beside it; check the path or download the file again"
+            f"{path} is missing or no table, and neither {SAMPLE} nor slides lie beside it; check the path or download"
+            " the file again"
         )
-    log.warning("%s is missing or no table; the names of the %d files in %s are its ids", path, len(files.stems), files.folder)
+    log.warning(
+        "%s is missing or no table; the names of the %d files in %s are its ids", path, len(files.stems), files.folder
+    )
     return [{"id": stem} for stem in files.stems]
 
 
@@ -103,7 +112,9 @@ def _first_rows(path: Path, files: _Files) -> list[dict[str, str]]:
 
 
 def _rows(path: Path, files: _Files) -> list[dict[str, str]] | None:
-    """The rows by the names of a test table's columns; None for a file that is missing or in which nothing looks like such a table."""
+    """The rows by the names of a test table's columns; None for a file that is missing or in which nothing looks like
+    such a table.
+    """
     try:
         text = _text(path.read_bytes())
     except OSError:
@@ -157,7 +168,9 @@ def _other_delimiters(line: str) -> list[str]:
 
 
 def _fit(lines: Sequence[str], delimiter: str) -> tuple[int, int, int]:
-    """How well a delimiter explains some lines: lines with known names as cells, these cells, and cells a line where all have as many."""
+    """How well a delimiter explains some lines: lines with known names as cells, these cells, and cells a line where
+    all have as many.
+    """
     rows = [_parsed(line, delimiter) or _split(line, delimiter) for line in lines]
     known = [sum(bool(_column(cell) or _is_category(cell)) for cell in row) for row in rows]
     even = len({len(row) for row in rows}) == 1 and delimiter in DELIMITERS
@@ -180,7 +193,9 @@ def _records(lines: Sequence[str], delimiter: str) -> list[list[str]]:
         joined = [line.count(delimiter) for line in lines[place : place + taken]]
         quoted = sum(joined) - (len(cells) - 1)  # delimiters within quotes
         if taken > 1 and min(quoted, *joined) >= usual > 0:
-            rows += [_split(line, delimiter) for line in lines[place : place + taken]]  # whole rows, so the quotes are there by mistake
+            rows += [
+                _split(line, delimiter) for line in lines[place : place + taken]
+            ]  # whole rows, so the quotes are there by mistake
         else:
             rows.append(cells)
         place += taken
@@ -204,13 +219,18 @@ def _split(line: str, delimiter: str) -> list[str]:
 
 
 def _header(records: list[list[str]], files: _Files) -> tuple[list[str], list[list[str]]]:
-    """The names of the columns, and the rows without them. No names where the header says none that is known, or is missing."""
+    """The names of the columns, and the rows without them.
+
+    No names where the header says none that is known, or is missing.
+    """
     for place, cells in enumerate(records[:_TOP]):
         if any(_column(cell) for cell in cells) and not any(_is_category(cell) for cell in cells):
             above = [row for row in records[:place] if len(row) == len(cells) > 1]  # shorter ones are a title
             return cells, [*above, *(row for row in records[place + 1 :] if row != cells)]
     first = records[0]
-    numbered = len(first) > 1 and first == [str(number) for number in range(len(first))]  # what pandas writes without names
+    numbered = len(first) > 1 and first == [
+        str(number) for number in range(len(first))
+    ]  # what pandas writes without names
     holds_data = any(_is_category(cell) or not math.isnan(_number(cell)) or files.find(cell) for cell in first)
     return [], records if holds_data and not numbered else records[1:]
 
@@ -223,8 +243,8 @@ def _column(name: str) -> str | None:
 def _columns(names: Sequence[str], rows: Sequence[Sequence[str]], width: int, files: _Files) -> dict[str, int]:
     """Where each column of a test table is; empty where nothing shows that this is one.
 
-    The right spelling goes before any other. What no name tells is found by what the cells hold; without any names, the columns are
-    taken to be in a test table's order beside that.
+    The right spelling goes before any other. What no name tells is found by what the cells hold; without any names, the
+    columns are taken to be in a test table's order beside that.
     """
     found: dict[str, int] = {}
     for place in sorted(range(len(names)), key=lambda place: names[place] not in TEST_COLUMNS):
@@ -254,8 +274,11 @@ def _hits(rows: Sequence[Sequence[str]], place: int, is_hit: Callable[[str], obj
 
 
 def _aligned(cells: list[str], width: int, columns: Mapping[str, int], files: _Files, delimiter: str) -> list[str]:
-    """A row with as many cells as there are columns. Too many come from delimiters in the id, or are more than there should be at the
-    end: whichever puts most cells where they belong."""
+    """A row with as many cells as there are columns.
+
+    Too many come from delimiters in the id, or are more than there should be at the end: whichever puts most cells
+    where they belong.
+    """
     last = max((place for place, cell in enumerate(cells) if cell.strip()), default=0)
     cells = cells[: max(width, last + 1)]
     extra, place = len(cells) - width, columns["id"]
@@ -299,7 +322,9 @@ class _Files:
 
 
 def _key(slide_id: str) -> str:
-    """What ids and file names may agree in: without folder, suffix and case; whole numbers without zeros that say nothing."""
+    """What ids and file names may agree in: without folder, suffix and case; whole numbers without zeros that say
+    nothing.
+    """
     name = unicodedata.normalize("NFKC", re.split(r"[\\/]", slide_id.strip())[-1]).casefold()
     stem = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
     value = _number(stem)
@@ -307,8 +332,13 @@ def _key(slide_id: str) -> str:
 
 
 def _slide(slide_id: str, row: Mapping[str, str], files: _Files, replaced: list[str]) -> Slide:
-    organ, source = _known(row.get("organ", ""), ORGANS) or UNKNOWN, _known(row.get("data_source", ""), SOURCES) or SOURCE
-    facts = [FACTS[organ]] if organ != UNKNOWN else list(FACTS.values())  # the middle of all organs is as good a guess as any
+    organ, source = (
+        _known(row.get("organ", ""), ORGANS) or UNKNOWN,
+        _known(row.get("data_source", ""), SOURCES) or SOURCE,
+    )
+    facts = (
+        [FACTS[organ]] if organ != UNKNOWN else list(FACTS.values())
+    )  # the middle of all organs is as good a guess as any
     usual = statistics.median(fact.um_per_px[source] for fact in facts)
     thickness = statistics.median(fact.thickness_um[source] for fact in facts)
     path = files.find(slide_id)
@@ -318,15 +348,23 @@ def _slide(slide_id: str, row: Mapping[str, str], files: _Files, replaced: list[
     if um_per_px != _number(written):
         replaced.append(f"{written[:20]!r} of {slide_id[:40]!r} becomes {um_per_px:g} um")
     return Slide(
-        id=slide_id, organ=organ, source=source, height=height, width=width, um_per_px=um_per_px,
-        thickness_um=stated if 0 < stated < math.inf else thickness, rle=None,
+        id=slide_id,
+        organ=organ,
+        source=source,
+        height=height,
+        width=width,
+        um_per_px=um_per_px,
+        thickness_um=stated if 0 < stated < math.inf else thickness,
+        rle=None,
         # A path that does not exist says in the log which slide is missed.
         path=path or files.folder / (f"{slide_id}.tiff" if FILE_ID.fullmatch(slide_id) else "no-file-name.tiff"),
-    )  # fmt: skip
+    )
 
 
 def _size(path: Path | None) -> tuple[int, int]:
-    """Of the file, never of the table: one wrong cell would make the slide look so dear that a deadline takes all other slides' effort."""
+    """Of the file, never of the table: one wrong cell would make the slide look so dear that a deadline takes all other
+    slides' effort.
+    """
     try:
         return slide_files.size(path) if path is not None else (1, 1)
     except (SlideError, OSError):

@@ -1,8 +1,9 @@
 """Which slides show the same tissue, and what follows for folds: descendants of a slide stay where the slide is.
 
-A family is everything that hangs together by `parent` columns and by the known duplicate tissue of the competition. A model that has
-seen one member knows the others, so a family lies in one fold, and only a fold that held it out may speak about any of its members.
-A descendant whose parent is in the same table is learnt from but never judged: copies of one tissue would count several times.
+A family is everything that hangs together by `parent` columns and by the known duplicate tissue of the competition. A
+model that has seen one member knows the others, so a family lies in one fold, and only a fold that held it out may
+speak about any of its members. A descendant whose parent is in the same table is learnt from but never judged: copies
+of one tissue would count several times.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ DUPLICATE_TISSUE: tuple[tuple[str, ...], ...] = (
 
 
 class Families:
-    """The families of slides, by `parents` (slide id -> id of the slide that it descends from; "" or its own id for an original).
+    """The families of slides, by `parents` (slide id -> id of the slide that it descends from; "" or its own id for an
+    original).
 
     Of several tables all links count, also where they name different parents for one slide.
     """
@@ -66,7 +68,8 @@ class Families:
 def judged(parents: Mapping[str, str]) -> set[str]:
     """The ids that are judged when they are held out, of a table slide id -> parent ("" or its own id for an original).
 
-    A slide is judged unless its parent is in the table as well. Where slides name each other in a circle, the first of them is judged.
+    A slide is judged unless its parent is in the table as well. Where slides name each other in a circle, the first of
+    them is judged.
     """
     return {_top(slide_id, parents) for slide_id in parents}
 
@@ -87,25 +90,29 @@ def _top(slide_id: str, parents: Mapping[str, str]) -> str:
 
 
 def held_out_by(slide_id: str, families: Families, folds: Mapping[str, set[int]]) -> int | None:
-    """The only fold of a run that may label a slide, or None where all may, because the run has learnt from none of its family.
+    """The only fold of a run that may label a slide, or None where all may, because the run has learnt from none of its
+    family.
 
-    `folds` is `families.folds` of the run's table. Raises TableError where the family lies in several folds: then each of them has
-    learnt from it.
+    `folds` is `families.folds` of the run's table. Raises TableError where the family lies in several folds: then each
+    of them has learnt from it.
     """
     found = folds.get(families.of(slide_id), set())
     if len(found) > 1:
         raise TableError(
-            f"the slides of the family of {slide_id} lie in the folds {', '.join(map(str, sorted(found)))}, so every fold has learnt from some of "
-            "them; train with a split that keeps parents and their descendants together"
+            f"the slides of the family of {slide_id} lie in the folds {', '.join(map(str, sorted(found)))}, so every"
+            " fold has learnt from some of them; train with a split that keeps parents and their descendants together"
         )
     return next(iter(found), None)
 
 
-def spread(organs: Mapping[str, str], parents: Mapping[str, str], known: Mapping[str, int], n_folds: int) -> dict[str, int]:
-    """Slide id -> fold for all slides of `organs` (slide id -> organ): families together, those with a known fold in it.
+def spread(
+    organs: Mapping[str, str], parents: Mapping[str, str], known: Mapping[str, int], n_folds: int
+) -> dict[str, int]:
+    """Slide id -> fold for all slides of `organs` (slide id -> organ): families together, those with a known fold in
+    it.
 
-    Other families go, one after the other in an order that depends on their names only, where their organ has fewest slides.
-    Raises TableError where known folds tear a family apart or reach beyond `n_folds`, or a fold stays empty.
+    Other families go, one after the other in an order that depends on their names only, where their organ has fewest
+    slides. Raises TableError where known folds tear a family apart or reach beyond `n_folds`, or a fold stays empty.
     """
     families = Families(parents)
     members: dict[str, list[str]] = {}
@@ -117,7 +124,10 @@ def spread(organs: Mapping[str, str], parents: Mapping[str, str], known: Mapping
         fold = held_out_by(family, families, known_folds)
         assert fold is not None
         if fold >= n_folds:
-            raise TableError(f"slide {members[family][0]} belongs to fold {fold}, but there are {n_folds} folds from 0; ask for more folds")
+            raise TableError(
+                f"slide {members[family][0]} belongs to fold {fold}, but there are {n_folds} folds from 0; ask for more"
+                " folds"
+            )
         fold_of[family] = fold
     load: Counter[tuple[str, int]] = Counter()
     for family, fold in fold_of.items():
@@ -128,13 +138,20 @@ def spread(organs: Mapping[str, str], parents: Mapping[str, str], known: Mapping
         _count(load, members[family], organs, fold_of[family])
     folds = {slide_id: fold_of[families.of(slide_id)] for slide_id in organs}
     if empty := sorted(set(range(n_folds)) - set(folds.values())):
-        raise TableError(f"fold {empty[0]} of {n_folds} stays empty with {len(organs)} slides of {len(members)} tissues; ask for fewer folds")
+        raise TableError(
+            f"fold {empty[0]} of {n_folds} stays empty with {len(organs)} slides of {len(members)} tissues; ask for"
+            " fewer folds"
+        )
     return folds
 
 
 def _in_order(families: Iterable[str], members: Mapping[str, Sequence[str]]) -> list[str]:
-    """Large families first, because small ones can still even out; then by hash, so that names that follow each other are spread."""
-    return sorted(families, key=lambda family: (-len(members[family]), hashlib.sha256(members[family][0].encode()).digest()))
+    """Large families first, because small ones can still even out; then by hash, so that names that follow each other
+    are spread.
+    """
+    return sorted(
+        families, key=lambda family: (-len(members[family]), hashlib.sha256(members[family][0].encode()).digest())
+    )
 
 
 def _count(load: Counter[tuple[str, int]], members: Iterable[str], organs: Mapping[str, str], fold: int) -> None:

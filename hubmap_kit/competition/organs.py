@@ -1,7 +1,8 @@
 """The five organs of the competition: names, class indices, the unit to find, and the physical scale of each source.
 
 Source of every figure: the competition's data page, https://www.kaggle.com/competitions/hubmap-organ-segmentation/data
-(columns `pixel_size` and `tissue_thickness`). HuBMAP slides come at a scale of their own per organ, HPA slides share one.
+(columns `pixel_size` and `tissue_thickness`). HuBMAP slides come at a scale of their own per organ, HPA slides share
+one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ HPA_THICKNESS_UM = 4.0
 
 @dataclass(frozen=True)
 class OrganFacts:
-    """One organ: class index (1..5), functional tissue unit (the target), pixel size and section thickness in um per source."""
+    """One organ: class index (1..5), functional tissue unit (the target), pixel size and section thickness in um per
+    source.
+    """
 
     name: str
     index: int

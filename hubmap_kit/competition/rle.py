@@ -1,8 +1,9 @@
 """Run-length strings of the competition: "start length start length ...", pixels counted down the columns.
 
-Pixel (y, x) of a slide with `height` rows has the number `x * height + y` (column-major), and the numbers begin at `origin`:
-0 in the competition's own train.csv (its page says 1, its data say 0, and shifting by one pixel costs about half a percent of
-Dice). The whole kit uses `origin=0`; `parse` and `format_runs` are the only two places that read or write that number.
+Pixel (y, x) of a slide with `height` rows has the number `x * height + y` (column-major), and the numbers begin at
+`origin`: 0 in the competition's own train.csv (its page says 1, its data say 0, and shifting by one pixel costs about
+half a percent of Dice). The whole kit uses `origin=0`; `parse` and `format_runs` are the only two places that read or
+write that number.
 
 In memory, runs are always 0-based, sorted, and no pixel is in two runs. The empty string is the empty mask.
 """
@@ -45,14 +46,14 @@ class Runs:
 def parse(text: str, origin: int = 0) -> Runs:
     """Read a run-length string whose first pixel has the number `origin`.
 
-    Raises RleError when the text is not an even count of whole numbers, a length is 0, a start is below `origin`, or runs are
-    out of order or overlap. Runs that touch are allowed.
+    Raises RleError when the text is not an even count of whole numbers, a length is 0, a start is below `origin`, or
+    runs are out of order or overlap. Runs that touch are allowed.
     """
     values = rle_text.read(text)
     if values.size % 2:
         raise RleError(
-            f"The run-length text {rle_text.excerpt(text)} holds {values.size} numbers, but starts and lengths come in pairs; "
-            "look for a cut-off string and write it again"
+            f"The run-length text {rle_text.excerpt(text)} holds {values.size} numbers, but starts and lengths come in"
+            " pairs; look for a cut-off string and write it again"
         )
     runs = Runs(values[0::2] - origin, values[1::2].copy())
     _check_runs(runs, origin)
@@ -67,8 +68,8 @@ def format_runs(runs: Runs, origin: int = 0) -> str:
 def encode(mask: Mask | torch.Tensor, origin: int = 0) -> str:
     """The run-length string of a mask (H, W) of integers or booleans, nonzero = inside, any memory order.
 
-    A tensor of another device is searched there, and only the ends of its runs travel. Raises ValueError for a mask that is not
-    two-dimensional or holds floats (threshold probabilities first).
+    A tensor of another device is searched there, and only the ends of its runs travel. Raises ValueError for a mask
+    that is not two-dimensional or holds floats (threshold probabilities first).
     """
     edges = _boundaries(mask)
     starts = edges[0::2]
@@ -76,16 +77,21 @@ def encode(mask: Mask | torch.Tensor, origin: int = 0) -> str:
 
 
 def runs_of(mask: Mask | torch.Tensor) -> Runs:
-    """The maximal runs of a mask (H, W) of integers or booleans, nonzero = inside; takes and raises what `encode` does."""
+    """The maximal runs of a mask (H, W) of integers or booleans, nonzero = inside; takes and raises what `encode`
+    does.
+    """
     edges = _boundaries(mask).astype(np.int64, copy=False)
     return Runs(edges[0::2].copy(), edges[1::2] - edges[0::2])
 
 
-def decode(text: str | Runs, height: int, width: int, origin: int = 0, order: rle_fill.Order = "C") -> npt.NDArray[np.uint8]:
-    """The mask (height, width) uint8 0/1 of a run-length string, or of runs; in memory by rows ("C") or by columns ("F").
+def decode(
+    text: str | Runs, height: int, width: int, origin: int = 0, order: rle_fill.Order = "C"
+) -> npt.NDArray[np.uint8]:
+    """The mask (height, width) uint8 0/1 of a run-length string, or of runs; in memory by rows ("C") or by columns
+    ("F").
 
-    Columns are how the string counts, so "F" costs less. Raises RleError when the text is malformed (see `parse`) or a run
-    leaves the slide, and ValueError for another order.
+    Columns are how the string counts, so "F" costs less. Raises RleError when the text is malformed (see `parse`) or a
+    run leaves the slide, and ValueError for another order.
     """
     if order not in ("C", "F"):
         raise ValueError(f"a mask is laid out in the order C (by rows) or F (by columns), found {order!r}")
@@ -99,8 +105,8 @@ def check_inside(runs: Runs, height: int, width: int) -> None:
     if len(runs) and runs.stops[-1] > height * width:
         start, length = int(runs.starts[-1]), int(runs.lengths[-1])
         raise RleError(
-            f"The run of {length} pixels from pixel {start} (0-based) goes beyond the {height}x{width} = {height * width} pixels "
-            "(height x width) of its slide; check that the mask belongs to this slide"
+            f"The run of {length} pixels from pixel {start} (0-based) goes beyond the {height}x{width} ="
+            f" {height * width} pixels (height x width) of its slide; check that the mask belongs to this slide"
         )
 
 
@@ -110,7 +116,8 @@ def area(runs: Runs | str) -> int:
 
 
 def dice(a: Runs | str, b: Runs | str) -> float:
-    """Dice of two masks of one slide from their runs, without decoding: 2 |A and B| / (|A| + |B|), and 1 when both are empty.
+    """Dice of two masks of one slide from their runs, without decoding: 2 |A and B| / (|A| + |B|), and 1 when both are
+    empty.
 
     Both must share one origin and the slide's height; strings are read with origin 0.
     """
@@ -143,7 +150,9 @@ def _tensor_boundaries(mask: torch.Tensor) -> npt.NDArray[np.signedinteger]:
 
 def _check_mask(mask: Mask | torch.Tensor, whole: bool) -> None:
     if mask.ndim != 2 or not whole:
-        raise ValueError(f"a mask must be (H, W) of integers or booleans, found shape {tuple(mask.shape)} of {mask.dtype}")
+        raise ValueError(
+            f"a mask must be (H, W) of integers or booleans, found shape {tuple(mask.shape)} of {mask.dtype}"
+        )
 
 
 def _check_runs(runs: Runs, origin: int) -> None:
@@ -164,6 +173,6 @@ def _check_runs(runs: Runs, origin: int) -> None:
     if late.size:
         before, after = int(starts[late[0]]) + origin, int(starts[late[0] + 1]) + origin
         raise RleError(
-            f"The run at start {after} comes before the end of the run at start {before}, but runs must be sorted and share no "
-            "pixel; sort and merge them"
+            f"The run at start {after} comes before the end of the run at start {before}, but runs must be sorted and"
+            " share no pixel; sort and merge them"
         )

@@ -22,9 +22,11 @@ def popcount(values: Words) -> npt.NDArray[Any]:
 
 
 def set_bits(values: Words, first: npt.NDArray[Whole]) -> npt.NDArray[Whole]:
-    """The numbers of the set bits of nonzero words (N,), in no order; `first` (N,) holds the number of each word's lowest bit.
+    """The numbers of the set bits of nonzero words (N,), in no order; `first` (N,) holds the number of each word's
+    lowest bit.
 
-    Takes the lowest bit of every word, then the next of those that have one, and so on; what few words are left, bit by bit.
+    Takes the lowest bit of every word, then the next of those that have one, and so on; what few words are left, bit by
+    bit.
     """
     # A power of two is exact as a float64, and its exponent, in the bits from 52 on, is the bit's number and 1023 more.
     first = first - first.dtype.type(1023)

@@ -1,9 +1,11 @@
 """Where the runs of a mask begin and end, found without turning the pixels of a row-major mask into columns.
 
-A boundary is the number `x * H + y` of a pixel (y, x) that differs from the pixel before it down the columns, counted from 0;
-before the first pixel and after the last one is outside. Boundaries alternate: a run begins, that run ends, the next begins.
+A boundary is the number `x * H + y` of a pixel (y, x) that differs from the pixel before it down the columns, counted
+from 0; before the first pixel and after the last one is outside. Boundaries alternate: a run begins, that run ends, the
+next begins.
 
-Pixels are compared as bits, 64 an operation, and block by block: fresh memory costs more than the work that is done in it.
+Pixels are compared as bits, 64 an operation, and block by block: fresh memory costs more than the work that is done in
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _ONE, _TOP = np.uint64(1), np.uint64(63)
 
 
 def boundaries(mask: Mask) -> Boundaries:
-    """The boundaries of a mask (H, W) of integers or booleans, nonzero = inside, any memory order: sorted, an even count."""
+    """The boundaries of a mask (H, W) of integers or booleans, nonzero = inside, any memory order: sorted, an even
+    count.
+    """
     if not mask.size:
         return np.empty(0, np.int32)
     if mask.flags.f_contiguous:
@@ -42,7 +46,9 @@ def boundaries(mask: Mask) -> Boundaries:
 
 
 def boundaries_on_device(mask: torch.Tensor) -> Boundaries:
-    """The boundaries of a tensor (H, W) of integers or booleans, found on its device; nothing else travels to the host."""
+    """The boundaries of a tensor (H, W) of integers or booleans, found on its device; nothing else travels to the
+    host.
+    """
     import torch
 
     height, width = mask.shape
@@ -69,7 +75,9 @@ def _one_by_one(mask: Mask) -> Boundaries:
 
 
 def _along(pixels: Mask) -> Boundaries | None:
-    """Of columns that lie end to end in memory, (H * W,): each word of bits against itself moved on by one; None where dense."""
+    """Of columns that lie end to end in memory, (H * W,): each word of bits against itself moved on by one; None where
+    dense.
+    """
     step = 8 * _BYTES
     words = np.zeros(min(step, pixels.size) // 64 + 1, "<u8")  # with room for the end after a run that reaches it
     carried = np.uint64(0)
@@ -95,7 +103,10 @@ def _along(pixels: Mask) -> Boundaries | None:
 
 
 def _across(mask: Mask) -> Boundaries | None:
-    """Of a row-major mask: each row of bits against the row above it; only what differs is put into order. None where dense."""
+    """Of a row-major mask: each row of bits against the row above it; only what differs is put into order.
+
+    None where dense.
+    """
     height, width = mask.shape
     across = -(-width // 8)  # bytes a row
     step = max(8, _BYTES // across // 8 * 8)  # eight rows are whole words

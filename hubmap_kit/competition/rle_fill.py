@@ -17,7 +17,8 @@ _PIXELS = 2**13  # that are marked at once: small enough for the fast caches
 
 
 def fill(starts: Numbers, stops: Numbers, height: int, width: int, order: Order = "C") -> npt.NDArray[np.uint8]:
-    """The mask (height, width) uint8 0/1 of the runs from `starts` to before `stops`, contiguous by rows ("C") or columns ("F").
+    """The mask (height, width) uint8 0/1 of the runs from `starts` to before `stops`, contiguous by rows ("C") or
+    columns ("F").
 
     Runs are 0-based, sorted, share no pixel and stay inside the mask.
     """
@@ -56,7 +57,10 @@ def _paint(starts: Numbers, stops: Numbers, height: int, width: int) -> npt.NDAr
 
 
 def _outside(pixels: int, starts: Numbers, stops: Numbers) -> npt.NDArray[np.uint8]:
-    """Zeros to paint runs on. Where little is painted, pages that stay untouched cost nothing; else larger pages are cheaper."""
+    """Zeros to paint runs on.
+
+    Where little is painted, pages that stay untouched cost nothing; else larger pages are cheaper.
+    """
     if _LARGE * int((stops - starts).sum()) < pixels:
         return np.zeros(pixels, np.uint8)
     mask = np.empty(pixels, np.uint8)
@@ -73,7 +77,9 @@ def _merged(starts: Numbers, stops: Numbers) -> tuple[Numbers, Numbers]:
 def _rows(starts: Numbers, stops: Numbers, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Mark the changes in a plane of bits, let each row take on what the row above it is, and unpack the bits once."""
     block = math.isqrt(height) + 1
-    plane = np.zeros((-(-height // block) * block, -(-width // 64) * 8), np.uint8)  # whole blocks of rows of whole words
+    plane = np.zeros(
+        (-(-height // block) * block, -(-width // 64) * 8), np.uint8
+    )  # whole blocks of rows of whole words
     _mark(plane, starts, height)
     _mark(plane, stops[:-1] if stops[-1] == height * width else stops, height)
     tops = np.arange(width) * height  # a column begins as the one on its left ends
@@ -84,7 +90,10 @@ def _rows(starts: Numbers, stops: Numbers, height: int, width: int) -> npt.NDArr
 
 
 def _mark(plane: npt.NDArray[np.uint8], pixels: Numbers, height: int) -> None:
-    """Set the bits of pixels, none of which is set yet. They share bytes; adding, unlike `|=`, counts every one of them."""
+    """Set the bits of pixels, none of which is set yet.
+
+    They share bytes; adding, unlike `|=`, counts every one of them.
+    """
     flat = plane.reshape(-1)
     for begin in range(0, len(pixels), _PIXELS):
         part = pixels[begin : begin + _PIXELS]
@@ -100,8 +109,8 @@ def _mark(plane: npt.NDArray[np.uint8], pixels: Numbers, height: int) -> None:
 def _xor_down(blocks: npt.NDArray[np.uint64]) -> None:
     """In place: every row becomes the XOR of itself and all rows above it; (blocks, rows a block, words a row).
 
-    The rows of all blocks first, side by side, then the last row of each block into the blocks below: about twice the root of
-    the number of rows in operations, and each word is written twice.
+    The rows of all blocks first, side by side, then the last row of each block into the blocks below: about twice the
+    root of the number of rows in operations, and each word is written twice.
     """
     for row in range(1, blocks.shape[1]):
         blocks[:, row] ^= blocks[:, row - 1]

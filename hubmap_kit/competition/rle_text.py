@@ -29,8 +29,8 @@ def read(text: str) -> npt.NDArray[np.int64]:
     if not _NUMBERS.fullmatch(text):
         odd = next((word for word in text.split() if not (word.isascii() and word.isdigit())), "an odd blank")
         raise RleError(
-            f"The run-length text {excerpt(text)} holds {excerpt(odd)}, but starts and lengths are whole numbers of 0 or more; "
-            "look for a wrong column or a damaged file"
+            f"The run-length text {excerpt(text)} holds {excerpt(odd)}, but starts and lengths are whole numbers of 0"
+            " or more; look for a wrong column or a damaged file"
         )
     return np.fromstring(text, dtype=np.int64, sep=" ")
 
@@ -72,10 +72,13 @@ def _read_words(text: str) -> npt.NDArray[np.int64] | None:
     blanks = np.flatnonzero(characters - np.uint8(ord("0")) > 9)  # unsigned: what is below "0" wraps round
     if np.count_nonzero(characters == ord(" ")) != blanks.size:
         return None
-    # The eight characters that end before each blank, as one little-endian word: the number's last digit is its highest byte.
+    # The eight characters that end before each blank, as one little-endian word: the number's last digit is its highest
+    # byte.
     overlapping = np.ndarray((len(raw) - 7,), "<u8", buffer=raw, strides=(1,))
     words = overlapping[blanks].astype(np.uint64, copy=False)  # `take` would first copy all that overlaps
-    foreign = np.empty_like(blanks)  # the bits of what stands before the number: 64 less 8 a digit, as far as from blank to blank
+    foreign = np.empty_like(
+        blanks
+    )  # the bits of what stands before the number: 64 less 8 a digit, as far as from blank to blank
     foreign[0] = -1 - blanks[0]
     np.subtract(blanks[:-1], blanks[1:], out=foreign[1:])
     foreign += _DIGITS + 1
@@ -89,7 +92,9 @@ def _read_words(text: str) -> npt.NDArray[np.int64] | None:
 
 
 def _value(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The numbers of words of eight digits: neighbours are joined to pairs, pairs to fours, fours to the eight; overwrites them."""
+    """The numbers of words of eight digits: neighbours are joined to pairs, pairs to fours, fours to the eight;
+    overwrites them.
+    """
     words &= np.uint64(0x0F0F0F0F0F0F0F0F)
     right = words >> np.uint64(8)
     words *= np.uint64(10)
@@ -105,7 +110,9 @@ def _value(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _write_some(starts: npt.NDArray[np.signedinteger], lengths: npt.NDArray[np.signedinteger]) -> str:
-    """Sixteen bytes a run, without leading zeros: start, blank, length, blank; what they leave free is NUL and dropped."""
+    """Sixteen bytes a run, without leading zeros: start, blank, length, blank; what they leave free is NUL and
+    dropped.
+    """
     words = np.empty((starts.size, 2), "<u8")
     words[:, 0] = _as_digits(starts)
     words[:, 1] = (_as_digits(lengths) >> np.uint64(8)) | _SPACES
@@ -126,7 +133,9 @@ def _as_digits(numbers: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.uint64]
 
 @functools.cache
 def _tables() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """The words of the numbers below 10,000: in the first half without leading zeros, in the second without, and with."""
+    """The words of the numbers below 10,000: in the first half without leading zeros, in the second without, and
+    with.
+    """
     short = "".join(str(number).rjust(4, "\0") for number in range(10_000)).encode()
     padded = "".join(f"{number:04d}" for number in range(10_000)).encode()
     low, full = (np.frombuffer(text, "<u4").astype(np.uint64) for text in (short, padded))

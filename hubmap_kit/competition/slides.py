@@ -25,7 +25,9 @@ import tifffile
 from hubmap_kit.competition import tiff_segments
 from hubmap_kit.errors import SlideError
 
-MAX_PIXELS = 500_000_000  # 1.5 GB of RGB; the largest competition slide has 20 million pixels, so more means a damaged header
+MAX_PIXELS = (
+    500_000_000  # 1.5 GB of RGB; the largest competition slide has 20 million pixels, so more means a damaged header
+)
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -39,15 +41,16 @@ PHOTOMETRICS = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR"}
 def read(path: str | Path) -> np.ndarray:
     """Read a slide as `(H, W, 3)` uint8 RGB, C-contiguous; height and width come from the file, never from a table.
 
-    Layouts: stripped, tiled, planar, grey, grey + alpha, RGBA (alpha is dropped), palette, 1-bit, MinIsWhite, `(3, H, W)` as
-    planes or as three grey pages, any number of length-1 axes. A pyramid gives its largest level. EXIF orientation is ignored,
-    because masks are in stored pixels.
+    Layouts: stripped, tiled, planar, grey, grey + alpha, RGBA (alpha is dropped), palette, 1-bit, MinIsWhite, `(3, H,
+    W)` as planes or as three grey pages, any number of length-1 axes. A pyramid gives its largest level. EXIF
+    orientation is ignored, because masks are in stored pixels.
 
-    Depth: 16-bit files are taken as 8-, 12- or 16-bit by their largest value (up to 255, 4095, 65535) and shifted to 8 bits:
-    scanners store 12-bit values in 16-bit samples without saying so, and the bright background of a slide reaches full scale.
-    Float files must lie in 0..1 and are scaled by 255; 1-bit files become 0 and 255.
+    Depth: 16-bit files are taken as 8-, 12- or 16-bit by their largest value (up to 255, 4095, 65535) and shifted to 8
+    bits: scanners store 12-bit values in 16-bit samples without saying so, and the bright background of a slide reaches
+    full scale. Float files must lie in 0..1 and are scaled by 255; 1-bit files become 0 and 255.
 
-    Raises `SlideError` when the file is missing, truncated, damaged, not an image, or of a layout or type not listed here.
+    Raises `SlideError` when the file is missing, truncated, damaged, not an image, or of a layout or type not listed
+    here.
     """
     path = Path(path)
     kind = _kind(path)
@@ -61,7 +64,9 @@ def read(path: str | Path) -> np.ndarray:
 
 
 def size(path: str | Path) -> tuple[int, int]:
-    """Height and width in pixels of `read(path)`, from the header alone; raises `SlideError` as `read` does for the header."""
+    """Height and width in pixels of `read(path)`, from the header alone; raises `SlideError` as `read` does for the
+    header.
+    """
     path = Path(path)
     kind = _kind(path)
     if kind != "tiff":
@@ -71,10 +76,12 @@ def size(path: str | Path) -> tuple[int, int]:
 
 
 def stated_um_per_px(path: str | Path) -> float | None:
-    """The width of a pixel in um that a TIFF states in its header; None where it states none, or none that a slide can have.
+    """The width of a pixel in um that a TIFF states in its header; None where it states none, or none that a slide can
+    have.
 
-    OME's PhysicalSizeX goes before XResolution with ResolutionUnit. What writers put there by themselves (1:1, 72 to 1200 dpi) is no
-    pixel size of a slide and lies beyond `MICROSCOPIC_UM`. Only the first directory of the file is read, and nothing is raised.
+    OME's PhysicalSizeX goes before XResolution with ResolutionUnit. What writers put there by themselves (1:1, 72 to
+    1200 dpi) is no pixel size of a slide and lies beyond `MICROSCOPIC_UM`. Only the first directory of the file is
+    read, and nothing is raised.
     """
     try:
         if _kind(Path(path)) != "tiff":
@@ -108,7 +115,9 @@ def _kind(path: Path) -> str:
     if not path.exists():
         raise SlideError(f"{path}: no such file; check the id and the folder of the slides.")
     if not path.is_file():
-        raise SlideError(f"{path}: this is a folder, expected one slide file; give the path of a TIFF, PNG or JPEG file.")
+        raise SlideError(
+            f"{path}: this is a folder, expected one slide file; give the path of a TIFF, PNG or JPEG file."
+        )
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -123,7 +132,9 @@ def _kind(path: Path) -> str:
     if head[:3] == JPEG_MAGIC:
         return "jpeg"
     found = head.hex(" ")
-    raise SlideError(f"{path}: starts with the bytes {found}, expected a TIFF, PNG or JPEG file; convert it or fetch it again.")
+    raise SlideError(
+        f"{path}: starts with the bytes {found}, expected a TIFF, PNG or JPEG file; convert it or fetch it again."
+    )
 
 
 @contextmanager
@@ -153,7 +164,8 @@ def _damaged(path: Path, found: object) -> SlideError:
 def _checked_size(path: Path, height: int, width: int) -> tuple[int, int]:
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise SlideError(
-            f"{path}: declares {height} x {width} pixels, expected 1 to {MAX_PIXELS} in all; the header is wrong, fetch it again."
+            f"{path}: declares {height} x {width} pixels, expected 1 to {MAX_PIXELS} in all; the header is wrong, fetch"
+            " it again."
         )
     return height, width
 
@@ -196,28 +208,40 @@ def _check_layout(path: Path, series: Any) -> None:
     others = [(axis, length) for axis, length in zip(axes, shape, strict=True) if axis not in "YX" and length > 1]
     samples = others[0] if others else ("S", 1)
     if not {"Y", "X"} <= set(axes) or len(others) > 1 or samples[1] > 4:
-        raise SlideError(f"{found}, expected one picture with 1 to 4 samples per pixel; export that picture alone as RGB.")
+        raise SlideError(
+            f"{found}, expected one picture with 1 to 4 samples per pixel; export that picture alone as RGB."
+        )
     if samples[0] != "S" and samples[1] not in (1, 3):
         raise SlideError(f"{found}, expected one page, or three as red, green and blue; export one picture as RGB.")
-    if page.photometric.name not in PHOTOMETRICS or (page.photometric.name == "YCBCR" and page.compression != tiff_segments.JPEG):
+    if page.photometric.name not in PHOTOMETRICS or (
+        page.photometric.name == "YCBCR" and page.compression != tiff_segments.JPEG
+    ):
         raise SlideError(f"{found}, expected grey, RGB or palette colours; convert it to RGB.")
     if page.dtype is None or page.dtype not in ("bool", "uint8", "uint16", "float16", "float32", "float64"):
-        raise SlideError(f"{found}, expected samples of type bool, uint8, uint16 or float in 0..1; convert it to uint8.")
+        raise SlideError(
+            f"{found}, expected samples of type bool, uint8, uint16 or float in 0..1; convert it to uint8."
+        )
     if page.photometric.name == "PALETTE" and (page.dtype != "uint8" or page.colormap is None or samples[1] != 1):
         raise SlideError(f"{found}, expected a palette with 8-bit indices and a colour map; convert it to RGB.")
     if page.dtype == "bool" and page.predictor != 1:
-        raise SlideError(f"{found} with a predictor, which TIFF defines only for whole bytes; save it without a predictor.")
+        raise SlideError(
+            f"{found} with a predictor, which TIFF defines only for whole bytes; save it without a predictor."
+        )
     _checked_size(path, shape[axes.index("Y")], shape[axes.index("X")])
 
 
 def _check_segments(path: Path, series: Any) -> None:
-    """Compare every declared strip or tile with the size of the file: the decoders return partial pictures without a word."""
+    """Compare every declared strip or tile with the size of the file: the decoders return partial pictures without a
+    word.
+    """
     on_disk = path.stat().st_size
     key = series.keyframe
     if key.samplesperpixel > 1 and 258 not in key.tags:
         raise _damaged(path, "its bits per sample are unreadable")
     if series.dataoffset is not None and series.dataoffset + series.nbytes > on_disk:
-        raise _damaged(path, f"its pixels end at byte {series.dataoffset + series.nbytes}, but the file has {on_disk} bytes")
+        raise _damaged(
+            path, f"its pixels end at byte {series.dataoffset + series.nbytes}, but the file has {on_disk} bytes"
+        )
     pages = [page for page in series.pages if page is not None]
     if series.dataoffset is None and len(pages) * prod(key.shape) != prod(series.shape):
         raise _damaged(path, "some of its pages are missing")
@@ -251,7 +275,9 @@ def _tiff_pixels(path: Path, series: Any) -> np.ndarray:
 
 def _finish(array: np.ndarray, page: Any, path: Path) -> np.ndarray:
     if page.photometric.name == "PALETTE":
-        colours = page.colormap if page.colormap.max() < 256 else page.colormap >> 8  # some writers fill only the low byte
+        colours = (
+            page.colormap if page.colormap.max() < 256 else page.colormap >> 8
+        )  # some writers fill only the low byte
         return colours.T.astype(np.uint8)[array[..., 0]]
     inverted = page.photometric.name == "MINISWHITE"
     array = _to_uint8(array, path, page.bitspersample, full_scale=inverted)
@@ -262,7 +288,9 @@ def _finish(array: np.ndarray, page: Any, path: Path) -> np.ndarray:
 
 
 def _to_uint8(array: np.ndarray, path: Path, bits: int = 16, full_scale: bool = False) -> np.ndarray:
-    """Samples of any accepted type as uint8; `full_scale` takes 16-bit samples as 16-bit whatever their largest value."""
+    """Samples of any accepted type as uint8; `full_scale` takes 16-bit samples as 16-bit whatever their largest
+    value.
+    """
     if array.dtype == np.uint8:
         return array if bits >= 8 else (array.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
     if array.dtype == bool:
@@ -272,12 +300,15 @@ def _to_uint8(array: np.ndarray, path: Path, bits: int = 16, full_scale: bool = 
             bits = 16 if full_scale else next(depth for depth in (8, 12, 16) if array.max() < 2**depth)
         return (array >> (bits - 8)).astype(np.uint8)
     if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-        raise SlideError(f"{path}: holds {array.dtype} values outside 0..1, expected 0..1 or integers; rescale it to uint8.")
+        raise SlideError(
+            f"{path}: holds {array.dtype} values outside 0..1, expected 0..1 or integers; rescale it to uint8."
+        )
     return np.rint(array * np.float32(255)).astype(np.uint8)
 
 
 def _to_rgb(array: np.ndarray) -> np.ndarray:
-    # Alpha is dropped, not applied: scanners write it as a constant or as a tissue flag, and the pixels under it are real.
+    # Alpha is dropped, not applied: scanners write it as a constant or as a tissue flag, and the pixels under it are
+    # real.
     return array[..., :3] if array.shape[2] >= 3 else np.repeat(array[..., :1], 3, axis=2)
 
 
@@ -310,7 +341,9 @@ def _flat_size(path: Path, data: bytes, kind: str) -> tuple[int, int]:
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
-    """Walk the chunks and their checksums (W3C PNG, section 5): OpenCV returns a partial picture when the end is missing."""
+    """Walk the chunks and their checksums (W3C PNG, section 5): OpenCV returns a partial picture when the end is
+    missing.
+    """
     start, name = 8, b""
     while name != b"IEND":
         (length,) = struct.unpack_from(">I", data, start)

@@ -21,13 +21,13 @@ _NEEDS_QUOTES = re.compile(r"[,\"\r\n]")
 class SubmissionWriter:
     """Writes `id,rle` rows in the order of `ids`, each exactly once, into `<name>.partial` beside `path`.
 
-    Use it as a context manager. Every row is flushed at once. When the block ends well and every id came, the partial file is
-    renamed to `path` in one step; otherwise it stays (its place is in the error or in the log) and `path` is left as it was.
-    A new writer of the same path starts the partial file afresh. `check`, if given, is called with the complete partial file
-    before it is renamed, and may raise.
+    Use it as a context manager. Every row is flushed at once. When the block ends well and every id came, the partial
+    file is renamed to `path` in one step; otherwise it stays (its place is in the error or in the log) and `path` is
+    left as it was. A new writer of the same path starts the partial file afresh. `check`, if given, is called with the
+    complete partial file before it is renamed, and may raise.
 
-    Raises SubmissionError for repeated ids, a row that is unknown, late or repeated, text that is no run-length string, and ids
-    that never came.
+    Raises SubmissionError for repeated ids, a row that is unknown, late or repeated, text that is no run-length string,
+    and ids that never came.
     """
 
     def __init__(self, path: str | Path, ids: Sequence[str], check: Callable[[Path], object] | None = None) -> None:
@@ -38,11 +38,16 @@ class SubmissionWriter:
         self._file: TextIO | None = None
         if len(set(self._ids)) != len(self._ids):
             twice = next(id for id in self._ids if self._ids.count(id) > 1)
-            raise SubmissionError(f"{self.path} would hold the id {twice} twice, but every slide has one row; drop the repeats")
+            raise SubmissionError(
+                f"{self.path} would hold the id {twice} twice, but every slide has one row; drop the repeats"
+            )
 
     def __enter__(self) -> SubmissionWriter:
         if self.path.is_dir():
-            raise SubmissionError(f"{self.path} is a folder, but the submission is a file; give a name such as {self.path / 'submission.csv'}")
+            raise SubmissionError(
+                f"{self.path} is a folder, but the submission is a file; give a name such as"
+                f" {self.path / 'submission.csv'}"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.partial, "w", encoding="utf-8", newline="\n")
         self._done = 0
@@ -55,17 +60,19 @@ class SubmissionWriter:
         The scorer wants starts above 0, so pixel (0, 0) is left out of the mask here.
         """
         if self._file is None:
-            raise SubmissionError(f"{self.path} is not open, but a row for {id} came; add rows inside the writer's `with` block")
+            raise SubmissionError(
+                f"{self.path} is not open, but a row for {id} came; add rows inside the writer's `with` block"
+            )
         expected = self._ids[self._done] if self._done < len(self._ids) else None
         if id != expected:
             raise SubmissionError(
-                f"{self.path} got a row for {id}, but {'no more rows were' if expected is None else f'{expected} was'} expected; "
-                "add every id of the test table once and in its order"
+                f"{self.path} got a row for {id}, but {'no more rows were' if expected is None else f'{expected} was'}"
+                " expected; add every id of the test table once and in its order"
             )
         if not isinstance(rle, str) or not _CELL.fullmatch(rle):
             raise SubmissionError(
-                f"{self.path} got {str(rle)[:40]!r} as the mask of {id}, but a run-length string of digits and blanks was "
-                "expected; encode the mask, and give an empty string for an empty one"
+                f"{self.path} got {str(rle)[:40]!r} as the mask of {id}, but a run-length string of digits and blanks"
+                " was expected; encode the mask, and give an empty string for an empty one"
             )
         self._write(f"{_quoted(id)},{_without_first_pixel(rle)}\n")
         self._done += 1
@@ -84,8 +91,8 @@ class SubmissionWriter:
         missing = self._ids[self._done :]
         if missing:
             raise SubmissionError(
-                f"{self.path} lacks {len(missing)} of {len(self._ids)} rows, the first is {missing[0]}; the rows so far are kept "
-                f"in {self.partial}, add an empty mask for slides that fail"
+                f"{self.path} lacks {len(missing)} of {len(self._ids)} rows, the first is {missing[0]}; the rows so far"
+                f" are kept in {self.partial}, add an empty mask for slides that fail"
             )
         if self._check is not None:
             self._check(self.partial)

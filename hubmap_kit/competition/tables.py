@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 TEST_COLUMNS = ("id", "organ", "data_source", "img_height", "img_width", "pixel_size", "tissue_thickness")
 TRAIN_COLUMNS = (*TEST_COLUMNS, "rle")
-FILE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")  # an id becomes a file name, so it may not walk through folders
+FILE_ID = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}"
+)  # an id becomes a file name, so it may not walk through folders
 _WHOLE = re.compile(r"[0-9]{1,9}(\.0+)?")  # pandas writes 3000.0 once a column held an empty cell
 _MISSING = frozenset({"", "nan", "na", "n/a", "none", "null"})
 
@@ -28,11 +30,12 @@ _MISSING = frozenset({"", "nan", "na", "n/a", "none", "null"})
 class Slide:
     """One row of train.csv or test.csv.
 
-    `source` is "HPA" or "Hubmap"; `height` and `width` are pixels as the table states them (the file itself may differ by a few);
-    `um_per_px` is the pixel size and `thickness_um` the section thickness, in um; `rle` is the run-length string of the truth,
-    column-major and 0-based ("" for an empty mask), or None for a test slide. `weight` is how often a training slide is drawn,
-    as a share of the others' (the kit's own column `weight`, 1 where there is none). `parent` is the id of the slide that a training
-    slide descends from, such as the original of a restained copy (column `parent`); "" for an original.
+    `source` is "HPA" or "Hubmap"; `height` and `width` are pixels as the table states them (the file itself may differ
+    by a few); `um_per_px` is the pixel size and `thickness_um` the section thickness, in um; `rle` is the run-length
+    string of the truth, column-major and 0-based ("" for an empty mask), or None for a test slide. `weight` is how
+    often a training slide is drawn, as a share of the others' (the kit's own column `weight`, 1 where there is none).
+    `parent` is the id of the slide that a training slide descends from, such as the original of a restained copy
+    (column `parent`); "" for an original.
     """
 
     id: str
@@ -51,19 +54,23 @@ class Slide:
 def read_train(csv: str | Path, images_dir: str | Path | None = None, check_files: bool = True) -> list[Slide]:
     """The slides of a train.csv (or train.csv.gz), in its order; of extra columns only `weight` and `parent` are read.
 
-    Slides are `<id>.tiff` (or `.tif`) in `images_dir`, by default `train_images/` beside the table. An empty pixel size or
-    thickness is filled from the organ's facts, with one logged warning. Raises TableError for a bad table, RleError for a
-    bad mask, SlideError for missing slide files unless `check_files` is False.
+    Slides are `<id>.tiff` (or `.tif`) in `images_dir`, by default `train_images/` beside the table. An empty pixel size
+    or thickness is filled from the organ's facts, with one logged warning. Raises TableError for a bad table, RleError
+    for a bad mask, SlideError for missing slide files unless `check_files` is False.
     """
     return _read(Path(csv), images_dir, "train_images", TRAIN_COLUMNS, check_files)
 
 
 def read_test(csv: str | Path, images_dir: str | Path | None = None, check_files: bool = True) -> list[Slide]:
-    """The slides of a test.csv, with `rle` None; otherwise as `read_train`, with `test_images/` as the default folder."""
+    """The slides of a test.csv, with `rle` None; otherwise as `read_train`, with `test_images/` as the default
+    folder.
+    """
     return _read(Path(csv), images_dir, "test_images", TEST_COLUMNS, check_files)
 
 
-def _read(csv: Path, images_dir: str | Path | None, default_dir: str, columns: Sequence[str], check_files: bool) -> list[Slide]:
+def _read(
+    csv: Path, images_dir: str | Path | None, default_dir: str, columns: Sequence[str], check_files: bool
+) -> list[Slide]:
     rows = read_rows(csv, columns)
     if not rows:
         raise TableError(f"{csv} has a header but no rows, at least one slide was expected; download the file again")
@@ -75,13 +82,18 @@ def _read(csv: Path, images_dir: str | Path | None, default_dir: str, columns: S
         slide = _Row(csv, line, row).slide(folder, "rle" in columns, filled)
         if slide.id in lines:
             first = lines[slide.id]
-            raise TableError(f"{csv}, line {line} repeats the id {slide.id} of line {first}, but ids are unique; drop one")
+            raise TableError(
+                f"{csv}, line {line} repeats the id {slide.id} of line {first}, but ids are unique; drop one"
+            )
         lines[slide.id] = line
         slides.append(slide)
     if filled:
         logger.warning(
             "%s: %d values of pixel_size or tissue_thickness are empty and were filled from the organ's facts: %s%s",
-            csv, len(filled), ", ".join(filled[:5]), ", ..." if len(filled) > 5 else "",
+            csv,
+            len(filled),
+            ", ".join(filled[:5]),
+            ", ..." if len(filled) > 5 else "",
         )
     if check_files:
         _check_files(csv, folder, slides)
@@ -107,7 +119,11 @@ class _Row:
         height, width = self._pixels("img_height"), self._pixels("img_width")
         facts = FACTS[organ]
         return Slide(
-            id=slide_id, organ=organ, source=source, height=height, width=width,
+            id=slide_id,
+            organ=organ,
+            source=source,
+            height=height,
+            width=width,
             um_per_px=self._positive("pixel_size", facts.um_per_px[source], filled),
             thickness_um=self._positive("tissue_thickness", facts.thickness_um[source], filled),
             path=_slide_path(folder, slide_id),
@@ -127,7 +143,10 @@ class _Row:
         except ValueError:
             value = math.nan
         if not 0 <= value <= 1:
-            raise TableError(f"{self.place} has weight {text!r}, but a number from 0 to 1 was expected; mend the cell or leave it empty")
+            raise TableError(
+                f"{self.place} has weight {text!r}, but a number from 0 to 1 was expected; mend the cell or leave it"
+                " empty"
+            )
         return value
 
     def _id(self) -> str:
@@ -135,8 +154,8 @@ class _Row:
         if not FILE_ID.fullmatch(text):
             shown = text if len(text) <= 60 else text[:57] + "..."
             raise TableError(
-                f"{self.csv}, line {self.line} has the id {shown!r}, but an id names the slide's file and so holds only letters, "
-                "digits, '_', '-' and '.', 200 at most; mend the cell"
+                f"{self.csv}, line {self.line} has the id {shown!r}, but an id names the slide's file and so holds only"
+                " letters, digits, '_', '-' and '.', 200 at most; mend the cell"
             )
         return text
 
@@ -152,7 +171,9 @@ class _Row:
     def _pixels(self, column: str) -> int:
         text = self.cells[column]
         if not _WHOLE.fullmatch(text) or float(text) < 1:
-            raise TableError(f"{self.place} has {column} {text!r}, but whole pixels above 0 were expected; mend the cell")
+            raise TableError(
+                f"{self.place} has {column} {text!r}, but whole pixels above 0 were expected; mend the cell"
+            )
         return int(float(text))
 
     def _positive(self, column: str, fallback: float, filled: list[str]) -> float:
@@ -166,7 +187,8 @@ class _Row:
             value = math.nan
         if not (math.isfinite(value) and value > 0):
             raise TableError(
-                f"{self.place} has {column} {text!r}, but a number of um above 0 was expected; mend the cell or leave it empty"
+                f"{self.place} has {column} {text!r}, but a number of um above 0 was expected; mend the cell or leave"
+                " it empty"
             )
         return value
 

@@ -1,8 +1,8 @@
 """TIFF below the level of tifffile: check the chain of pages, and decode strips and tiles without `imagecodecs`.
 
-Each LZW or JPEG segment (strip or tile) is wrapped as a TIFF of its own and given to OpenCV, so that OpenCV does nothing but
-decompress; where the segment goes, byte order, predictor and planes stay ours. Tag numbers: TIFF 6.0 specification (Adobe,
-1992), section 8.
+Each LZW or JPEG segment (strip or tile) is wrapped as a TIFF of its own and given to OpenCV, so that OpenCV does
+nothing but decompress; where the segment goes, byte order, predictor and planes stay ours. Tag numbers: TIFF 6.0
+specification (Adobe, 1992), section 8.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class NeedsImagecodecs(Exception):
 def needed(page: Any) -> bool:
     """Whether tifffile lacks the codec or the predictor of this page."""
     codecs, predictors = tifffile.TIFF.DECOMPRESSORS, tifffile.TIFF.UNPREDICTORS
-    packed = page.bitspersample not in (1, 8, 16, 32, 64) and LZW not in codecs  # without LZW there is no imagecodecs at all
+    packed = (
+        page.bitspersample not in (1, 8, 16, 32, 64) and LZW not in codecs
+    )  # without LZW there is no imagecodecs at all
     return page.compression not in codecs or page.predictor not in predictors or packed
 
 
@@ -48,12 +50,16 @@ def check_chain(tif: Any) -> None:
             raise ValueError(f"page {len(seen)} starts at byte {offset}, but the file has {handle.size} bytes")
         end = handle.tell() + struct.unpack(form.tagnoformat, count)[0] * form.tagsize
         if end + form.offsetsize > handle.size:
-            raise ValueError(f"the directory of page {len(seen)} ends at byte {end}, but the file has {handle.size} bytes")
+            raise ValueError(
+                f"the directory of page {len(seen)} ends at byte {end}, but the file has {handle.size} bytes"
+            )
         handle.seek(end)
 
 
 def decode_series(series: Any) -> np.ndarray:
-    """All samples of a series, in the shape of `series.asarray()`; raises NeedsImagecodecs or ValueError (damaged bytes)."""
+    """All samples of a series, in the shape of `series.asarray()`; raises NeedsImagecodecs or ValueError (damaged
+    bytes).
+    """
     key = series.keyframe
     _check_supported(key)
     handle = key.parent.filehandle
@@ -65,7 +71,12 @@ def _check_supported(page: Any) -> None:
     name = getattr(page.compression, "name", page.compression)
     samples = f"{page.bitspersample}-bit samples with compression {name} and predictor {int(page.predictor)}"
     missing = f"holds {samples}, which need imagecodecs"
-    if page.compression not in (LZW, JPEG) or page.fillorder != 1 or page.predictor not in (1, 2) or page.imagedepth != 1:
+    if (
+        page.compression not in (LZW, JPEG)
+        or page.fillorder != 1
+        or page.predictor not in (1, 2)
+        or page.imagedepth != 1
+    ):
         raise NeedsImagecodecs(missing)
     if page.bitspersample not in (1, 8, 16, 32, 64) or (page.predictor == 2 and page.bitspersample == 1):
         raise NeedsImagecodecs(missing)
@@ -109,8 +120,8 @@ def _lzw(data: bytes, shape: tuple[int, int, int], page: Any) -> np.ndarray:
 def _lzw_bytes(data: bytes, rows: int, row_bytes: int) -> np.ndarray:
     """The unpacked bytes, flat.
 
-    They are asked for as 16-bit samples, because OpenCV reports damage in those and hides it in 8-bit ones; what does not fit
-    (the last of an odd number of odd rows) is read once more as bytes.
+    They are asked for as 16-bit samples, because OpenCV reports damage in those and hides it in 8-bit ones; what does
+    not fit (the last of an odd number of odd rows) is read once more as bytes.
     """
     if row_bytes % 2 == 0:
         height, width = rows, row_bytes // 2
@@ -118,7 +129,9 @@ def _lzw_bytes(data: bytes, rows: int, row_bytes: int) -> np.ndarray:
         height, width = (rows // 2, row_bytes) if rows > 1 else (1, row_bytes // 2)
     parts, done = [], 2 * height * width
     if done:
-        parts.append(_opencv(_wrap(data, height, width, LZW, GREY, 1, bits=16)).astype("<u2").reshape(-1).view(np.uint8))
+        parts.append(
+            _opencv(_wrap(data, height, width, LZW, GREY, 1, bits=16)).astype("<u2").reshape(-1).view(np.uint8)
+        )
     if done < rows * row_bytes:
         parts.append(_opencv(_wrap(data, rows, row_bytes, LZW, GREY, 1)).reshape(-1)[done:])
     return np.concatenate(parts)
@@ -166,7 +179,9 @@ def _wrap(
         entries.append((347, 7, len(tables), 8 + len(extra)))
     if photometric == YCBCR:
         entries.append((530, 3, 2, subsampling[0] | subsampling[1] << 16))
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + b"\0\0\0\0"
+    directory = (
+        struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + b"\0\0\0\0"
+    )
     padding = b"\0" * (start + len(data) & 1)  # directories start on an even byte
     header = struct.pack("<2sHI", b"II", 42, start + len(data) + len(padding))
     return header + body + data + padding + directory

@@ -1,7 +1,9 @@
-"""Several runs as one: the weight of each run for each organ, with the thresholds that were fitted for the weighted mean.
+"""Several runs as one: the weight of each run for each organ, with the thresholds that were fitted for the weighted
+mean.
 
-`hubmap blend` writes blend.json. It names runs by their folders, relative to its own, and by the hash of their weights, so that
-it finds them again where the folders are called something else, as in a kernel, and never weighs others than it was fitted on.
+`hubmap blend` writes blend.json. It names runs by their folders, relative to its own, and by the hash of their weights,
+so that it finds them again where the folders are called something else, as in a kernel, and never weighs others than it
+was fitted on.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class BlendRun:
-    """A run of a blend: a name, its folder (relative to that of blend.json, or its name alone in a published blend), its `weights_id`."""
+    """A run of a blend: a name, its folder (relative to that of blend.json, or its name alone in a published blend),
+    its `weights_id`.
+    """
 
     name: str
     path: str
@@ -37,8 +41,9 @@ class BlendRun:
 
 @dataclass(frozen=True)
 class Blend:
-    """What inference needs of a blend.json: `weights` by organ, one for each run, summing to 1; `thresholds` by organ; whether empty
-    masks are rescued, because every training slide had a unit."""
+    """What inference needs of a blend.json: `weights` by organ, one for each run, summing to 1; `thresholds` by organ;
+    whether empty masks are rescued, because every training slide had a unit.
+    """
 
     runs: tuple[BlendRun, ...]
     weights: dict[str, tuple[float, ...]]
@@ -49,8 +54,8 @@ class Blend:
 class Blended(Sequence[Ensemble]):
     """The ensembles of a blend on one device, in the order of its runs; a team that knows its weights and thresholds.
 
-    `inference` judges the mean plane. It holds what the command line says and nothing of the runs' own configs: their thresholds and
-    post-processing were fitted for their own planes.
+    `inference` judges the mean plane. It holds what the command line says and nothing of the runs' own configs: their
+    thresholds and post-processing were fitted for their own planes.
     """
 
     def __init__(self, ensembles: Sequence[Ensemble], blend: Blend, overrides: Sequence[str] = ()) -> None:
@@ -104,33 +109,46 @@ def published(path: str | Path, names: Sequence[str]) -> dict[str, Any]:
 def runs_at(path: str | Path) -> list[Path]:
     """The folders of a blend's runs, in its order, where blend.json says they are.
 
-    Raises CheckpointError for a run that is not there, or whose weights are no longer those that the blend was fitted on.
+    Raises CheckpointError for a run that is not there, or whose weights are no longer those that the blend was fitted
+    on.
     """
     file = _file(path)
     blend = read_blend(file)
     folders = [Path(os.path.normpath(file.parent / run.path)) for run in blend.runs]
     for folder, run in zip(folders, blend.runs, strict=True):
         if not (folder / "config.yaml").is_file() or not fold_folders(folder):
-            raise CheckpointError(f"{file} needs the run {run.name} in {folder}, where there is none; bring it back, or run 'hubmap blend' again")
+            raise CheckpointError(
+                f"{file} needs the run {run.name} in {folder}, where there is none; bring it back, or run 'hubmap"
+                " blend' again"
+            )
         if (found := weights_id(folder)) != run.weights_id:
             raise CheckpointError(
-                f"{folder} holds other weights ({found}) than {file} was fitted on ({run.weights_id}); fit it again with 'hubmap blend'"
+                f"{folder} holds other weights ({found}) than {file} was fitted on ({run.weights_id}); fit it again"
+                " with 'hubmap blend'"
             )
     return folders
 
 
 def runs_among(path: str | Path, runs: Iterable[Path]) -> list[Path]:
-    """The runs of a blend, in its order, among `runs`, wherever they lie. Raises CheckpointError when one is missing."""
+    """The runs of a blend, in its order, among `runs`, wherever they lie.
+
+    Raises CheckpointError when one is missing.
+    """
     found = {weights_id(run): run for run in runs}
     blend = read_blend(path)
     missing = [run.name for run in blend.runs if run.weights_id not in found]
     if missing:
-        raise CheckpointError(f"{_file(path)} needs the weights of {', '.join(missing)}, which are not there; publish all runs of the blend together")
+        raise CheckpointError(
+            f"{_file(path)} needs the weights of {', '.join(missing)}, which are not there; publish all runs of the"
+            " blend together"
+        )
     return [found[run.weights_id] for run in blend.runs]
 
 
 def _judge(blend: Blend, overrides: Sequence[str]) -> InferenceConfig:
-    config = experiment.load("baseline", [override for override in overrides if override.startswith("inference.")]).inference
+    config = experiment.load(
+        "baseline", [override for override in overrides if override.startswith("inference.")]
+    ).inference
     if not blend.rescue or any(override.startswith("inference.postprocess") for override in overrides):
         return config
     return config.model_copy(update={"postprocess": config.postprocess.model_copy(update={"rescue": True})})
@@ -147,7 +165,9 @@ def _values(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing; give the folder that 'hubmap blend --out' wrote") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged ({type(error).__name__}); fit it again with 'hubmap blend'") from error
+        raise CheckpointError(
+            f"{file} is damaged ({type(error).__name__}); fit it again with 'hubmap blend'"
+        ) from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{file} is no blend of format {FORMAT}; fit it again with 'hubmap blend'")
     return values
@@ -156,14 +176,28 @@ def _values(path: str | Path) -> dict[str, Any]:
 def _parsed(values: dict[str, Any], file: Path) -> Blend:
     try:
         runs = tuple(BlendRun(*(str(run[key]) for key in ("name", "path", "weights_id"))) for run in values["runs"])
-        organs = {str(organ): (tuple(map(float, each["weights"])), float(each["threshold"])) for organ, each in values["organs"].items()}
+        organs = {
+            str(organ): (tuple(map(float, each["weights"])), float(each["threshold"]))
+            for organ, each in values["organs"].items()
+        }
         for organ, (weights, threshold) in organs.items():
             if organ not in ORGANS:
                 raise ValueError(f"'{organ}' is no organ")
-            if len(weights) != len(runs) or not all(0 <= weight <= 1 for weight in weights) or not math.isclose(sum(weights), 1, abs_tol=1e-3):
+            if (
+                len(weights) != len(runs)
+                or not all(0 <= weight <= 1 for weight in weights)
+                or not math.isclose(sum(weights), 1, abs_tol=1e-3)
+            ):
                 raise ValueError(f"the weights of {organ} are no shares of {len(runs)} runs")
             if not 0 < threshold < 1:
                 raise ValueError(f"the threshold of {organ} is no probability")
-        return Blend(runs, {key: each[0] for key, each in organs.items()}, {key: each[1] for key, each in organs.items()}, bool(values["rescue"]))
+        return Blend(
+            runs,
+            {key: each[0] for key, each in organs.items()},
+            {key: each[1] for key, each in organs.items()},
+            bool(values["rescue"]),
+        )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{file} is not what 'hubmap blend' writes ({type(error).__name__}: {error}); fit it again") from error
+        raise CheckpointError(
+            f"{file} is not what 'hubmap blend' writes ({type(error).__name__}: {error}); fit it again"
+        ) from error

@@ -15,17 +15,24 @@ import numpy as np
 from hubmap_kit.competition import rle
 from hubmap_kit.tiles.background import tissue_map
 
-# Half of the smallest and twice the largest share of a slide that the masks of the competition's 351 training slides cover.
-COVERAGE: Mapping[str, tuple[float, float]] = MappingProxyType({
-    "kidney": (0.0016, 0.16), "prostate": (0.005, 0.86), "largeintestine": (0.01, 0.70), "spleen": (0.004, 0.69), "lung": (0.0004, 0.18),
-})  # fmt: skip
+# Half of the smallest and twice the largest share of a slide that the masks of the competition's 351 training slides
+# cover.
+COVERAGE: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "kidney": (0.0016, 0.16),
+        "prostate": (0.005, 0.86),
+        "largeintestine": (0.01, 0.70),
+        "spleen": (0.004, 0.69),
+        "lung": (0.0004, 0.18),
+    }
+)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`confidence` 0..0.5: mean distance of the probability from 0.5 within the tissue, NaN without tissue; `inside` 0..1: mean
-    probability within the mask, NaN of an empty one; `agreement` 0..1: mean Dice of every two folds' masks, NaN of a single fold;
-    `coverage` 0..1: share of the slide that the mask covers.
+    """`confidence` 0..0.5: mean distance of the probability from 0.5 within the tissue, NaN without tissue; `inside`
+    0..1: mean probability within the mask, NaN of an empty one; `agreement` 0..1: mean Dice of every two folds' masks,
+    NaN of a single fold; `coverage` 0..1: share of the slide that the mask covers.
     """
 
     confidence: float
@@ -38,9 +45,9 @@ class Scores:
 class Rules:
     """What a slide must reach; `coverage` gives the least and the most for each organ.
 
-    `inside` is there because thresholds are fitted: a network that says 0.05 nearly everywhere is far from 0.5 nearly everywhere,
-    and with a threshold of 0.04 its noise is a mask. The defaults of `confidence`, `inside` and `agreement` are a careful start, not
-    fitted to anything: look at the contact sheets.
+    `inside` is there because thresholds are fitted: a network that says 0.05 nearly everywhere is far from 0.5 nearly
+    everywhere, and with a threshold of 0.04 its noise is a mask. The defaults of `confidence`, `inside` and `agreement`
+    are a careful start, not fitted to anything: look at the contact sheets.
     """
 
     confidence: float = 0.35
@@ -54,7 +61,10 @@ class Rules:
         return {"confidence": self.confidence, "inside": self.inside, "agreement": self.agreement, "coverage": bounds}
 
     def reasons(self, organ: str, scores: Scores) -> list[str]:
-        """Why a slide is refused, a few words a rule; nothing where it is kept. One fold alone is not asked for its agreement."""
+        """Why a slide is refused, a few words a rule; nothing where it is kept.
+
+        One fold alone is not asked for its agreement.
+        """
         least, most = self.coverage[organ]
         found = []
         if math.isnan(scores.confidence):

@@ -18,8 +18,8 @@ FIXED_GRID = np.concatenate([[0.0], np.logspace(-3, 2, 41)])
 class CostModel:
     """Learns seconds of a slide from the network passes it took (`effort.network_passes`).
 
-    `fixed` is what a slide costs beside its passes, counted in passes; it comes from neighbouring slides of different size, so
-    a machine that changes its speed does not disturb it. `rate` is seconds a pass, and follows the machine.
+    `fixed` is what a slide costs beside its passes, counted in passes; it comes from neighbouring slides of different
+    size, so a machine that changes its speed does not disturb it. `rate` is seconds a pass, and follows the machine.
     """
 
     _passes: list[float] = field(default_factory=list)
@@ -56,7 +56,8 @@ class CostModel:
 
 
 def _fixed(x: np.ndarray, y: np.ndarray) -> float:
-    """The fixed part under which the ratios between neighbouring slides come out best (least absolute error of logarithms).
+    """The fixed part under which the ratios between neighbouring slides come out best (least absolute error of
+    logarithms).
 
     Where all slides are alike nothing tells it, and it is 0.
     """

@@ -19,9 +19,10 @@ MAX_REDUCE = 4
 
 @dataclass(frozen=True)
 class Effort:
-    """How one slide is predicted: least `overlap` of windows, `views` by name, number of `folds`, how many times coarser than
-    the network's own scale (`reduce`, 1: not at all), and the methods by which it is predicted once more with other stains
-    (`normalise`; slides of HPA are not)."""
+    """How one slide is predicted: least `overlap` of windows, `views` by name, number of `folds`, how many times
+    coarser than the network's own scale (`reduce`, 1: not at all), and the methods by which it is predicted once more
+    with other stains (`normalise`; slides of HPA are not).
+    """
 
     overlap: float
     views: str
@@ -41,7 +42,9 @@ def full_effort(config: InferenceConfig, folds: int) -> Effort:
 
 
 def ladder(config: InferenceConfig, folds: int) -> list[Effort]:
-    """All efforts from the config's own down to the cheapest, each giving up one thing more, in the order of `inference.ladder`."""
+    """All efforts from the config's own down to the cheapest, each giving up one thing more, in the order of
+    `inference.ladder`.
+    """
     steps = [full_effort(config, folds)]
     for name in config.ladder:
         while (lower := _lower(steps[-1], name)) is not None:
@@ -63,7 +66,9 @@ def _lower(effort: Effort, name: str) -> Effort | None:
 
 
 def team_ladder(ladders: Sequence[Sequence[Effort]]) -> list[tuple[Effort, ...]]:
-    """The ladders of several runs that predict together as one: all step down at once, each no further than its own last step."""
+    """The ladders of several runs that predict together as one: all step down at once, each no further than its own
+    last step.
+    """
     return [tuple(each[min(step, len(each) - 1)] for each in ladders) for step in range(max(map(len, ladders)))]
 
 
@@ -75,14 +80,18 @@ def windows_along(length: int, size: int, overlap: float) -> int:
 def network_passes(slide: Slide, settings: Experiment, effort: Effort) -> float:
     """What a slide costs the device: window-sized passes of one network with one view.
 
-    Windows of glass and views with other stains count, though they may be skipped. The table's size is believed; a file that differs
-    is measured all the same.
+    Windows of glass and views with other stains count, though they may be skipped. The table's size is believed; a file
+    that differs is measured all the same.
     """
     config = settings.inference
-    height, width = reduced_shape(scaled_shape(slide.height, slide.width, slide.um_per_px, settings.scale, slide.organ), effort.reduce)
+    height, width = reduced_shape(
+        scaled_shape(slide.height, slide.width, slide.um_per_px, settings.scale, slide.organ), effort.reduce
+    )
     if max(height, width) <= config.whole_slide:
         windows = height * width / config.window**2
     else:
-        windows = windows_along(height, config.window, effort.overlap) * windows_along(width, config.window, effort.overlap)
+        windows = windows_along(height, config.window, effort.overlap) * windows_along(
+            width, config.window, effort.overlap
+        )
     stains = 1 + len(effort.normalise) if is_normalised(slide.source) else 1
     return windows * VIEW_COUNTS[effort.views] * effort.folds * stains

@@ -41,8 +41,10 @@ COUNTS_FILE = "oof_counts.parquet"  # written beside the weights when a fold is 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The folds of one run, on one device. `experiment` is the run's own, `thresholds` its fitted ones by organ, `references` the
-    colours of its training slides by organ, where inference.normalise wants them.
+    """The folds of one run, on one device.
+
+    `experiment` is the run's own, `thresholds` its fitted ones by organ, `references` the colours of its training
+    slides by organ, where inference.normalise wants them.
 
     What it learns on the way, for the slides that follow: how many windows fit into memory, how much time went into the
     networks, and, with a `tuner`, in which form the networks are fastest; one that scores a training has none.
@@ -67,33 +69,48 @@ class Ensemble:
 
     @property
     def seconds_in_network(self) -> float:
-        """Seconds of all slides so far in the networks' forward passes; on a GPU, in everything from the slide's bytes to its plane."""
+        """Seconds of all slides so far in the networks' forward passes; on a GPU, in everything from the slide's bytes
+        to its plane.
+        """
         return self.stopwatch.seconds
 
     def plane(self, image: np.ndarray, effort: Effort | None = None, organ: str = "", source: str = "") -> np.ndarray:
         """Probability plane (h, w) float32 of a slide (h, w, 3) uint8 that is already at the network's scale.
 
-        Networks that know organs apart read the channel of `organ`; where that is empty, any organ counts. A slide of another
-        `source` than HPA is predicted with other stains too, where the effort says so and its organ has a reference.
+        Networks that know organs apart read the channel of `organ`; where that is empty, any organ counts. A slide of
+        another `source` than HPA is predicted with other stains too, where the effort says so and its organ has a
+        reference.
         """
         effort = effort or self.full_effort
         shape = reduced_shape(image.shape[:2], effort.reduce)
         um_per_px = finest_um(self.experiment.scale, organ) * effort.reduce
         return resize_plane(self._predict(image, shape, um_per_px, effort, organ, source), image.shape[:2])
 
-    def probability(self, slide: np.ndarray, um_per_px: float, effort: Effort | None = None, organ: str = "", source: str = "") -> np.ndarray:
-        """Probability plane (H, W) float32 of an original slide (H, W, 3) uint8 whose pixels are `um_per_px` micrometres wide."""
+    def probability(
+        self, slide: np.ndarray, um_per_px: float, effort: Effort | None = None, organ: str = "", source: str = ""
+    ) -> np.ndarray:
+        """Probability plane (H, W) float32 of an original slide (H, W, 3) uint8 whose pixels are `um_per_px`
+        micrometres wide.
+        """
         effort = effort or self.full_effort
         scaled = scaled_shape(*slide.shape[:2], um_per_px, self.experiment.scale, organ)
         shape = reduced_shape(scaled, effort.reduce)
-        return resize_plane(self._predict(slide, shape, um_per_px * slide.shape[0] / shape[0], effort, organ, source), slide.shape[:2])
+        return resize_plane(
+            self._predict(slide, shape, um_per_px * slide.shape[0] / shape[0], effort, organ, source), slide.shape[:2]
+        )
 
-    def _predict(self, slide: np.ndarray, shape: tuple[int, int], um_per_px: float, effort: Effort, organ: str, source: str) -> np.ndarray:
-        """Plane of `shape` (h, w) of a slide (H, W, 3), scaled to that shape; `um_per_px` is the width of a pixel of the plane."""
+    def _predict(
+        self, slide: np.ndarray, shape: tuple[int, int], um_per_px: float, effort: Effort, organ: str, source: str
+    ) -> np.ndarray:
+        """Plane of `shape` (h, w) of a slide (H, W, 3), scaled to that shape; `um_per_px` is the width of a pixel of
+        the plane.
+        """
         config, dtype = self.experiment.inference, self._dtype()
         keep = None
         if config.skip_background:
-            keep = windows_with_tissue(tissue_map(slide, shape), *plan(*shape, config.window, effort.overlap), config.window, um_per_px)
+            keep = windows_with_tissue(
+                tissue_map(slide, shape), *plan(*shape, config.window, effort.overlap), config.window, um_per_px
+            )
         methods = effort.normalise if is_normalised(source) and organ in self.references else ()
         if methods:
             slide = resize_image(slide, shape)  # here, once for all views: stains are changed at the network's scale
@@ -107,7 +124,9 @@ class Ensemble:
             count += 1
         return plane if count == 1 else np.divide(plane, np.float32(count), out=plane)
 
-    def _finite(self, image: torch.Tensor, effort: Effort, dtype: torch.dtype | None, keep: np.ndarray | None, organ: int) -> np.ndarray:
+    def _finite(
+        self, image: torch.Tensor, effort: Effort, dtype: torch.dtype | None, keep: np.ndarray | None, organ: int
+    ) -> np.ndarray:
         """The plane of one view of a slide, in float32 where half precision does not do."""
         plane = self._attempt(image, effort, dtype, keep, organ)
         # NaN of any window is NaN in the sum, which costs one pass over the plane and no memory.
@@ -115,10 +134,15 @@ class Ensemble:
             log.debug("half precision overflowed; this slide again in float32")
             plane = self._attempt(image, effort, None, keep, organ)
         if not math.isfinite(plane.sum()):
-            raise CheckpointError("the network gives NaN instead of probabilities; its training diverged, repeat it with a lower training.lr")
+            raise CheckpointError(
+                "the network gives NaN instead of probabilities; its training diverged, repeat it with a lower"
+                " training.lr"
+            )
         return plane
 
-    def _attempt(self, image: torch.Tensor, effort: Effort, dtype: torch.dtype | None, keep: np.ndarray | None, organ: int) -> np.ndarray:
+    def _attempt(
+        self, image: torch.Tensor, effort: Effort, dtype: torch.dtype | None, keep: np.ndarray | None, organ: int
+    ) -> np.ndarray:
         window, is_cuda = self.experiment.inference.window, self.device.type == "cuda"
         # A GPU's passes return before they are done, so there the clock runs until the plane has arrived.
         watch = None if is_cuda else self.stopwatch
@@ -126,7 +150,9 @@ class Ensemble:
         predict = MeanProbability(networks, tour(effort.views), model, self.device, self.limits, dtype, watch, organ)
         in_one_piece = max(image.shape[:2]) <= self.limits.whole
         if is_cuda:
-            torch.backends.cudnn.benchmark = not in_one_piece  # batches of windows have one shape; no GPU has run this line
+            torch.backends.cudnn.benchmark = (
+                not in_one_piece
+            )  # batches of windows have one shape; no GPU has run this line
         with self.stopwatch.running() if is_cuda else nullcontext():
             plane = self._in_one_piece(image, predict) if in_one_piece else None
             if plane is None:
@@ -134,7 +160,9 @@ class Ensemble:
             return plane.cpu().numpy()
 
     def _in_one_piece(self, image: torch.Tensor, predict: MeanProbability) -> torch.Tensor | None:
-        """The whole plane; None where the network does not take its shape or the memory is too small: windows remain."""
+        """The whole plane; None where the network does not take its shape or the memory is too small: windows
+        remain.
+        """
         try:
             return whole_plane(image, predict)
         except MemoryShort:
@@ -142,7 +170,10 @@ class Ensemble:
         except (RuntimeError, ValueError, AssertionError) as error:
             self.limits.whole = 0
             log.debug("the network does not take %d x %d px", *image.shape[:2], exc_info=error)
-        log.warning("a slide of %d x %d px cannot be predicted in one piece; it and larger ones are predicted in windows", *image.shape[:2])
+        log.warning(
+            "a slide of %d x %d px cannot be predicted in one piece; it and larger ones are predicted in windows",
+            *image.shape[:2],
+        )
         return None
 
     def _dtype(self) -> torch.dtype | None:
@@ -150,17 +181,25 @@ class Ensemble:
         if precision == "auto":
             precision = self.experiment.training.precision if self.device.type == "cuda" else "fp32"
         elif precision == "fp16" and self.device.type == "cpu":
-            raise ConfigError("inference.precision is fp16 on a CPU, which computes it slowly and coarsely; use auto, fp32 or bf16")
+            raise ConfigError(
+                "inference.precision is fp16 on a CPU, which computes it slowly and coarsely; use auto, fp32 or bf16"
+            )
         return autocast_dtype(precision, self.device)
 
 
 def fold_folders(run: Path) -> dict[int, Path]:
     """The folds of a run that have trained weights: number -> folder."""
-    found = {int(folder.name[4:]): folder for folder in run.glob("fold*") if folder.name[4:].isdecimal() and (folder / MODEL_FILE).is_file()}
+    found = {
+        int(folder.name[4:]): folder
+        for folder in run.glob("fold*")
+        if folder.name[4:].isdecimal() and (folder / MODEL_FILE).is_file()
+    }
     return dict(sorted(found.items()))
 
 
-def load_ensemble(run: str | Path, device: torch.device, folds: Sequence[int] | None = None, overrides: Sequence[str] = ()) -> Ensemble:
+def load_ensemble(
+    run: str | Path, device: torch.device, folds: Sequence[int] | None = None, overrides: Sequence[str] = ()
+) -> Ensemble:
     """Load a run folder for inference; `folds` picks some, `overrides` are `inference.key=value` settings.
 
     Raises CheckpointError when the folder is not a run, holds no trained fold, its weights do not fit its config, or
@@ -170,7 +209,9 @@ def load_ensemble(run: str | Path, device: torch.device, folds: Sequence[int] | 
     settings = run_settings(run, overrides)
     found = fold_folders(run)
     if not found:
-        raise CheckpointError(f"{run} holds no trained fold (fold<k>/{MODEL_FILE}); train it first, or finish it with --resume")
+        raise CheckpointError(
+            f"{run} holds no trained fold (fold<k>/{MODEL_FILE}); train it first, or finish it with --resume"
+        )
     missing = [fold for fold in folds or () if fold not in found]
     if missing:
         raise CheckpointError(f"{run} holds the folds {list(found)}, not {missing}; train those or ask for others")
@@ -183,16 +224,22 @@ def load_ensemble(run: str | Path, device: torch.device, folds: Sequence[int] | 
     tuner = Tuner(run / SPEED_FILE, device) if settings.inference.tune_speed else None
     thresholds = read_thresholds(run)
     inference = with_fitted(settings.inference, read_fitted(run, thresholds))
-    return Ensemble(settings.model_copy(update={"inference": inference}), networks, thresholds, device, tuner, references)
+    return Ensemble(
+        settings.model_copy(update={"inference": inference}), networks, thresholds, device, tuner, references
+    )
 
 
-def load_fold(settings: Experiment, folder: Path, device: torch.device, thresholds: Mapping[str, float] | None = None) -> Ensemble:
+def load_fold(
+    settings: Experiment, folder: Path, device: torch.device, thresholds: Mapping[str, float] | None = None
+) -> Ensemble:
     """The network of one fold's `folder` alone, to judge it on the slides that it holds out; no speed is tuned.
 
     Raises CheckpointError as `load_ensemble` does.
     """
     references = references_of(folder.parent, settings.inference, int(folder.name.removeprefix("fold")))
-    return Ensemble(settings, [load_network(settings, folder, device)], dict(thresholds or {}), device, references=references)
+    return Ensemble(
+        settings, [load_network(settings, folder, device)], dict(thresholds or {}), device, references=references
+    )
 
 
 def load_network(settings: Experiment, fold: Path, device: torch.device) -> nn.Module:
@@ -203,7 +250,9 @@ def load_network(settings: Experiment, fold: Path, device: torch.device) -> nn.M
         network.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:150]
-        raise CheckpointError(f"{path} does not hold the network of its config.yaml ({reason}); train this fold again") from error
+        raise CheckpointError(
+            f"{path} does not hold the network of its config.yaml ({reason}); train this fold again"
+        ) from error
     return network.eval().to(device, memory_format=torch.channels_last)
 
 
@@ -218,7 +267,9 @@ def read_thresholds(run: Path) -> dict[str, float]:
         if not all(0 < value < 1 for value in values.values()):
             raise ValueError("a threshold is no probability")
     except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a table of organ: threshold; fit it again with 'hubmap evaluate {run}'") from error
+        raise CheckpointError(
+            f"{path} is not a table of organ: threshold; fit it again with 'hubmap evaluate {run}'"
+        ) from error
     return values
 
 
@@ -228,8 +279,12 @@ def run_settings(run: Path, overrides: Sequence[str] = (), data: str = "") -> Ex
     Raises CheckpointError when the folder is not a run, ConfigError for an override of anything but inference.
     """
     if not (run / "config.yaml").is_file():
-        raise CheckpointError(f"{run} is not a run folder: config.yaml is missing; give the folder that 'hubmap train --out' wrote")
+        raise CheckpointError(
+            f"{run} is not a run folder: config.yaml is missing; give the folder that 'hubmap train --out' wrote"
+        )
     for override in overrides:
         if not override.startswith("inference."):
-            raise ConfigError(f"--set {override}: a trained network's other settings are fixed; only inference.* can change now")
+            raise ConfigError(
+                f"--set {override}: a trained network's other settings are fixed; only inference.* can change now"
+            )
     return experiment.load(str(run / "config.yaml"), overrides, data)

@@ -1,11 +1,13 @@
 """Keeping a deadline: how much effort each slide may take, so that all of them get a mask in time.
 
-The governor measures the slides as they come, predicts the rest and gives up quality only as far as needed: it sets how many
-network passes a slide may take at most, so dear slides step down the ladder first and small ones keep what the config asks for.
-It steps back up when time turns out ample, never past the config. Before a slide begins, its own cost must fit as well. Where
-even the cheapest effort does not fit for all, the cheapest slides are done first, and the others get an empty mask.
+The governor measures the slides as they come, predicts the rest and gives up quality only as far as needed: it sets how
+many network passes a slide may take at most, so dear slides step down the ladder first and small ones keep what the
+config asks for. It steps back up when time turns out ample, never past the config. Before a slide begins, its own cost
+must fit as well. Where even the cheapest effort does not fit for all, the cheapest slides are done first, and the
+others get an empty mask.
 
-What it cannot do is to interrupt a slide that has begun: a machine that stalls within the last slide is late by that much.
+What it cannot do is to interrupt a slide that has begun: a machine that stalls within the last slide is late by that
+much.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ _CLOCK = re.compile(r"(\d{1,3}):([0-5]\d):([0-5]\d)")
 
 @dataclass(frozen=True)
 class Record:
-    """One decision: what was chosen for a slide and why, and what it took. Seconds; `effort` is empty for an empty mask."""
+    """One decision: what was chosen for a slide and why, and what it took.
+
+    Seconds; `effort` is empty for an empty mask.
+    """
 
     slide: str
     effort: str
@@ -56,19 +61,27 @@ class Record:
 class Governor(Generic[E]):
     """Chooses an effort for each slide so that all of them end before `left()` is 0.
 
-    `ladder` goes from the config's own effort down to the cheapest; `passes(slide, effort)` tells what one costs, in any unit.
-    `devices` work side by side. Pure logic and safe to ask from several threads; ask for slides in the order they begin.
+    `ladder` goes from the config's own effort down to the cheapest; `passes(slide, effort)` tells what one costs, in
+    any unit. `devices` work side by side. Pure logic and safe to ask from several threads; ask for slides in the order
+    they begin.
     """
 
     def __init__(
-        self, slides: Sequence[Slide], ladder: Sequence[E], left: Callable[[], float], passes: Callable[[Slide, E], float], devices: int = 1,
+        self,
+        slides: Sequence[Slide],
+        ladder: Sequence[E],
+        left: Callable[[], float],
+        passes: Callable[[Slide, E], float],
+        devices: int = 1,
         describe: Callable[[E], str] = str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.ladder, self.records = list(ladder), dict[str, Record]()
         self._left, self._devices, self._describe = left, devices, describe
         self._place = {slide.id: place for place, slide in enumerate(slides)}
         # A step that saves nothing for a slide, such as less overlap of a single window, must not look dearer either.
-        table = np.array([[passes(slide, effort) for effort in self.ladder] for slide in slides], np.float64).reshape(len(slides), len(self.ladder))
+        table = np.array([[passes(slide, effort) for effort in self.ladder] for slide in slides], np.float64).reshape(
+            len(slides), len(self.ladder)
+        )
         self._passes = np.minimum.accumulate(table, axis=1)
         self._waiting = np.ones(len(slides), bool)
         self._begun: dict[str, tuple[float, float]] = {}  # id: (seconds left when it began, seconds expected)
@@ -78,7 +91,9 @@ class Governor(Generic[E]):
 
     @property
     def probe_effort(self) -> E | None:
-        """The effort of a first trial on a device whose speed is unknown, or None when there is nothing to choose from."""
+        """The effort of a first trial on a device whose speed is unknown, or None when there is nothing to choose
+        from.
+        """
         return self.ladder[-1] if len(self.ladder) > 1 else None
 
     def hopeless(self) -> bool:
@@ -109,7 +124,9 @@ class Governor(Generic[E]):
             self._waiting[place] = True  # again, where it is asked anew after a fault
             step, reason = self._choose(place, left)
             self._waiting[place] = False
-            expected = None if step is None or not len(self._model) else float(self._model.seconds(self._passes[place, step]))
+            expected = (
+                None if step is None or not len(self._model) else float(self._model.seconds(self._passes[place, step]))
+            )
             if step is not None:
                 self._begun[slide.id] = (left, expected or 0.0)
             effort = None if step is None else self.ladder[step]
@@ -118,7 +135,9 @@ class Governor(Generic[E]):
             return effort
 
     def observe(self, slide: Slide, effort: E, seconds: float, worked: bool = True) -> None:
-        """That slide took `seconds` of one device, waiting for its neighbours included; `worked` False: it failed half-way."""
+        """That slide took `seconds` of one device, waiting for its neighbours included; `worked` False: it failed
+        half-way.
+        """
         with self._lock:
             self._begun.pop(slide.id, None)
             self.records[slide.id] = replace(self.records[slide.id], measured_s=seconds)
@@ -141,7 +160,12 @@ class Governor(Generic[E]):
             return None, "even the cheapest effort takes too long for all slides, and others take less time"
         self._plan(seconds, free)
         step = self._step(place)
-        reason = "as configured" if step == 0 else "time is short: " + (f"at most {self._most:.6g} network passes" if self._most > 0 else "the least for all")
+        reason = (
+            "as configured"
+            if step == 0
+            else "time is short: "
+            + (f"at most {self._most:.6g} network passes" if self._most > 0 else "the least for all")
+        )
         worst = seconds[place] * self._model.spread
         if worst[step] <= left:
             return step, reason
@@ -157,7 +181,12 @@ class Governor(Generic[E]):
             return None, NO_STEP
         fitting = np.flatnonzero(seconds <= may_take)
         step = int(fitting[0]) if len(fitting) else len(self.ladder) - 1
-        return step, "as configured, after a probe" if step == 0 else "the first slide: a probe says that more may take too long"
+        return (
+            step,
+            "as configured, after a probe"
+            if step == 0
+            else "the first slide: a probe says that more may take too long",
+        )
 
     def _free(self, left: float) -> float:
         """Seconds of all devices together that are not yet spoken for."""
@@ -184,11 +213,19 @@ class Governor(Generic[E]):
         rest = np.flatnonzero(self._waiting)
         steps = Counter(self._step(place) for place in rest)
         usual = steps.most_common(1)[0][0]
-        log.info("governor, step %s: %.0f s left for %d slides, %.0f s expected; most of them get %s", word, free / self._devices, len(rest),
-                 self._seconds_of_rest(most, seconds) / self._devices, self._describe(self.ladder[usual]))  # fmt: skip
+        log.info(
+            "governor, step %s: %.0f s left for %d slides, %.0f s expected; most of them get %s",
+            word,
+            free / self._devices,
+            len(rest),
+            self._seconds_of_rest(most, seconds) / self._devices,
+            self._describe(self.ladder[usual]),
+        )
 
     def _greatest(self, seconds: np.ndarray, free: float) -> float:
-        """The greatest number of passes that every waiting slide may take for their sum to fit; -1 (the cheapest there is) where none does."""
+        """The greatest number of passes that every waiting slide may take for their sum to fit; -1 (the cheapest there
+        is) where none does.
+        """
         for end in (float("inf"), -1.0):  # everything as configured, everything at its cheapest
             fits = self._seconds_of_rest(end, seconds) <= free
             if fits == (end > 0):
@@ -201,7 +238,8 @@ class Governor(Generic[E]):
         return float(choices[low])
 
     def _steps(self, most: float) -> np.ndarray:
-        # The first step that is cheap enough, or as cheap as any: where one window is all there is, reducing it would gain nothing.
+        # The first step that is cheap enough, or as cheap as any: where one window is all there is, reducing it would
+        # gain nothing.
         return (self._passes <= np.maximum(most, self._passes[:, -1:])).argmax(axis=1)
 
     def _step(self, place: int) -> int:
@@ -214,10 +252,16 @@ class Governor(Generic[E]):
     # ---------------------------------------------------------------- what it did
 
     def report(self) -> list[str]:
-        """How many slides got which effort, one line each, from the config's own down; then how many got none, by reason."""
+        """How many slides got which effort, one line each, from the config's own down; then how many got none, by
+        reason.
+        """
         counts = Counter((record.step, record.effort) for record in self.records.values())
-        named = sorted(((step, text, count) for (step, text), count in counts.items() if step is not None), key=lambda row: row[0])
-        lines = [f"{count} slides with {'all that is configured' if step == 0 else text}" for step, text, count in named]
+        named = sorted(
+            ((step, text, count) for (step, text), count in counts.items() if step is not None), key=lambda row: row[0]
+        )
+        lines = [
+            f"{count} slides with {'all that is configured' if step == 0 else text}" for step, text, count in named
+        ]
         none = Counter(record.reason for record in self.records.values() if record.step is None)
         return lines + [f"{count} slides without a mask: {reason}" for reason, count in none.items()]
 
@@ -227,7 +271,9 @@ class Governor(Generic[E]):
         writer = csv.DictWriter(text, [field.name for field in fields(Record)], lineterminator="\n")
         writer.writeheader()
         for record in self.records.values():
-            writer.writerow({key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(record).items()})
+            writer.writerow(
+                {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(record).items()}
+            )
         write_text(path, text.getvalue())
 
 
@@ -236,5 +282,7 @@ def parse_deadline(text: str) -> float:
     found = _CLOCK.fullmatch(text.strip())
     seconds = sum(int(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
     if not seconds:
-        raise ConfigError(f"--deadline is '{text}', but hours:minutes:seconds above zero were expected; write ten minutes as 00:10:00")
+        raise ConfigError(
+            f"--deadline is '{text}', but hours:minutes:seconds above zero were expected; write ten minutes as 00:10:00"
+        )
     return float(seconds)

@@ -2,9 +2,10 @@
 
 A part is what hangs together over sides or corners; a hole is background that no path over sides leads out of.
 
-Nothing is done at a reduced scale: the exact steps take less time than the network takes for a single window, while areas near a
-limit and lines of few pixels would come out differently. What makes them fast is that OpenCV traces the outlines of a smooth mask
-in a few milliseconds, whereas labels are a plane four times the size of the mask that has to be gone through once more.
+Nothing is done at a reduced scale: the exact steps take less time than the network takes for a single window, while
+areas near a limit and lines of few pixels would come out differently. What makes them fast is that OpenCV traces the
+outlines of a smooth mask in a few milliseconds, whereas labels are a plane four times the size of the mask that has to
+be gone through once more.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# Vertical edges per pixel above which a mask is ragged (noise, not units): it has so many outlines that labels are faster then.
+# Vertical edges per pixel above which a mask is ragged (noise, not units): it has so many outlines that labels are
+# faster then.
 RAGGED = 0.04
 LARGEST_KERNEL = 12  # above this radius two distance transforms are faster than the window of an erosion and a dilation
 
@@ -40,7 +42,9 @@ def drop_small(mask: np.ndarray, pixels: float) -> np.ndarray:
     if not outlines:
         return np.zeros_like(mask)
     parents = tree[0][:, 3]  # -1: the outline of a part, otherwise that of a hole in the part `parents[i]`
-    areas = np.array([_pixels_inside(outline, hole=parent >= 0) for outline, parent in zip(outlines, parents, strict=True)])
+    areas = np.array(
+        [_pixels_inside(outline, hole=parent >= 0) for outline, parent in zip(outlines, parents, strict=True)]
+    )
     holes = parents >= 0
     own = np.where(holes, 0, areas)
     np.subtract.at(own, parents[holes], areas[holes])
@@ -51,8 +55,8 @@ def drop_small(mask: np.ndarray, pixels: float) -> np.ndarray:
 def _pixels_inside(outline: np.ndarray, hole: bool) -> int:
     """The number of pixels that an outline (N, 1, 2) encloses: with itself for a part, without itself for a hole.
 
-    Pick's theorem (1899): a polygon through N lattice points with I points inside has the area I + N / 2 - 1. It also holds for
-    outlines that run over a pixel twice, as they do along lines of a single pixel.
+    Pick's theorem (1899): a polygon through N lattice points with I points inside has the area I + N / 2 - 1. It also
+    holds for outlines that run over a pixel twice, as they do along lines of a single pixel.
     """
     steps = len(outline) if len(outline) > 1 else 0  # one pixel alone is a walk of no steps
     return round(cv2.contourArea(outline) + (1 - steps / 2 if hole else 1 + steps / 2))
@@ -61,8 +65,8 @@ def _pixels_inside(outline: np.ndarray, hole: bool) -> int:
 def erode(mask: np.ndarray, radius: int) -> np.ndarray:
     """A new mask of the pixels from which no background lies within `radius` pixels (in a disk).
 
-    Beyond the slide's border nothing is known, and it does not count as background: a unit that is cut off there keeps its
-    pixels along the border and is taken off on its other sides only.
+    Beyond the slide's border nothing is known, and it does not count as background: a unit that is cut off there keeps
+    its pixels along the border and is taken off on its other sides only.
     """
     if radius > LARGEST_KERNEL:
         return (cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) > radius).view(np.uint8)

@@ -1,6 +1,7 @@
 """What happens to pixels on the device: slide and windows as bytes, floats only where a network reads them.
 
-Nothing here asks which device it is, unless a line says so; the lines for CUDA alone are marked where no GPU has run them.
+Nothing here asks which device it is, unless a line says so; the lines for CUDA alone are marked where no GPU has run
+them.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Stopwatch:
             self.seconds += time.perf_counter() - start
 
 
-# A CPU computes larger batches more slowly, because they leave its caches: a U-Net on efficientnet-b0 took 1.5 times as long per
-# window of 512 px in batches of four as alone, and no longer per window of 256 px.
+# A CPU computes larger batches more slowly, because they leave its caches: a U-Net on efficientnet-b0 took 1.5 times as
+# long per window of 512 px in batches of four as alone, and no longer per window of 256 px.
 CPU_PIXELS = 512 * 512
 
 
@@ -67,7 +68,10 @@ class Limits:
         return cls(min(config.batch_size, most), config.whole_slide)
 
     def shrink(self, tried: int, shape: Sequence[int], device: torch.device) -> None:
-        """After `tried` windows of `shape` (.., H, W) did not fit: half as many from now on. Raises MemoryShort when it was one."""
+        """After `tried` windows of `shape` (.., H, W) did not fit: half as many from now on.
+
+        Raises MemoryShort when it was one.
+        """
         if tried <= 1:
             raise MemoryShort(
                 f"a window of {shape[-2]} x {shape[-1]} px does not fit into the memory of {device}; "
@@ -78,13 +82,20 @@ class Limits:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch failed because memory is short. On a CPU it says so in an ordinary RuntimeError, in its own or oneDNN's words."""
+    """Whether torch failed because memory is short.
+
+    On a CPU it says so in an ordinary RuntimeError, in its own or oneDNN's words.
+    """
     text, signs = str(error), ("out of memory", "can't allocate memory", "could not create a primitive")
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    )
 
 
 def to_device(image: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A slide (H, W, 3) uint8 as a tensor on the device; on the CPU it is the same memory, where numpy lets it be written."""
+    """A slide (H, W, 3) uint8 as a tensor on the device; on the CPU it is the same memory, where numpy lets it be
+    written.
+    """
     tensor = torch.from_numpy(np.require(image, requirements=["C", "W"]))
     if device.type != "cuda":
         return tensor
@@ -96,7 +107,11 @@ def scale_on_device(slide: np.ndarray, shape: tuple[int, int], device: torch.dev
 
     OpenCV resamples, which is the definition; only where a GPU shrinks by a whole number it does so itself.
     """
-    if device.type == "cuda" and slide.shape[:2] != shape and slide.shape[0] % shape[0] == slide.shape[1] % shape[1] == 0:
+    if (
+        device.type == "cuda"
+        and slide.shape[:2] != shape
+        and slide.shape[0] % shape[0] == slide.shape[1] % shape[1] == 0
+    ):
         return reduce_by_area(to_device(slide, device), shape)  # no GPU has run this line
     return to_device(resize_image(slide, shape), device)
 
@@ -114,7 +129,9 @@ def reduce_by_area(image: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 
 
 def extended(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The slide (h, w, 3), mirrored at its lower and right edges up to `height` x `width`; unchanged where it is as large."""
+    """The slide (h, w, 3), mirrored at its lower and right edges up to `height` x `width`; unchanged where it is as
+    large.
+    """
     for axis, (length, wanted) in enumerate(zip(image.shape[:2], (height, width), strict=True)):
         if length < wanted:
             index = mirror(np.arange(length)[:, None], (0, wanted - length, 0, 0))[:, 0]
@@ -125,14 +142,24 @@ def extended(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 class MeanProbability:
     """The mean probability of windows over all networks and views, as one function of windows.
 
-    It holds one batch of floats, which every view and every network reads, and one of results, and lives as long as one slide.
+    It holds one batch of floats, which every view and every network reads, and one of results, and lives as long as one
+    slide.
     """
 
     def __init__(
-        self, networks: Sequence[nn.Module], tour: Tour, model: ModelConfig, device: torch.device,
-        limits: Limits, dtype: torch.dtype | None = None, watch: Stopwatch | None = None, organ: int = 0,
-    ) -> None:  # fmt: skip
-        """`dtype` is the half type to compute in. `watch`, for a CPU, takes the time of the networks' own forward passes.
+        self,
+        networks: Sequence[nn.Module],
+        tour: Tour,
+        model: ModelConfig,
+        device: torch.device,
+        limits: Limits,
+        dtype: torch.dtype | None = None,
+        watch: Stopwatch | None = None,
+        organ: int = 0,
+    ) -> None:
+        """`dtype` is the half type to compute in.
+
+        `watch`, for a CPU, takes the time of the networks' own forward passes.
 
         `organ` is the class index of the slide's organ, for networks that know organs apart; 0 where it is not known.
         """
@@ -140,7 +167,9 @@ class MeanProbability:
         self.networks, self.tour, self.device, self.dtype = networks, tour, device, dtype
         self.limits, self.watch = limits, watch or Stopwatch()
         # In 0..255, because windows come as bytes.
-        self.mean, self.std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (model.mean, model.std))
+        self.mean, self.std = (
+            torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (model.mean, model.std)
+        )
         self._inputs = self._probabilities = self._means = torch.empty(0)
 
     @torch.inference_mode()
@@ -176,13 +205,18 @@ class MeanProbability:
         return False
 
     def _fill(self, windows: torch.Tensor, total: torch.Tensor) -> None:
-        """Probabilities are averaged, never logits: one very sure view would outvote the rest. One view is in memory at a time."""
+        """Probabilities are averaged, never logits: one very sure view would outvote the rest.
+
+        One view is in memory at a time.
+        """
         inputs, added, count = self._normalised(windows), total, 0
         for move in (None, *self.tour.moves):
             if move is not None:
                 inputs, added = moved(inputs, move), moved(added, move)
             for network in self.networks:
-                logits = self._forward(network, inputs).float()  # half precision would round a probability to three digits
+                logits = self._forward(
+                    network, inputs
+                ).float()  # half precision would round a probability to three digits
                 added = added.add_(self._sigmoid(logits)) if count else torch.sigmoid(logits, out=added)
                 count += 1
         for move in self.tour.home:
@@ -193,8 +227,8 @@ class MeanProbability:
     def _normalised(self, windows: torch.Tensor) -> torch.Tensor:
         """Network input (N, 3, H, W) of windows: bytes become floats in the one buffer.
 
-        Channel by channel in memory, because three means over the last axis of channels-last memory take twice as long. A
-        network in channels-last memory brings its input into that order itself.
+        Channel by channel in memory, because three means over the last axis of channels-last memory take twice as long.
+        A network in channels-last memory brings its input into that order itself.
         """
         if self._inputs.shape[1:] != windows.shape[1:] or len(self._inputs) < len(windows):
             self._inputs = torch.empty(windows.shape, device=self.device)
@@ -216,8 +250,8 @@ class MeanProbability:
 def unit_logits(logits: torch.Tensor, organ: int = 0) -> torch.Tensor:
     """Logits (N, C, H, W) of a network -> logits (N, H, W) of being a unit.
 
-    With one channel, that one. With background and organs (C = 6), the organ against background, as if there were no other organs:
-    the slide's organ is known. Without it (0), any organ against background.
+    With one channel, that one. With background and organs (C = 6), the organ against background, as if there were no
+    other organs: the slide's organ is known. Without it (0), any organ against background.
     """
     if logits.shape[1] == 1:
         return logits[:, 0]

@@ -1,8 +1,9 @@
 """Three stages side by side: while item n is on the device, n + 1 is read and n - 1 is finished.
 
-One thread reads, one finishes, and each device has a loop: the caller's own thread where there is one device (so Ctrl-C reaches
-the network), a thread each where there are several. Between the stages is room for one item, so memory does not depend on the
-number of items. Reading and finishing spend their time in OpenCV, numpy and zlib, which let go of Python's lock.
+One thread reads, one finishes, and each device has a loop: the caller's own thread where there is one device (so Ctrl-C
+reaches the network), a thread each where there are several. Between the stages is room for one item, so memory does not
+depend on the number of items. Reading and finishing spend their time in OpenCV, numpy and zlib, which let go of
+Python's lock.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ class _Fault:
 
 
 class _Room(Generic[T]):
-    """Room for one thing on its way from one thread to another. (`queue.Queue` learns to shut down in Python 3.13 only.)"""
+    """Room for one thing on its way from one thread to another.
+
+    `queue.Queue` can be shut down from Python 3.13 on only.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -73,22 +77,30 @@ class _Room(Generic[T]):
 
 
 def run(
-    items: Sequence[T], read: Callable[[T], R], work: Sequence[Callable[[T, R], W]], finish: Callable[[T, W], F],
+    items: Sequence[T],
+    read: Callable[[T], R],
+    work: Sequence[Callable[[T, R], W]],
+    finish: Callable[[T, W], F],
     done: Callable[[T, F | Exception], None],
-) -> None:  # fmt: skip
-    """Take every item through `read`, one of `work` (one a device) and `finish`; hand `done` its result, or what it raised, in order.
+) -> None:
+    """Take every item through `read`, one of `work` (one a device) and `finish`; hand `done` its result, or what it
+    raised, in order.
 
-    `done` decides what a fault means: when it raises, that ends the run, at the latest when each device is through with the item
-    it has begun. So does any exception that is no `Exception`, such as Ctrl-C.
+    `done` decides what a fault means: when it raises, that ends the run, at the latest when each device is through with
+    the item it has begun. So does any exception that is no `Exception`, such as Ctrl-C.
     """
     _Line(items, read, work, finish, done).run()
 
 
 class _Line(Generic[T, R, W, F]):
     def __init__(
-        self, items: Sequence[T], read: Callable[[T], R], work: Sequence[Callable[[T, R], W]], finish: Callable[[T, W], F],
+        self,
+        items: Sequence[T],
+        read: Callable[[T], R],
+        work: Sequence[Callable[[T, R], W]],
+        finish: Callable[[T, W], F],
         done: Callable[[T, F | Exception], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._items, self._read, self._work, self._finish, self._done = items, read, work, finish, done
         self._before: _Room[tuple[int, Any]] = _Room()
         self._behind: _Room[tuple[int, Any]] = _Room()

@@ -1,7 +1,7 @@
 """From a probability plane to a mask: the organ's threshold, and what happens to a mask after it.
 
-`hubmap tune-thresholds` leaves its choices in the run: thresholds.json and, beside it, postprocess.json. A config that says
-something itself always goes before them.
+`hubmap tune-thresholds` leaves its choices in the run: thresholds.json and, beside it, postprocess.json. A config that
+says something itself always goes before them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LEAST = 0.01  # the lowest threshold that a rescue tries; below it a network tel
 def threshold_for(organ: str, source: str, fitted: Mapping[str, float], config: InferenceConfig) -> float:
     """The threshold of a slide of `organ` from `source`.
 
-    The first of: the config's own for source and organ, the config's own for the organ, the one fitted for organ and source
-    (key "kidney/HPA"), the one fitted for the organ ("kidney"), the config's default.
+    The first of: the config's own for source and organ, the config's own for the organ, the one fitted for organ and
+    source (key "kidney/HPA"), the one fitted for the organ ("kidney"), the config's default.
     """
     own = config.source_thresholds.get(source, {}).get(organ, config.thresholds.get(organ))
     if own is not None:
@@ -42,7 +42,8 @@ def choices_for(organ: str, config: InferenceConfig) -> PostprocessChoices:
 
 
 def to_mask(plane: np.ndarray, threshold: float, organ: str, config: InferenceConfig) -> np.ndarray:
-    """Mask (H, W) uint8 0/1 of a probability plane (H, W) float32, after everything that the config wants for this organ.
+    """Mask (H, W) uint8 0/1 of a probability plane (H, W) float32, after everything that the config wants for this
+    organ.
 
     With a default config these are exactly the pixels that reach the threshold.
     """
@@ -64,11 +65,12 @@ def after_steps(plane: np.ndarray, threshold: float, choices: PostprocessChoices
 
 
 def rescue(plane: np.ndarray, threshold: float, choices: PostprocessChoices) -> np.ndarray:
-    """The mask of a plane whose mask at `threshold` is empty: every slide has a unit, so an empty mask scores 0 for certain.
+    """The mask of a plane whose mask at `threshold` is empty: every slide has a unit, so an empty mask scores 0 for
+    certain.
 
     The threshold is halved, down to LEAST, until the steps leave something. At last it is the part around the highest
-    probability that reaches half of it, as it is: steps that took everything so far would take that too. A plane of zeros says
-    nothing, and stays empty.
+    probability that reaches half of it, as it is: steps that took everything so far would take that too. A plane of
+    zeros says nothing, and stays empty.
     """
     top = float(plane.max(initial=0.0))
     while (threshold := threshold / 2) >= LEAST:
@@ -81,11 +83,12 @@ def rescue(plane: np.ndarray, threshold: float, choices: PostprocessChoices) -> 
 
 
 def read_fitted(run: Path, thresholds: Mapping[str, float]) -> dict[str, PostprocessChoices]:
-    """The choices by organ that were fitted for a run; empty when there are none, or when they belong to other thresholds.
+    """The choices by organ that were fitted for a run; empty when there are none, or when they belong to other
+    thresholds.
 
     `thresholds` are those of the run's thresholds.json. A threshold and what follows it are fitted together; where the
-    thresholds were fitted anew since, as 'hubmap evaluate' does, the choices no longer fit them. Raises CheckpointError when
-    the file is damaged.
+    thresholds were fitted anew since, as 'hubmap evaluate' does, the choices no longer fit them. Raises CheckpointError
+    when the file is damaged.
     """
     path = run / FITTED_FILE
     if not path.is_file():
@@ -95,9 +98,15 @@ def read_fitted(run: Path, thresholds: Mapping[str, float]) -> dict[str, Postpro
         fitted_with = {str(key): float(value) for key, value in values["thresholds"].items()}
         choices = {str(organ): PostprocessChoices.model_validate(value) for organ, value in values["organs"].items()}
     except (ValueError, AttributeError, TypeError, KeyError, ValidationError) as error:
-        raise CheckpointError(f"{path} is not what tune-thresholds writes; fit it again with 'hubmap tune-thresholds {run}' or delete it") from error
+        raise CheckpointError(
+            f"{path} is not what tune-thresholds writes; fit it again with 'hubmap tune-thresholds {run}' or delete it"
+        ) from error
     if fitted_with != dict(thresholds):
-        log.warning("%s was fitted with other thresholds than those of thresholds.json now and is left out; run 'hubmap tune-thresholds' again", path)
+        log.warning(
+            "%s was fitted with other thresholds than those of thresholds.json now and is left out; run 'hubmap"
+            " tune-thresholds' again",
+            path,
+        )
         return {}
     return choices
 
@@ -105,8 +114,8 @@ def read_fitted(run: Path, thresholds: Mapping[str, float]) -> dict[str, Postpro
 def with_fitted(config: InferenceConfig, fitted: Mapping[str, PostprocessChoices]) -> InferenceConfig:
     """`config` with the fitted choices wherever it has none of its own.
 
-    Its own are: those of an organ that it names under `postprocess.organs` (an empty entry switches everything off), and, as soon
-    as one of the choices for all organs is not the default, those for all.
+    Its own are: those of an organ that it names under `postprocess.organs` (an empty entry switches everything off),
+    and, as soon as one of the choices for all organs is not the default, those for all.
     """
     own = config.postprocess
     if any(getattr(own, key) != field.default for key, field in PostprocessChoices.model_fields.items()):

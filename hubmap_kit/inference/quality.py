@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition import rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import TableError
 from hubmap_kit.inference.effort import ladder, network_passes
@@ -18,10 +19,11 @@ from hubmap_kit.progress import bar
 
 
 def quality_table(ensemble: Ensemble, slides: Sequence[Slide]) -> pd.DataFrame:
-    """One row a step of the run's ladder: step, effort, dice (mean of the slides), lost (against step 0), seconds (a slide, without
-    reading), cost and passes (shares of step 0's seconds and network passes).
+    """One row a step of the run's ladder: step, effort, dice (mean of the slides), lost (against step 0), seconds (a
+    slide, without reading), cost and passes (shares of step 0's seconds and network passes).
 
-    Use slides that the networks have not learned from. One slide is in memory at a time. Raises TableError without any mask.
+    Use slides that the networks have not learned from. One slide is in memory at a time. Raises TableError without any
+    mask.
     """
     known = [slide for slide in slides if slide.rle is not None]
     if not known:
@@ -40,7 +42,14 @@ def quality_table(ensemble: Ensemble, slides: Sequence[Slide]) -> pd.DataFrame:
                 dice[row, column] = rle.dice(rle.encode(mask), slide.rle)
                 progress.update(1)
     passes = np.array([sum(network_passes(slide, ensemble.experiment, effort) for slide in known) for effort in steps])
-    return pd.DataFrame({
-        "step": range(len(steps)), "effort": [str(effort) for effort in steps], "dice": dice.mean(axis=0), "lost": dice.mean(axis=0)[0] - dice.mean(axis=0),
-        "seconds": seconds.mean(axis=0), "cost": seconds.sum(axis=0) / seconds[:, 0].sum(), "passes": passes / passes[0],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "step": range(len(steps)),
+            "effort": [str(effort) for effort in steps],
+            "dice": dice.mean(axis=0),
+            "lost": dice.mean(axis=0)[0] - dice.mean(axis=0),
+            "seconds": seconds.mean(axis=0),
+            "cost": seconds.sum(axis=0) / seconds[:, 0].sum(),
+            "passes": passes / passes[0],
+        }
+    )

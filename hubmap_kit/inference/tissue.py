@@ -1,8 +1,9 @@
 """Where a slide shows tissue, coarsely: windows that hold nothing but glass need no network.
 
-A wrong skip costs a mask, a window too many costs a moment, so every doubt counts as tissue: glass must be bright and grey down
-to its darkest spot, reach the slide's border (an alveolus is as white as glass, but has tissue around it), and a skipped window
-must lie far from all tissue: the border of a slide, or a tear, opens alveoli and glands to the glass outside.
+A wrong skip costs a mask, a window too many costs a moment, so every doubt counts as tissue: glass must be bright and
+grey down to its darkest spot, reach the slide's border (an alveolus is as white as glass, but has tissue around it),
+and a skipped window must lie far from all tissue: the border of a slide, or a tear, opens alveoli and glands to the
+glass outside.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ CELL = 16  # network pixels along the side of a cell of the map
 SPOTS = 4  # along a cell's side: samples whose darkest and most colourful speak for the cell
 DARKEST = 200  # glass: every channel at least this bright, of 255
 COLOUR = 24  # and no further apart than this
-# On real slides with known masks, no pixel of a mask lies further out on the glass than 80 micrometres (a gland that is torn open).
+# On real slides with known masks, no pixel of a mask lies further out on the glass than 80 micrometres (a gland that is
+# torn open).
 MARGIN_UM = 100.0
 
 
@@ -38,7 +40,8 @@ def tissue_map(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def windows_with_tissue(tissue: np.ndarray, rows: Axis, cols: Axis, size: int, um_per_px: float) -> np.ndarray:
-    """Which windows (rows, columns) of a plan hold tissue or lie near it, bool; all, where the whole slide looks like glass.
+    """Which windows (rows, columns) of a plan hold tissue or lie near it, bool; all, where the whole slide looks like
+    glass.
 
     A pale slide is better predicted than dropped. `um_per_px` is the width of a network pixel in micrometres.
     """
@@ -50,5 +53,7 @@ def windows_with_tissue(tissue: np.ndarray, rows: Axis, cols: Axis, size: int, u
 
 
 def _near(start: int, size: int, margin: float) -> slice:
-    """Cells of a window and its margin, and one more to each side: cells of a slide that is no multiple of them are a little smaller."""
+    """Cells of a window and its margin, and one more to each side: cells of a slide that is no multiple of them are a
+    little smaller.
+    """
     return slice(max(0, int(start - margin) // CELL - 1), int(start + size + margin) // CELL + 2)

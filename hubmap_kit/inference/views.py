@@ -20,10 +20,11 @@ Move = Literal["across", "down", "transpose"]
 
 @dataclass(frozen=True)
 class Tour:
-    """All views of a picture: it starts as it is, and each of `moves` makes the next view of the last; `home` leads back.
+    """All views of a picture: it starts as it is, and each of `moves` makes the next view of the last; `home` leads
+    back.
 
-    Every move costs one pass over memory, in place, where ttach makes each view anew from the picture and turns by copying twice.
-    Probabilities added up on the way make the same moves, so nothing is turned back but their sum.
+    Every move costs one pass over memory, in place, where ttach makes each view anew from the picture and turns by
+    copying twice. Probabilities added up on the way make the same moves, so nothing is turned back but their sum.
     """
 
     moves: tuple[Move, ...]
@@ -39,7 +40,9 @@ TOURS = {
 
 
 def view_transforms(name: str) -> ttach.Compose:
-    """The views of a name: none (1), flips (4: as it is, both flips, both at once) or d4 (8: all symmetries of the square)."""
+    """The views of a name: none (1), flips (4: as it is, both flips, both at once) or d4 (8: all symmetries of the
+    square).
+    """
     return VIEWS[_known(name)]()
 
 

@@ -1,8 +1,9 @@
 """The sliding window: one pass over a slide, one stitch.
 
-Windows are evenly spaced and never leave the slide. Their smooth weights are divided, per row and per column in advance, by the
-sum of all windows' weights there; because window weights are products of a row and a column profile, those sums are products
-too. So the weighted windows add up to the average by themselves: no count map, no division pass, one float plane.
+Windows are evenly spaced and never leave the slide. Their smooth weights are divided, per row and per column in
+advance, by the sum of all windows' weights there; because window weights are products of a row and a column profile,
+those sums are products too. So the weighted windows add up to the average by themselves: no count map, no division
+pass, one float plane.
 """
 
 from __future__ import annotations
@@ -24,22 +25,28 @@ Predictor = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Axis:
-    """Windows along one axis: `starts` (n,) in pixels and `weights` (n, size), which sum to 1 at every pixel of the axis."""
+    """Windows along one axis: `starts` (n,) in pixels and `weights` (n, size), which sum to 1 at every pixel of the
+    axis.
+    """
 
     starts: np.ndarray
     weights: np.ndarray
 
 
 def plan_axis(length: int, size: int, overlap: float) -> Axis:
-    """Place windows of `size` on an axis of `length` >= `size` pixels so that neighbours share at least `overlap` of a window.
+    """Place windows of `size` on an axis of `length` >= `size` pixels so that neighbours share at least `overlap` of a
+    window.
 
-    Example: length 110, size 64, overlap 0.5 -> three windows at 0, 23 and 46, not two at 0 and 32 and a third hanging over.
+    Example: length 110, size 64, overlap 0.5 -> three windows at 0, 23 and 46, not two at 0 and 32 and a third hanging
+    over.
     """
     if not size <= length or not 0 <= overlap < 1:
         raise ValueError(f"length {length}, size {size}, overlap {overlap}: need size <= length and 0 <= overlap < 1")
     step = max(1, math.floor(size * (1 - overlap)))
     count = math.ceil((length - size) / step) + 1
-    starts = np.array([0]) if count == 1 else np.round(np.arange(count) * (length - size) / (count - 1)).astype(np.int64)
+    starts = (
+        np.array([0]) if count == 1 else np.round(np.arange(count) * (length - size) / (count - 1)).astype(np.int64)
+    )
     profile = _profile(size)
     total = np.zeros(length, np.float64)
     for start in starts:
@@ -55,7 +62,9 @@ def _profile(size: int) -> np.ndarray:
 
 
 def plan(height: int, width: int, size: int, overlap: float) -> tuple[Axis, Axis]:
-    """The rows and the columns of windows of a slide of any size; one smaller than the window counts as mirrored up to it."""
+    """The rows and the columns of windows of a slide of any size; one smaller than the window counts as mirrored up to
+    it.
+    """
     return plan_axis(max(height, size), size, overlap), plan_axis(max(width, size), size, overlap)
 
 
@@ -65,8 +74,9 @@ def stitch(
 ) -> torch.Tensor:
     """Probability plane (h, w) float32 of a scaled slide `image` (h, w, 3) uint8, on the image's device.
 
-    A slide smaller than the window is mirrored up to it and the plane cut back. `keep` says which windows (rows, columns of
-    `plan`) are predicted; the others add 0. Beside the image, memory holds one float plane and one batch of windows.
+    A slide smaller than the window is mirrored up to it and the plane cut back. `keep` says which windows (rows,
+    columns of `plan`) are predicted; the others add 0. Beside the image, memory holds one float plane and one batch of
+    windows.
     """
     height, width = image.shape[:2]
     image = extended(image, max(height, size), max(width, size))
@@ -75,9 +85,14 @@ def stitch(
     places = [(int(row), int(col)) for row, col in np.argwhere(kept)]
     down, across = (torch.from_numpy(axis.weights).to(image.device) for axis in (rows, cols))
     # numpy asks the system for large pages, torch does not: on a CPU, filling fresh memory is five times faster.
-    plane = torch.zeros(image.shape[:2], device=image.device) if image.is_cuda else torch.from_numpy(np.empty(image.shape[:2], np.float32)).zero_()
+    plane = (
+        torch.zeros(image.shape[:2], device=image.device)
+        if image.is_cuda
+        else torch.from_numpy(np.empty(image.shape[:2], np.float32)).zero_()
+    )
     weighted = torch.empty(size, size, device=image.device)
-    # On a GPU every batch has one shape, for which cuDNN looks for the fastest kernels once; a CPU predicts no window for nothing.
+    # On a GPU every batch has one shape, for which cuDNN looks for the fastest kernels once; a CPU predicts no window
+    # for nothing.
     batch_size = batch_size if image.is_cuda else min(batch_size, max(1, len(places)))
     windows = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8, device=image.device)
     for start in range(0, len(places), batch_size):
@@ -93,7 +108,9 @@ def stitch(
 
 @torch.inference_mode()
 def whole_plane(image: torch.Tensor, predict: Predictor) -> torch.Tensor:
-    """Probability plane (h, w) float32 of a scaled slide (h, w, 3) uint8 in one piece, mirrored up to a multiple of STRIDE."""
+    """Probability plane (h, w) float32 of a scaled slide (h, w, 3) uint8 in one piece, mirrored up to a multiple of
+    STRIDE.
+    """
     height, width = image.shape[:2]
     tall, wide = (-(-length // STRIDE) * STRIDE for length in (height, width))
     return predict(extended(image, tall, wide).permute(2, 0, 1).contiguous()[None])[0, :height, :width].contiguous()

@@ -17,9 +17,17 @@ from hubmap_kit.inference.ensemble import Ensemble
 from hubmap_kit.inference.governor import Governor
 
 log = logging.getLogger(__name__)
-Team = Sequence[Ensemble]  # all runs on one device; their planes are averaged, by the weights of a blend where the team is one
+Team = Sequence[
+    Ensemble
+]  # all runs on one device; their planes are averaged, by the weights of a blend where the team is one
 Efforts = tuple[Effort, ...]  # one for each ensemble of a team
-DEVICE_FAULTS = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "device-side assert")  # short memory is none of them
+DEVICE_FAULTS = (
+    "CUDA error",
+    "cuDNN error",
+    "CUDNN_STATUS",
+    "CUBLAS_STATUS",
+    "device-side assert",
+)  # short memory is none of them
 
 
 class NoTime(Exception):
@@ -35,7 +43,9 @@ class Predicted:
 
 
 def mean_plane(slide: Slide, pixels: np.ndarray, team: Team, efforts: Efforts | None = None) -> np.ndarray:
-    """The mean probability (H, W) float32 of all ensembles for a slide's pixels (H, W, 3) uint8; weighted where the team is a blend."""
+    """The mean probability (H, W) float32 of all ensembles for a slide's pixels (H, W, 3) uint8; weighted where the
+    team is a blend.
+    """
     each = efforts or (None,) * len(team)
     if (weights := shares(team, slide.organ)) is not None:
         return _weighted_plane(slide, pixels, team, each, weights)
@@ -47,7 +57,9 @@ def mean_plane(slide: Slide, pixels: np.ndarray, team: Team, efforts: Efforts | 
     return plane
 
 
-def _weighted_plane(slide: Slide, pixels: np.ndarray, team: Team, efforts: Sequence[Effort | None], weights: Sequence[float]) -> np.ndarray:
+def _weighted_plane(
+    slide: Slide, pixels: np.ndarray, team: Team, efforts: Sequence[Effort | None], weights: Sequence[float]
+) -> np.ndarray:
     """The weighted mean; a run that counts nothing for this organ is not asked."""
     total: np.ndarray | None = None
     for ensemble, effort, weight in zip(team, efforts, weights, strict=True):
@@ -64,7 +76,11 @@ def govern(slides: Sequence[Slide], team: Team, left: Callable[[], float], devic
 
     def passes(slide: Slide, efforts: Efforts) -> float:
         weights = shares(team, slide.organ) or (1.0,) * len(team)
-        return sum(network_passes(slide, each.experiment, effort) for each, effort, weight in zip(team, efforts, weights, strict=True) if weight)
+        return sum(
+            network_passes(slide, each.experiment, effort)
+            for each, effort, weight in zip(team, efforts, weights, strict=True)
+            if weight
+        )
 
     def describe(efforts: Efforts) -> str:
         return " + ".join(dict.fromkeys(map(str, efforts)))
@@ -76,11 +92,13 @@ def govern(slides: Sequence[Slide], team: Team, left: Callable[[], float], devic
 class Worker:
     """Predicts slides on one device. Call it with a slide and its pixels (None: there was no time to read them).
 
-    `spare`, if given, makes a team for another device (the CPU as a rule), for when this device fails twice in a row with a fault
-    of its own, from which a process does not recover. Raises NoTime, and what the network raises.
+    `spare`, if given, makes a team for another device (the CPU as a rule), for when this device fails twice in a row
+    with a fault of its own, from which a process does not recover. Raises NoTime, and what the network raises.
     """
 
-    def __init__(self, team: Team, governor: Governor[Efforts] | None, keep_pixels: bool, spare: Callable[[], Team] | None) -> None:
+    def __init__(
+        self, team: Team, governor: Governor[Efforts] | None, keep_pixels: bool, spare: Callable[[], Team] | None
+    ) -> None:
         self._team, self._governor, self._keep_pixels, self._spare = team, governor, keep_pixels, spare
         self._ready = False
         self._free_since = 0.0
@@ -97,7 +115,9 @@ class Worker:
         except RuntimeError as error:
             if self._spare is None or not _is_device_fault(error):
                 raise
-            log.warning("slide %s: %s failed (%s) and is tried again", slide.id, self._team[0].device, first_line(error))
+            log.warning(
+                "slide %s: %s failed (%s) and is tried again", slide.id, self._team[0].device, first_line(error)
+            )
         try:
             return self._predict(slide, pixels)
         except RuntimeError as error:
@@ -107,7 +127,8 @@ class Worker:
         return self._predict(slide, pixels)
 
     def _replace(self, error: Exception) -> None:
-        # Never run on a broken card: written after CUDA's documentation, tried with a network that raises the same error.
+        # Never run on a broken card: written after CUDA's documentation, tried with a network that raises the same
+        # error.
         assert self._spare is not None
         former, self._network_s_before = self._team[0].device, self.network_s
         self._team, self._spare, self._ready = self._spare(), None, False
@@ -137,7 +158,9 @@ class Worker:
         return Predicted(plane, pixels if self._keep_pixels else None)
 
     def _probe(self, slide: Slide, pixels: np.ndarray) -> None:
-        """Learn the device's speed at the cheapest effort, warmed up; on a machine that is fast enough that is nothing."""
+        """Learn the device's speed at the cheapest effort, warmed up; on a machine that is fast enough that is
+        nothing.
+        """
         cheapest = self._governor.probe_effort
         self._use_device()
         if cheapest is None or self._governor.hopeless():

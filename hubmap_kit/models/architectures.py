@@ -28,7 +28,10 @@ STAGED = ("Unet", "UnetPlusPlus", "MAnet", "Linknet")  # of smp's, those whose d
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture. `make(encoder, classes, options)` gives the network; `options` are the names that model.options may hold."""
+    """One architecture.
+
+    `make(encoder, classes, options)` gives the network; `options` are the names that model.options may hold.
+    """
 
     words: str
     make: Callable[[str, int, Options], Network]
@@ -40,12 +43,16 @@ def _smp(kind: type[nn.Module]) -> Callable[[str, int, Options], Network]:
     def make(encoder: str, classes: int, options: Options) -> Network:
         # encoder_weights=None is the only value that is sure not to download.
         more = _timm(encoder, options)
-        network = kind(encoders.smp_name(encoder), encoder_weights=None, in_channels=3, classes=classes, **more, **options)
+        network = kind(
+            encoders.smp_name(encoder), encoder_weights=None, in_channels=3, classes=classes, **more, **options
+        )
         stages = _stages(network.decoder) if kind.__name__ in STAGED else []
         # PAN halves the deepest map three times more.
         least = 128 if kind is smp.PAN else 32
         multiple = encoders.multiple_of(network.encoder)
-        return Network(network.encoder, network.decoder, network.segmentation_head, multiple=multiple, least=least, stages=stages)
+        return Network(
+            network.encoder, network.decoder, network.segmentation_head, multiple=multiple, least=least, stages=stages
+        )
 
     return make
 
@@ -59,7 +66,9 @@ def _timm(encoder: str, options: Options) -> Options:
 
 
 def _stages(decoder: nn.Module) -> list[str]:
-    """The blocks of a decoder but the last one, which the head reads; of UNet++ those of its last diagonal, each twice as large as the one before."""
+    """The blocks of a decoder but the last one, which the head reads; of UNet++ those of its last diagonal, each twice
+    as large as the one before.
+    """
     names = [name for name, _ in decoder.blocks.named_children()]
     return [f"blocks.{name}" for name in names if not name.startswith("x_") or name.startswith("x_0_")][:-1]
 
@@ -92,7 +101,9 @@ def _switch(options: Options, name: str) -> bool:
 
 def _unext50(encoder: str, classes: int, options: Options) -> Network:
     network = _encoder(encoder, options)
-    decoder = UnextDecoder(network.out_channels, options.pop("decoder_channels", [256, 128, 64, 32]), options.pop("pyramid_channels", 16))
+    decoder = UnextDecoder(
+        network.out_channels, options.pop("decoder_channels", [256, 128, 64, 32]), options.pop("pyramid_channels", 16)
+    )
     head = nn.Sequential(nn.Conv2d(decoder.out_channels, classes, 1), Upsample(2))
     return Network(network, decoder, head, multiple=encoders.multiple_of(network), stages=_stages(decoder))
 
@@ -101,7 +112,12 @@ def _daformer(encoder: str, classes: int, options: Options) -> Network:
     network = _encoder(encoder, options, options.pop("encoder_depth", 5))
     channels = options.pop("decoder_channels", 256)
     decoder = DaformerDecoder(network.out_channels, channels, options.pop("decoder_rates", [1, 6, 12, 18]))
-    return Network(network, decoder, nn.Sequential(nn.Conv2d(channels, classes, 1), Upsample(4)), multiple=encoders.multiple_of(network))
+    return Network(
+        network,
+        decoder,
+        nn.Sequential(nn.Conv2d(channels, classes, 1), Upsample(4)),
+        multiple=encoders.multiple_of(network),
+    )
 
 
 def _segmenter(encoder: str, classes: int, options: Options) -> Network:
@@ -114,11 +130,18 @@ def _segmenter(encoder: str, classes: int, options: Options) -> Network:
 
 def _erfnet(_encoder_name: str, classes: int, _options: Options) -> Network:
     decoder = ErfnetDecoder()
-    return Network(ErfnetEncoder(), decoder, nn.ConvTranspose2d(16, classes, 2, stride=2), stages=["blocks.0", "blocks.1"])
+    return Network(
+        ErfnetEncoder(), decoder, nn.ConvTranspose2d(16, classes, 2, stride=2), stages=["blocks.0", "blocks.1"]
+    )
 
 
 def _options(kind: type[nn.Module], *own: str) -> tuple[str, ...]:
-    return (*(name for name in inspect.signature(kind.__init__).parameters if name not in FIXED), *own, "decoder_norm", "img_size")
+    return (
+        *(name for name in inspect.signature(kind.__init__).parameters if name not in FIXED),
+        *own,
+        "decoder_norm",
+        "img_size",
+    )
 
 
 WORDS = {
@@ -135,17 +158,27 @@ WORDS = {
     "Segformer": "a linear layer a level, joined; the usual decoder for mit_b0 to mit_b5",
 }
 ARCHITECTURES: dict[str, Architecture] = {
-    name.lower(): Architecture(words, _smp(getattr(smp, name)), _options(getattr(smp, name))) for name, words in WORDS.items()
+    name.lower(): Architecture(words, _smp(getattr(smp, name)), _options(getattr(smp, name)))
+    for name, words in WORDS.items()
 } | {
     "unet": Architecture(WORDS["Unet"], _unet, _options(smp.Unet, "pixel_shuffle", "self_attention")),
     "unext50": Architecture(
-        "U-Net with pixel shuffle, atrous pyramid and feature pyramid; meant for resnext50_32x4d", _unext50,
+        "U-Net with pixel shuffle, atrous pyramid and feature pyramid; meant for resnext50_32x4d",
+        _unext50,
         ("decoder_channels", "pyramid_channels", "decoder_norm", "img_size"),
     ),
     "daformer": Architecture(
-        "levels embedded alike, joined by separable atrous convolutions; for mit, CoaT, PVTv2", _daformer,
+        "levels embedded alike, joined by separable atrous convolutions; for mit, CoaT, PVTv2",
+        _daformer,
         ("decoder_channels", "decoder_rates", "encoder_depth", "decoder_norm", "img_size"),
     ),
-    "segmenter": Architecture("mask transformer on a plain ViT (tu-vit_..., tu-deit_..., tu-eva02_...)", _segmenter, ("decoder_layers",)),
-    "erfnet": Architecture("two million weights, with an encoder of its own; model.encoder is not read", _erfnet, ("decoder_norm",), own_encoder=True),
-}  # fmt: skip
+    "segmenter": Architecture(
+        "mask transformer on a plain ViT (tu-vit_..., tu-deit_..., tu-eva02_...)", _segmenter, ("decoder_layers",)
+    ),
+    "erfnet": Architecture(
+        "two million weights, with an encoder of its own; model.encoder is not read",
+        _erfnet,
+        ("decoder_norm",),
+        own_encoder=True,
+    ),
+}

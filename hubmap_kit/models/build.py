@@ -1,4 +1,6 @@
-"""ModelConfig -> network: any decoder of segmentation_models_pytorch, or of the kit's own, on any smp or timm encoder."""
+"""ModelConfig -> network: any decoder of segmentation_models_pytorch, or of the kit's own, on any smp or timm
+encoder.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,17 @@ NORMS = ("batch", "group")
 def build(config: ModelConfig, pretrained: bool = True) -> Network:
     """Build the network of a config, in train mode on the CPU.
 
-    Input (N, 3, H, W) float, normalised with the config's mean and std, of any size from 32 px; output (N, C, H, W) logits, C = 1, or
-    6 for classes organs; in train mode with auxiliary heads models.heads.Outputs. With `pretrained` the encoder takes its weights from
-    `config.encoder_weights`, if that is set; loading a trained fold passes False, so a finished run does not need that file any more.
-    Raises ConfigError and WeightsError.
+    Input (N, 3, H, W) float, normalised with the config's mean and std, of any size from 32 px; output (N, C, H, W)
+    logits, C = 1, or 6 for classes organs; in train mode with auxiliary heads models.heads.Outputs. With `pretrained`
+    the encoder takes its weights from `config.encoder_weights`, if that is set; loading a trained fold passes False, so
+    a finished run does not need that file any more. Raises ConfigError and WeightsError.
     """
     architecture = ARCHITECTURES.get(config.arch.lower())
     if architecture is None:
-        raise ConfigError(f"model.arch is '{config.arch}'; known are {', '.join(ARCHITECTURES)}{did_you_mean(config.arch, list(ARCHITECTURES))}")
+        raise ConfigError(
+            f"model.arch is '{config.arch}'; known are"
+            f" {', '.join(ARCHITECTURES)}{did_you_mean(config.arch, list(ARCHITECTURES))}"
+        )
     if not architecture.own_encoder:
         _check_encoder(config.encoder)
     _check_options(architecture, config)
@@ -39,7 +44,9 @@ def build(config: ModelConfig, pretrained: bool = True) -> Network:
             use_group_norm(network.decoder)
         network.add_heads(list(config.auxiliary), CHANNELS[config.classes])
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"model: {config.arch} on {config.encoder} cannot be built with options {config.options}: {error}") from error
+        raise ConfigError(
+            f"model: {config.arch} on {config.encoder} cannot be built with options {config.options}: {error}"
+        ) from error
     if norm == "group":
         use_group_norm(network.auxiliary)
     if pretrained and config.encoder_weights:
@@ -68,7 +75,10 @@ def _check_encoder(name: str) -> None:
 
         if not timm.is_model(name.removeprefix("tu-")):
             known = timm.list_models()
-            raise ConfigError(f"model.encoder is '{name}', which timm does not have{did_you_mean(name.removeprefix('tu-'), known, 'tu-')}")
+            raise ConfigError(
+                f"model.encoder is '{name}', which timm does not"
+                f" have{did_you_mean(name.removeprefix('tu-'), known, 'tu-')}"
+            )
     elif name not in get_encoder_names():
         raise ConfigError(
             f"model.encoder is '{name}', which smp does not have; give one of its names or tu-NAME for a timm network"
@@ -80,6 +90,10 @@ def _check_options(architecture: Architecture, config: ModelConfig) -> None:
     for key in config.options:
         if key not in architecture.options:
             known = architecture.options
-            raise ConfigError(f"model.options has '{key}'; {config.arch} takes {', '.join(known)}{did_you_mean(key, known)}")
+            raise ConfigError(
+                f"model.options has '{key}'; {config.arch} takes {', '.join(known)}{did_you_mean(key, known)}"
+            )
     if config.options.get("decoder_norm", "batch") not in NORMS:
-        raise ConfigError(f"model.options.decoder_norm is '{config.options['decoder_norm']}'; give {' or '.join(NORMS)}")
+        raise ConfigError(
+            f"model.options.decoder_norm is '{config.options['decoder_norm']}'; give {' or '.join(NORMS)}"
+        )

@@ -25,7 +25,10 @@ ESTIMATE = "ESTIMATE"
 
 @dataclass(frozen=True)
 class Network:
-    """A network: its short name, its family, and what those called it who used it before. Its experiment is `net-NAME`."""
+    """A network: its short name, its family, and what those called it who used it before.
+
+    Its experiment is `net-NAME`.
+    """
 
     name: str
     family: str
@@ -76,7 +79,10 @@ NETWORKS: tuple[Network, ...] = (
 
 @dataclass(frozen=True)
 class Cost:
-    """A row of catalog.csv. One tile is SIDE x SIDE pixels; batches are ESTIMATES for a 16 GB card, 0 where one tile does not fit."""
+    """A row of catalog.csv.
+
+    One tile is SIDE x SIDE pixels; batches are ESTIMATES for a 16 GB card, 0 where one tile does not fit.
+    """
 
     parameters: int
     encoder_parameters: int
@@ -92,7 +98,9 @@ def find(name: str) -> Network:
     wanted = name.removeprefix(PREFIX)
     known = {network.name: network for network in NETWORKS}
     if wanted not in known:
-        raise ConfigError(f"no network '{name}' in the catalog; 'hubmap models' lists them{did_you_mean(wanted, known)}")
+        raise ConfigError(
+            f"no network '{name}' in the catalog; 'hubmap models' lists them{did_you_mean(wanted, known)}"
+        )
     return known[wanted]
 
 
@@ -103,12 +111,22 @@ def cost(model: ModelConfig) -> Cost:
 
     size = measure(lambda: build(model, pretrained=False))
     mib = [round(saved.total / MIB) for saved in (size.saved_fp32, size.saved_fp16)]
-    return Cost(size.parameters, size.encoder_parameters, size.multiply_adds, *mib, size.batch(half=False), size.batch(half=True))
+    return Cost(
+        size.parameters,
+        size.encoder_parameters,
+        size.multiply_adds,
+        *mib,
+        size.batch(half=False),
+        size.batch(half=True),
+    )
 
 
 @lru_cache(maxsize=1)
 def costs() -> Mapping[str, Cost]:
-    """The costs of catalog.csv by name. A network that the file lacks is not in it. Raises ConfigError where the file is damaged."""
+    """The costs of catalog.csv by name.
+
+    A network that the file lacks is not in it. Raises ConfigError where the file is damaged.
+    """
     path = shipped_csv()
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -117,7 +135,10 @@ def costs() -> Mapping[str, Cost]:
                 raise ValueError
             return {row["name"]: Cost(**{key: int(row[key]) for key in Cost.__annotations__}) for row in rows}
     except (OSError, csv.Error, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is missing or damaged ({type(error).__name__}); install the kit again, or run scripts/models_table.py") from error
+        raise ConfigError(
+            f"{path} is missing or damaged ({type(error).__name__}); install the kit again, or run"
+            " scripts/models_table.py"
+        ) from error
 
 
 def shipped_csv() -> Path:
@@ -130,10 +151,23 @@ def write_costs(found: Mapping[str, Cost], path: Path) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["name", *Cost.__annotations__], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({"name": network.name, **vars(found[network.name])} for network in NETWORKS if network.name in found)
+        writer.writerows(
+            {"name": network.name, **vars(found[network.name])} for network in NETWORKS if network.name in found
+        )
 
 
-HEADER = ("network", "was", "encoder", "weights, M", "GMAC", "GFLOP", "fp32 MiB", "fp16 MiB", "batch fp32", "batch fp16")
+HEADER = (
+    "network",
+    "was",
+    "encoder",
+    "weights, M",
+    "GMAC",
+    "GFLOP",
+    "fp32 MiB",
+    "fp16 MiB",
+    "batch fp32",
+    "batch fp16",
+)
 
 
 def table_row(network: Network, found: Cost | None) -> list[str]:
@@ -141,7 +175,11 @@ def table_row(network: Network, found: Cost | None) -> list[str]:
     start = [network.name, network.theirs, network.settings().model.encoder]
     if found is None:
         return start + [""] * (len(HEADER) - len(start))
-    numbers = [f"{found.parameters / 1e6:.1f}", f"{found.multiply_adds / 1e9:.0f}", f"{2 * found.multiply_adds / 1e9:.0f}"]
+    numbers = [
+        f"{found.parameters / 1e6:.1f}",
+        f"{found.multiply_adds / 1e9:.0f}",
+        f"{2 * found.multiply_adds / 1e9:.0f}",
+    ]
     memory = [found.saved_fp32_mib, found.saved_fp16_mib, found.batch_fp32, found.batch_fp16]
     return [*start, *numbers, *(str(value) for value in memory)]
 

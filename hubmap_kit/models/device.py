@@ -29,7 +29,8 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_devices(names: str = "auto") -> list[torch.device]:
-    """The devices of a comma-separated list such as cuda:0,cuda:1, each proved; the first one is the current card afterwards.
+    """The devices of a comma-separated list such as cuda:0,cuda:1, each proved; the first one is the current card
+    afterwards.
 
     The CPU may be named twice, for two folds side by side; a card may not. Raises ConfigError.
     """
@@ -48,13 +49,15 @@ def has_bf16(device: torch.device) -> bool:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The half type to compute in, or None for float32.
 
-    auto is fp16 on a GPU (a T4 has no bf16, a P100 gains little from fp16 but loses nothing) and fp32 on a CPU. A run that was
-    trained in bf16 elsewhere is predicted in fp16 on a card without bf16.
+    auto is fp16 on a GPU (a T4 has no bf16, a P100 gains little from fp16 but loses nothing) and fp32 on a CPU. A run
+    that was trained in bf16 elsewhere is predicted in fp16 on a card without bf16.
     """
     if precision == "auto":
         return torch.float16 if device.type == "cuda" else None
     if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("training.precision is fp16 on a CPU, which computes it slowly and coarsely; use auto, fp32 or bf16")
+        raise ConfigError(
+            "training.precision is fp16 on a CPU, which computes it slowly and coarsely; use auto, fp32 or bf16"
+        )
     if precision == "bf16" and not has_bf16(device):
         return torch.float16
     return DTYPES[precision]

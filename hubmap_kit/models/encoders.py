@@ -1,7 +1,8 @@
-"""Encoders that smp cannot build from timm itself: plain vision transformers and CoaT, as pyramids; and windows that fit any tile.
+"""Encoders that smp cannot build from timm itself: plain vision transformers and CoaT, as pyramids; and windows that
+fit any tile.
 
-Each gives what smp's encoders give: the image, then feature maps at strides 2, 4, 8, 16 and 32, and `out_channels`. Like smp's
-encoders of transformers they have no map at stride 2, but one without channels in its place.
+Each gives what smp's encoders give: the image, then feature maps at strides 2, 4, 8, 16 and 32, and `out_channels`.
+Like smp's encoders of transformers they have no map at stride 2, but one without channels in its place.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from segmentation_models_pytorch import encoders as smp_encoders
 from timm.models import is_model_in_modules
 from torch import nn
 
-VITS = ("vision_transformer", "deit", "eva")  # of timm's modules: one stride from first to last, and position embeddings that can be resized
+VITS = (
+    "vision_transformer",
+    "deit",
+    "eva",
+)  # of timm's modules: one stride from first to last, and position embeddings that can be resized
 SWINS = ("swin_transformer", "swin_transformer_v2")
 SMALLEST = 3  # maps that a pyramid must have: strides 2, 4, 8
 
 
 class VitEncoder(nn.Module):
-    """A vision transformer of timm, whose position embeddings are resized to the input: [the image, the last map at the patches' stride]."""
+    """A vision transformer of timm, whose position embeddings are resized to the input: [the image, the last map at the
+    patches' stride].
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -38,7 +45,8 @@ class VitEncoder(nn.Module):
 
 
 class VitPyramid(VitEncoder):
-    """A vision transformer with patches of 16 px as a pyramid: maps of four depths, the first two enlarged by transposed convolutions, the last halved.
+    """A vision transformer with patches of 16 px as a pyramid: maps of four depths, the first two enlarged by
+    transposed convolutions, the last halved.
 
     As Li et al. 2021 (arXiv:2111.11429) and BEiT's UPerNet do it.
     """
@@ -46,14 +54,26 @@ class VitPyramid(VitEncoder):
     def __init__(self, name: str, depth: int = 5, **_: object) -> None:
         super().__init__(name)
         if self.patch != 16:
-            raise ValueError(f"a pyramid needs a transformer with patches of 16 px, and tu-{name} has {self.patch}; arch segmenter takes it")
+            raise ValueError(
+                f"a pyramid needs a transformer with patches of 16 px, and tu-{name} has {self.patch}; arch segmenter"
+                " takes it"
+            )
         width, blocks = self.model.embed_dim, len(self.model.blocks)
         self.model.norm = nn.Identity()  # maps are taken before it
         self.indices = [blocks * number // 4 - 1 for number in range(1, 5)][: _levels(depth)]
-        self.scales = nn.ModuleList([
-            nn.Sequential(nn.ConvTranspose2d(width, width, 2, 2), nn.GroupNorm(1, width), nn.GELU(), nn.ConvTranspose2d(width, width, 2, 2)),
-            nn.ConvTranspose2d(width, width, 2, 2), nn.Identity(), nn.MaxPool2d(2),
-        ][: _levels(depth)])  # fmt: skip
+        self.scales = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.ConvTranspose2d(width, width, 2, 2),
+                    nn.GroupNorm(1, width),
+                    nn.GELU(),
+                    nn.ConvTranspose2d(width, width, 2, 2),
+                ),
+                nn.ConvTranspose2d(width, width, 2, 2),
+                nn.Identity(),
+                nn.MaxPool2d(2),
+            ][: _levels(depth)]
+        )
         self.out_channels = [3, 0, *[width] * _levels(depth)]
         self.output_stride = 2**depth
 
@@ -62,15 +82,18 @@ class VitPyramid(VitEncoder):
         return [images, _no_channels(images), *(scale(each) for scale, each in zip(self.scales, maps, strict=True))]
 
     def set_in_channels(self, channels: int, pretrained: bool = True) -> None:
-        """smp calls this; the kit's networks see RGB."""
+        """Smp calls this; the kit's networks see RGB."""
 
     def make_dilated(self, output_stride: int) -> None:
-        """smp calls this for dilated encoders."""
+        """Smp calls this for dilated encoders."""
         raise ValueError(f"a vision transformer cannot be dilated to stride {output_stride}")
 
 
 class CoatEncoder(nn.Module):
-    """CoaT and CoaT-Lite of timm, which themselves take one image size only, at any multiple of 32. Strides 4, 8, 16, 32."""
+    """CoaT and CoaT-Lite of timm, which themselves take one image size only, at any multiple of 32.
+
+    Strides 4, 8, 16, 32.
+    """
 
     def __init__(self, name: str, depth: int = 5, **_: object) -> None:
         super().__init__()
@@ -93,7 +116,9 @@ class CoatEncoder(nn.Module):
             embed = getattr(self.model, f"patch_embed{level}")
             sizes.append((current.shape[-2] // embed.patch_size[0], current.shape[-1] // embed.patch_size[1]))
             found = embed(current)
-            found = torch.cat([getattr(self.model, f"cls_token{level}").expand(len(found), -1, -1).to(found.dtype), found], dim=1)
+            found = torch.cat(
+                [getattr(self.model, f"cls_token{level}").expand(len(found), -1, -1).to(found.dtype), found], dim=1
+            )
             for block in getattr(self.model, f"serial_blocks{level}"):
                 found = block(found, size=sizes[-1])
             tokens.append(found)
@@ -104,10 +129,10 @@ class CoatEncoder(nn.Module):
         return [images, _no_channels(images), *(_as_map(each, size) for each, size in zip(tokens, sizes, strict=True))]
 
     def set_in_channels(self, channels: int, pretrained: bool = True) -> None:
-        """smp calls this; the kit's networks see RGB."""
+        """Smp calls this; the kit's networks see RGB."""
 
     def make_dilated(self, output_stride: int) -> None:
-        """smp calls this for dilated encoders."""
+        """Smp calls this for dilated encoders."""
         raise ValueError(f"CoaT cannot be dilated to stride {output_stride}")
 
 
@@ -117,14 +142,20 @@ def is_vit(name: str) -> bool:
 
 
 def smp_name(name: str) -> str:
-    """The name under which smp builds an encoder: the kit's own ones are made known to it first, as its documentation describes."""
+    """The name under which smp builds an encoder: the kit's own ones are made known to it first, as its documentation
+    describes.
+    """
     if not name.startswith("tu-"):
         return name
     kind = VitPyramid if is_vit(name) else CoatEncoder if is_model_in_modules(_bare(name), ("coat",)) else None
     if kind is None:
         return name
     known = f"kit-{name.removeprefix('tu-')}"
-    smp_encoders.encoders[known] = {"encoder": kind, "params": {"name": name.removeprefix("tu-")}, "pretrained_settings": {}}
+    smp_encoders.encoders[known] = {
+        "encoder": kind,
+        "params": {"name": name.removeprefix("tu-")},
+        "pretrained_settings": {},
+    }
     return known
 
 
@@ -139,7 +170,9 @@ def takes_image_size(name: str) -> bool:
 
 
 def multiple_of(encoder: nn.Module) -> int:
-    """Sides that an encoder takes are multiples of this: 32, or more where windows must divide the deepest map (MaxViT: 224 as a rule)."""
+    """Sides that an encoder takes are multiples of this: 32, or more where windows must divide the deepest map (MaxViT:
+    224 as a rule).
+    """
     windows = [side for module in encoder.modules() for side in getattr(module, "partition_size", None) or ()]
     return math.lcm(getattr(encoder, "multiple", 32), *(32 * window for window in windows))
 
@@ -151,12 +184,14 @@ def _levels(depth: int) -> int:
 
 
 def _bare(name: str) -> str:
-    """timm's name without smp's prefix and without the tag of its weights."""
+    """Timm's name without smp's prefix and without the tag of its weights."""
     return name.removeprefix("tu-").split(".")[0]
 
 
 def _name_once(module: nn.Module, seen: set[nn.Module] | None = None) -> None:
-    """Parts that blocks share stay the first one's only, the others merely keep them: safetensors refuses a tensor with two names."""
+    """Parts that blocks share stay the first one's only, the others merely keep them: safetensors refuses a tensor with
+    two names.
+    """
     seen = {module} if seen is None else seen
     for name, child in [*module._modules.items()]:  # named_children leaves out the very ones that matter here
         if child in seen:

@@ -1,4 +1,7 @@
-"""ERFNet (Romera et al. 2018, doi 10.1109/TITS.2017.2750080): two million weights, factorised residual blocks, no pretrained encoder needed."""
+"""ERFNet (Romera et al.
+
+2018, doi 10.1109/TITS.2017.2750080): two million weights, factorised residual blocks, no pretrained encoder needed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ class Factorised(nn.Module):
 
     def __init__(self, channels: int, dilation: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
-        self.column1, self.row1 = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)), nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
+        self.column1, self.row1 = (
+            nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)),
+            nn.Conv2d(channels, channels, (1, 3), padding=(0, 1)),
+        )
         self.norm1 = nn.BatchNorm2d(channels, eps=EPS)
         self.column2 = nn.Conv2d(channels, channels, (3, 1), padding=(dilation, 0), dilation=(dilation, 1))
         self.row2 = nn.Conv2d(channels, channels, (1, 3), padding=(0, dilation), dilation=(1, dilation))
@@ -45,11 +51,13 @@ class ErfnetEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = nn.ModuleList([
-            Downsample(3, 16),
-            nn.Sequential(Downsample(16, 64), *(Factorised(64, dropout=0.03) for _ in range(5))),
-            nn.Sequential(Downsample(64, 128), *(Factorised(128, rate, 0.3) for _ in range(2) for rate in RATES)),
-        ])  # fmt: skip
+        self.stages = nn.ModuleList(
+            [
+                Downsample(3, 16),
+                nn.Sequential(Downsample(16, 64), *(Factorised(64, dropout=0.03) for _ in range(5))),
+                nn.Sequential(Downsample(64, 128), *(Factorised(128, rate, 0.3) for _ in range(2) for rate in RATES)),
+            ]
+        )
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         features = [images]
@@ -63,9 +71,12 @@ class Enlarge(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
-            nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1), nn.BatchNorm2d(outputs, eps=EPS), nn.ReLU(inplace=True),
-            Factorised(outputs), Factorised(outputs),
-        )  # fmt: skip
+            nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1),
+            nn.BatchNorm2d(outputs, eps=EPS),
+            nn.ReLU(inplace=True),
+            Factorised(outputs),
+            Factorised(outputs),
+        )
 
 
 class ErfnetDecoder(nn.Module):

@@ -33,7 +33,10 @@ class Form:
         return f"{'folded' if self.folded else 'eager'}, {'channels last' if self.channels_last else 'contiguous'}"
 
     def of(self, network: nn.Module, folded: nn.Module | None) -> nn.Module:
-        """The network in this form; `folded` is its folded copy. Works in place, beside the copying that memory order needs."""
+        """The network in this form; `folded` is its folded copy.
+
+        Works in place, beside the copying that memory order needs.
+        """
         chosen = folded if self.folded and folded is not None else network
         return chosen.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
@@ -51,17 +54,23 @@ class Tuner:
     device: torch.device
     settled: bool = field(default=False, init=False)
 
-    def settle(self, networks: list[nn.Module], window: torch.Tensor, model: ModelConfig, dtype: torch.dtype | None) -> None:
-        """Replace the networks of the list by their fastest form for windows such as `window` (1, T, T, 3) uint8 on the device.
+    def settle(
+        self, networks: list[nn.Module], window: torch.Tensor, model: ModelConfig, dtype: torch.dtype | None
+    ) -> None:
+        """Replace the networks of the list by their fastest form for windows such as `window` (1, T, T, 3) uint8 on the
+        device.
 
-        A folded network must give the probabilities of the one it was made from on this window; otherwise it is not used. All
-        networks have one architecture, so the first one decides for all.
+        A folded network must give the probabilities of the one it was made from on this window; otherwise it is not
+        used. All networks have one architecture, so the first one decides for all.
         """
         if self.settled:
             return
         self.settled = True
         inputs = normalise(window, model).contiguous()
-        key = f"{device_name(self.device)}, torch {torch.__version__}, {torch.get_num_threads()} threads, window {window.shape[1]}, {dtype or 'fp32'}"
+        key = (
+            f"{device_name(self.device)}, torch {torch.__version__}, {torch.get_num_threads()} threads, window"
+            f" {window.shape[1]}, {dtype or 'fp32'}"
+        )
         known = self._read()
         form = _form(known.get(key))
         first = _checked_copy(networks[0], inputs)
@@ -72,13 +81,28 @@ class Tuner:
             networks[number] = form.of(network, folded)
 
     def _measure(
-        self, network: nn.Module, folded: nn.Module | None, inputs: torch.Tensor, dtype: torch.dtype | None, key: str, known: dict[str, object]
-    ) -> Form:  # fmt: skip
+        self,
+        network: nn.Module,
+        folded: nn.Module | None,
+        inputs: torch.Tensor,
+        dtype: torch.dtype | None,
+        key: str,
+        known: dict[str, object],
+    ) -> Form:
         seconds = measure(network, folded, inputs, dtype)
         form = choose(seconds)
-        log.info("fastest on %s: %s (%s)", key, form, "; ".join(f"{each} {value * 1e3:.3g} ms" for each, value in seconds.items()))
+        log.info(
+            "fastest on %s: %s (%s)",
+            key,
+            form,
+            "; ".join(f"{each} {value * 1e3:.3g} ms" for each, value in seconds.items()),
+        )
         try:
-            write_json(self.memory, known | {key: {**asdict(form), "ms": {str(each): round(value * 1e3, 3) for each, value in seconds.items()}}})
+            write_json(
+                self.memory,
+                known
+                | {key: {**asdict(form), "ms": {str(each): round(value * 1e3, 3) for each, value in seconds.items()}}},
+            )
         except OSError as error:
             log.debug("%s cannot be written (%s); the next run measures again", self.memory, error)
         return form
@@ -97,7 +121,9 @@ def choose(seconds: dict[Form, float]) -> Form:
     return best if seconds[best] <= CLEAR * seconds[preferred] else preferred
 
 
-def measure(network: nn.Module, folded: nn.Module | None, inputs: torch.Tensor, dtype: torch.dtype | None = None) -> dict[Form, float]:
+def measure(
+    network: nn.Module, folded: nn.Module | None, inputs: torch.Tensor, dtype: torch.dtype | None = None
+) -> dict[Form, float]:
     """Seconds of a forward pass in each form: the forms take turns, the best of a few passes counts."""
     forms = [form for form in FORMS if folded is not None or not form.folded]
     best: dict[Form, float] = {}
@@ -145,7 +171,10 @@ def _checked_copy(network: nn.Module, inputs: torch.Tensor) -> nn.Module | None:
             return folded
         log.warning("folding batch norms changes the network's probabilities; it stays as it is")
     except (RuntimeError, AttributeError, TypeError) as error:
-        log.warning("batch norms cannot be folded (%s); the network stays as it is", (str(error).splitlines() or [type(error).__name__])[0])
+        log.warning(
+            "batch norms cannot be folded (%s); the network stays as it is",
+            (str(error).splitlines() or [type(error).__name__])[0],
+        )
     return None
 
 

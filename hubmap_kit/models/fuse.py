@@ -12,25 +12,29 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-# Exactly these, of torch, timm and smp: another subclass may do more with its weights or statistics than the formula knows of.
+# Exactly these, of torch, timm and smp: another subclass may do more with its weights or statistics than the formula
+# knows of.
 CONVOLUTIONS = {"Conv2d", "Conv2dSame", "Conv2dStaticSamePadding"}
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
-# Of a probability, between the folded network and the one it was made from. A wrong fold is off by far more; float32 itself is off
-# by a few 1e-6 in trained networks and a few 1e-5 in random ones, which must not decide.
+# Of a probability, between the folded network and the one it was made from. A wrong fold is off by far more; float32
+# itself is off by a few 1e-6 in trained networks and a few 1e-5 in random ones, which must not decide.
 TOLERANCE = 1e-4
 SAMPLE_SIDE = 64
 
 
 def fuse(network: nn.Module, sample: torch.Tensor | None = None) -> nn.Module:
-    """A copy of a network in eval mode in which every convolution with a batch norm right after it has taken that one in.
+    """A copy of a network in eval mode in which every convolution with a batch norm right after it has taken that one
+    in.
 
-    Which pairs follow each other is seen in one pass of `sample` (N, 3, H, W), by default random; what cannot be folded stays.
-    An activation that timm keeps inside a batch norm is kept. The caller compares, see `agrees`.
+    Which pairs follow each other is seen in one pass of `sample` (N, 3, H, W), by default random; what cannot be folded
+    stays. An activation that timm keeps inside a batch norm is kept. The caller compares, see `agrees`.
     """
     folded = copy.deepcopy(network)
     parameter = next(folded.parameters())
     if sample is None:
-        sample = torch.randn(1, 3, SAMPLE_SIDE, SAMPLE_SIDE, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+        sample = torch.randn(1, 3, SAMPLE_SIDE, SAMPLE_SIDE, generator=torch.Generator().manual_seed(0)).to(
+            parameter.device
+        )
     names = defaultdict(list)
     for name, module in folded.named_modules(remove_duplicate=False):
         names[module].append(name)
@@ -44,7 +48,10 @@ def fuse(network: nn.Module, sample: torch.Tensor | None = None) -> nn.Module:
 
 @torch.inference_mode()
 def agrees(one: nn.Module, other: nn.Module, inputs: torch.Tensor) -> bool:
-    """Whether two networks give the same probabilities for `inputs` in float32, to TOLERANCE. NaN agrees with nothing."""
+    """Whether two networks give the same probabilities for `inputs` in float32, to TOLERANCE.
+
+    NaN agrees with nothing.
+    """
     # Without TF32, which newer cards take for float32 and which has three digits.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         difference = torch.sigmoid(one(inputs).float()) - torch.sigmoid(other(inputs).float())
@@ -71,12 +78,16 @@ def _pairs(network: nn.Module, sample: torch.Tensor) -> list[tuple[nn.Module, nn
         network(sample)
     shared = Counter(sources.values())
     return [
-        (convolution, norm) for norm, convolution in sources.items() if runs[norm] == runs[convolution] == shared[convolution] == 1
+        (convolution, norm)
+        for norm, convolution in sources.items()
+        if runs[norm] == runs[convolution] == shared[convolution] == 1
     ]
 
 
 @contextmanager
-def _hooks(network: nn.Module, after_convolution: Callable[..., None], before_norm: Callable[..., None]) -> Iterator[None]:
+def _hooks(
+    network: nn.Module, after_convolution: Callable[..., None], before_norm: Callable[..., None]
+) -> Iterator[None]:
     handles = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and type(module).__name__ in CONVOLUTIONS:

@@ -1,4 +1,6 @@
-"""Heads that only training has: their losses pull the encoder and the decoder's inner stages towards what the last layer needs."""
+"""Heads that only training has: their losses pull the encoder and the decoder's inner stages towards what the last
+layer needs.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ ORGAN_COUNT = 5
 class Outputs(NamedTuple):
     """What a network with auxiliary heads gives in train mode.
 
-    `logits` (N, C, H, W) is what it gives in eval mode. `auxiliary` by head: fcn (N, C, h, w) at the encoder's own scale; deep, a list of
-    such, coarsest first; organ (N, 5), logits in the order of competition.organs; pixel_size (N,), log2 of the micrometres per pixel.
+    `logits` (N, C, H, W) is what it gives in eval mode. `auxiliary` by head: fcn (N, C, h, w) at the encoder's own
+    scale; deep, a list of such, coarsest first; organ (N, 5), logits in the order of competition.organs; pixel_size
+    (N,), log2 of the micrometres per pixel.
     """
 
     logits: torch.Tensor
@@ -28,9 +31,12 @@ class PlainHead(nn.Sequential):
     def __init__(self, channels: int, classes: int) -> None:
         middle = max(16, min(256, channels // 4))
         super().__init__(
-            nn.Conv2d(channels, middle, 3, padding=1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(inplace=True),
-            nn.Dropout2d(0.1), nn.Conv2d(middle, classes, 1),
-        )  # fmt: skip
+            nn.Conv2d(channels, middle, 3, padding=1, bias=False),
+            nn.BatchNorm2d(middle),
+            nn.ReLU(inplace=True),
+            nn.Dropout2d(0.1),
+            nn.Conv2d(middle, classes, 1),
+        )
 
 
 class StageHeads(nn.ModuleList):
@@ -44,7 +50,9 @@ class StageHeads(nn.ModuleList):
 
 
 class PooledHead(nn.Module):
-    """A linear layer on the mean of the deepest features: (N, channels, h, w) -> (N, outputs), or (N,) for one output."""
+    """A linear layer on the mean of the deepest features: (N, channels, h, w) -> (N, outputs), or (N,) for one
+    output.
+    """
 
     def __init__(self, channels: int, outputs: int) -> None:
         super().__init__()

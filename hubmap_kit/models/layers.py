@@ -10,20 +10,26 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 def convolution(inputs: int, outputs: int, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
     """Convolution, batch norm, ReLU, at the same size."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
     )
 
 
 def separable(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
     """A 3x3 convolution of each channel by itself, then one across channels, each with batch norm and ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, inputs, 3, padding=dilation, dilation=dilation, groups=inputs, bias=False), nn.BatchNorm2d(inputs), nn.ReLU(inplace=True),
+        nn.Conv2d(inputs, inputs, 3, padding=dilation, dilation=dilation, groups=inputs, bias=False),
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(inplace=True),
         *convolution(inputs, outputs, kernel=1),
-    )  # fmt: skip
+    )
 
 
 class PixelShuffleUp(nn.Module):
-    """Twice the side by sub-pixel convolution (Shi et al. 2016), blurred over 2x2 pixels against checkerboards (Sugawara et al. 2018).
+    """Twice the side by sub-pixel convolution (Shi et al.
+
+    2016), blurred over 2x2 pixels against checkerboards (Sugawara et al. 2018).
 
     The weights start as those of a nearest-neighbour enlargement (ICNR, Aitken et al. 2017).
     """
@@ -43,7 +49,10 @@ class PixelShuffleUp(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every place looks at every other one (SAGAN, Zhang et al. 2019); starts as the identity. (N, C, H, W) -> the same."""
+    """Every place looks at every other one (SAGAN, Zhang et al.
+
+    2019); starts as the identity. (N, C, H, W) -> the same.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -53,7 +62,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         places = inputs.flatten(2)
-        query, key, value = self.project(places).transpose(1, 2).unsqueeze(1).split([self.inner, self.inner, places.shape[1]], dim=-1)
+        query, key, value = (
+            self.project(places).transpose(1, 2).unsqueeze(1).split([self.inner, self.inner, places.shape[1]], dim=-1)
+        )
         seen = scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1).transpose(1, 2)
         return inputs + self.strength * seen.reshape(inputs.shape)
 

@@ -19,13 +19,21 @@ PLAIN_LEVEL = 4  # of the encoder's feature maps: the one at stride 16, where no
 class Network(nn.Module):
     """Images (N, 3, H, W), normalised, to logits (N, C, H, W), for all H and W of 32 and more.
 
-    Names in the state dict are those of smp: encoder, decoder, segmentation_head. Sides that are no multiple of `multiple`, or shorter
-    than `least`, are continued by mirror images at the right and the bottom, and the logits are cut back. `stages` names the parts of the
-    decoder that a deep auxiliary head can read. With auxiliary heads train mode gives Outputs; eval mode always gives the logits.
+    Names in the state dict are those of smp: encoder, decoder, segmentation_head. Sides that are no multiple of
+    `multiple`, or shorter than `least`, are continued by mirror images at the right and the bottom, and the logits are
+    cut back. `stages` names the parts of the decoder that a deep auxiliary head can read. With auxiliary heads train
+    mode gives Outputs; eval mode always gives the logits.
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, segmentation_head: nn.Module, *, multiple: int = 32, least: int = 32, stages: Sequence[str] = ()
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        segmentation_head: nn.Module,
+        *,
+        multiple: int = 32,
+        least: int = 32,
+        stages: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.segmentation_head = encoder, decoder, segmentation_head
@@ -51,7 +59,10 @@ class Network(nn.Module):
                 self.auxiliary[name] = PlainHead(channels[self._plain_level()], classes)
             elif name == "deep":
                 if not self.stages:
-                    raise ConfigError("model.auxiliary has deep, which reads the stages of a decoder; this model.arch has none, take fcn or a unet")
+                    raise ConfigError(
+                        "model.auxiliary has deep, which reads the stages of a decoder; this model.arch has none, take"
+                        " fcn or a unet"
+                    )
                 self.auxiliary[name] = StageHeads(self._stage_channels(), classes)
             else:
                 self.auxiliary[name] = PooledHead(channels[-1], ORGAN_COUNT if name == "organ" else 1)
@@ -68,7 +79,11 @@ class Network(nn.Module):
             ) from error
 
     def _tapped(self) -> list[nn.Module]:
-        return [self.decoder.get_submodule(name) for name in self.stages] if self.training and "deep" in self.auxiliary else []
+        return (
+            [self.decoder.get_submodule(name) for name in self.stages]
+            if self.training and "deep" in self.auxiliary
+            else []
+        )
 
     def _auxiliary(
         self, features: list[torch.Tensor], stages: list[torch.Tensor], kept: tuple[float, float]
@@ -98,17 +113,25 @@ class Network(nn.Module):
 
 
 def pad_by_mirror(images: torch.Tensor, multiple: int, least: int = 0) -> torch.Tensor:
-    """Images (N, C, H, W) continued at the right and the bottom to the next multiple, and to `least`, by mirroring as often as that takes."""
+    """Images (N, C, H, W) continued at the right and the bottom to the next multiple, and to `least`, by mirroring as
+    often as that takes.
+    """
     height, width = (-(-max(side, least) // multiple) * multiple for side in images.shape[-2:])
     while images.shape[-2:] != (height, width):
-        # One reflection can add at most one pixel less than the image has; of a single pixel there is none, and torch says so.
-        more = [min(target - side, max(1, side - 1)) for side, target in zip(images.shape[-2:], (height, width), strict=True)]
+        # One reflection can add at most one pixel less than the image has; of a single pixel there is none, and torch
+        # says so.
+        more = [
+            min(target - side, max(1, side - 1))
+            for side, target in zip(images.shape[-2:], (height, width), strict=True)
+        ]
         images = pad(images, (0, more[1], 0, more[0]), mode="reflect")
     return images
 
 
 def use_group_norm(module: nn.Module) -> None:
-    """Replace every batch norm in a module by a group norm: up to 32 groups of eight channels or more, so that a batch of one can teach it."""
+    """Replace every batch norm in a module by a group norm: up to 32 groups of eight channels or more, so that a batch
+    of one can teach it.
+    """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             channels = child.num_features
@@ -126,7 +149,9 @@ def _cut(logits: torch.Tensor, kept: tuple[float, float]) -> torch.Tensor:
 def _outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
     """The outputs of modules in the order in which they run inside the block."""
     outputs: list[torch.Tensor] = []
-    handles = [module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)) for module in modules]
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)) for module in modules
+    ]
     try:
         yield outputs
     finally:

@@ -1,4 +1,7 @@
-"""Packing encoder weights into a folder: NAME.safetensors with its card. Downloading happens here only, on a machine of one's own."""
+"""Packing encoder weights into a folder: NAME.safetensors with its card.
+
+Downloading happens here only, on a machine of one's own.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ class Packed:
 
 @dataclass(frozen=True)
 class Given:
-    """What a file of weights cannot say itself: the input mean and std that its network learnt from; source and licence as far as known."""
+    """What a file of weights cannot say itself: the input mean and std that its network learnt from; source and licence
+    as far as known.
+    """
 
     mean: Triple
     std: Triple
@@ -64,16 +69,22 @@ def pack_file(encoder: str, file: Path, given: Given, out: Path) -> Packed:
 def pack_download(encoder: str, out: Path) -> Packed:
     """Pack an encoder's weights as timm or smp download them from their hub.
 
-    Raises ConfigError for an unknown encoder or one without published weights, and WeightsError where nothing can be downloaded.
+    Raises ConfigError for an unknown encoder or one without published weights, and WeightsError where nothing can be
+    downloaded.
     """
     check_name(encoder)
     if encoder in OWN:
-        raise ConfigError(f"nobody publishes weights of {encoder}; pack those of a run of your own with --from RUN/fold0/model.safetensors")
+        raise ConfigError(
+            f"nobody publishes weights of {encoder}; pack those of a run of your own with --from"
+            " RUN/fold0/model.safetensors"
+        )
     return _download_timm(encoder, out) if encoder.startswith("tu-") else _download_smp(encoder, out)
 
 
 def reference(encoder: str) -> nn.Module:
-    """The network whose names packed files of an encoder have, at random: timm's own without its classifier, or smp's encoder."""
+    """The network whose names packed files of an encoder have, at random: timm's own without its classifier, or smp's
+    encoder.
+    """
     check_name(encoder)
     if encoder in OWN:
         return OWN[encoder]()
@@ -105,14 +116,30 @@ def _download_timm(encoder: str, out: Path) -> Packed:
 def _download_smp(encoder: str, out: Path) -> Packed:
     settings = smp_encoders[encoder]["pretrained_settings"]
     if not settings:
-        raise ConfigError(f"smp has no pretrained weights of {encoder}; name another encoder, or give a file with --from")
+        raise ConfigError(
+            f"smp has no pretrained weights of {encoder}; name another encoder, or give a file with --from"
+        )
     tag = "imagenet" if "imagenet" in settings else next(iter(settings))
-    network, inputs = _downloaded(encoder, lambda: (get_encoder(encoder, weights=tag), get_preprocessing_params(encoder, tag)))
+    network, inputs = _downloaded(
+        encoder, lambda: (get_encoder(encoder, weights=tag), get_preprocessing_params(encoder, tag))
+    )
     # From here on: not seen at work where nothing can be downloaded.
     if inputs["input_space"] != "RGB" or inputs["input_range"] != [0, 1]:
-        raise WeightsError(f"{encoder} ({tag}) expects {inputs['input_space']} in {inputs['input_range']}, and the kit shows RGB in 0..1; take another one")
+        raise WeightsError(
+            f"{encoder} ({tag}) expects {inputs['input_space']} in {inputs['input_range']}, and the kit shows RGB in"
+            " 0..1; take another one"
+        )
     licence = next((words for start, words in SMP_LICENCES.items() if encoder.startswith(start)), UNKNOWN)
-    return _save(encoder, _state(network), triple(inputs["mean"]), triple(inputs["std"]), settings[tag]["repo_id"], tag, licence, out)
+    return _save(
+        encoder,
+        _state(network),
+        triple(inputs["mean"]),
+        triple(inputs["std"]),
+        settings[tag]["repo_id"],
+        tag,
+        licence,
+        out,
+    )
 
 
 def _downloaded(encoder: str, get: Any) -> Any:
@@ -122,8 +149,8 @@ def _downloaded(encoder: str, get: Any) -> Any:
         # The hub's client fails in as many ways as there are networks and proxies.
         reason = (str(error).strip().splitlines() or [""])[0][:160]
         raise WeightsError(
-            f"the weights of {encoder} could not be downloaded ({type(error).__name__}: {reason}); run this on a machine with internet access, "
-            "or give a file that you have with --from"
+            f"the weights of {encoder} could not be downloaded ({type(error).__name__}: {reason}); run this on a"
+            " machine with internet access, or give a file that you have with --from"
         ) from error
 
 
@@ -131,10 +158,21 @@ def _state(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
-def _save(encoder: str, tensors: dict[str, torch.Tensor], mean: Triple, std: Triple, source: str, tag: str, licence: str, out: Path) -> Packed:
+def _save(
+    encoder: str,
+    tensors: dict[str, torch.Tensor],
+    mean: Triple,
+    std: Triple,
+    source: str,
+    tag: str,
+    licence: str,
+    out: Path,
+) -> Packed:
     path = out / f"{encoder}.safetensors"
     with atomic_path(path) as temporary:
-        save_file({name: value.detach().contiguous().clone() for name, value in tensors.items()}, temporary, {"format": "pt"})
+        save_file(
+            {name: value.detach().contiguous().clone() for name, value in tensors.items()}, temporary, {"format": "pt"}
+        )
     versions = {name: version(name) for name in VERSIONS}
     card = Card(encoder, mean, std, os.fspath(source), tag, licence, sha256(path), versions)
     card.write(path)

@@ -38,7 +38,10 @@ class LoadReport:
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors of a weights file by name. Raises WeightsError when it is missing, damaged, or not a plain table of tensors."""
+    """All tensors of a weights file by name.
+
+    Raises WeightsError when it is missing, damaged, or not a plain table of tensors.
+    """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; give model.encoder_weights the path of a .safetensors or .pth file")
@@ -48,34 +51,49 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Either not a torch file at all, or one with pickled code in it, which is never run.
-        raise WeightsError(f"{path} is not a plain file of tensors; save the network's state dict, best as safetensors") from error
+        raise WeightsError(
+            f"{path} is not a plain file of tensors; save the network's state dict, best as safetensors"
+        ) from error
     except Exception as error:
         # A cut-off or alien file makes torch's readers fail in a dozen ways, from OSError to struct.error.
-        raise WeightsError(f"{path} is damaged or not a weights file ({_first_line(error)}); copy or download it again") from error
+        raise WeightsError(
+            f"{path} is damaged or not a weights file ({_first_line(error)}); copy or download it again"
+        ) from error
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(values, dict) and isinstance(values.get(key), dict):
             values = values[key]
-    tensors = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)} if isinstance(values, dict) else {}
+    tensors = (
+        {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
+        if isinstance(values, dict)
+        else {}
+    )
     if not tensors:
         raise WeightsError(f"{path} holds no table of tensors; save the network's state dict into it")
     return tensors
 
 
 def load_encoder(encoder: nn.Module, path: str | Path, config: ModelConfig | None = None) -> LoadReport:
-    """Copy a file's tensors into an encoder in place, by name and shape; `path` may be a folder that holds NAME.safetensors.
+    """Copy a file's tensors into an encoder in place, by name and shape; `path` may be a folder that holds
+    NAME.safetensors.
 
-    smp's encoders take the file's names as they are; of a timm (`tu-`) encoder the inner network does, after timm's own renaming
-    for feature extraction. Position embeddings of another input size, and biases of another window, are resampled. With `config`
-    the card of packed weights is checked: the file's hash, and the input mean and std. Raises WeightsError when less than 90 % of
-    the encoder's tensors, or of its numbers, are in the file: an encoder that is silently random is worse than none.
+    smp's encoders take the file's names as they are; of a timm (`tu-`) encoder the inner network does, after timm's own
+    renaming for feature extraction. Position embeddings of another input size, and biases of another window, are
+    resampled. With `config` the card of packed weights is checked: the file's hash, and the input mean and std. Raises
+    WeightsError when less than 90 % of the encoder's tensors, or of its numbers, are in the file: an encoder that is
+    silently random is worse than none.
     """
     path = find_weights(path, config.encoder if config is not None else "")
     _check_card(path, config)
     target = _inner(encoder)
     own = {name: value for name, value in target.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = {name: resampled(name, value, own[name]) if name in own else value for name, value in _best_names(read_tensors(path), own).items()}
+    given = {
+        name: resampled(name, value, own[name]) if name in own else value
+        for name, value in _best_names(read_tensors(path), own).items()
+    }
     matching = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
-    report = LoadReport(tuple(matching), tuple(n for n in own if n not in matching), tuple(n for n in given if n not in matching))
+    report = LoadReport(
+        tuple(matching), tuple(n for n in own if n not in matching), tuple(n for n in given if n not in matching)
+    )
     if len(matching) < LEAST_SHARE * len(own) or _numbers(matching) < LEAST_SHARE * _numbers(own):
         raise WeightsError(
             f"{path} fits {len(matching)} of the encoder's {len(own)} tensors (missing e.g. {_some(report.missing)}; "
@@ -83,25 +101,42 @@ def load_encoder(encoder: nn.Module, path: str | Path, config: ModelConfig | Non
         )
     # Straight into the parameters: some smp encoders override load_state_dict and return nothing.
     nn.Module.load_state_dict(target, matching, strict=False)
-    log.info("encoder weights from %s: %d tensors loaded, %d missing, %d unused", os.fspath(path), *map(len, vars(report).values()))
+    log.info(
+        "encoder weights from %s: %d tensors loaded, %d missing, %d unused",
+        os.fspath(path),
+        *map(len, vars(report).values()),
+    )
     if report.missing:
-        log.warning("%s lacks %d tensors of the encoder, which start at random: %s", path, len(report.missing), _some(report.missing))
+        log.warning(
+            "%s lacks %d tensors of the encoder, which start at random: %s",
+            path,
+            len(report.missing),
+            _some(report.missing),
+        )
     return report
 
 
 def find_weights(path: str | Path, encoder: str = "") -> Path:
-    """The weights file that a path means: itself, or in a folder ENCODER.safetensors. Raises WeightsError for a folder without it."""
+    """The weights file that a path means: itself, or in a folder ENCODER.safetensors.
+
+    Raises WeightsError for a folder without it.
+    """
     path = Path(path)
     if not path.is_dir():
         return path
     if encoder and (path / f"{encoder}.safetensors").is_file():
         return path / f"{encoder}.safetensors"
     held = ", ".join(sorted(each.name for each in path.glob("*.safetensors"))) or "no .safetensors file"
-    raise WeightsError(f"{path} holds {held} where {encoder or 'NAME'}.safetensors is needed; name the file itself, or pack that encoder into it")
+    raise WeightsError(
+        f"{path} holds {held} where {encoder or 'NAME'}.safetensors is needed; name the file itself, or pack that"
+        " encoder into it"
+    )
 
 
 def resampled(name: str, value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """A position embedding or a table of relative positions, brought to the size that a network has; anything else as it is."""
+    """A position embedding or a table of relative positions, brought to the size that a network has; anything else as
+    it is.
+    """
     if value.shape == own.shape:
         return value
     if name.endswith("pos_embed") and value.ndim == own.ndim == 3 and value.shape[2] == own.shape[2]:
@@ -116,7 +151,9 @@ def resampled(name: str, value: torch.Tensor, own: torch.Tensor) -> torch.Tensor
 
 
 def _positions(value: torch.Tensor, wanted: int) -> torch.Tensor:
-    """Embeddings (1, prefixes + n*n, C) for `wanted` tokens with the same prefixes, or with none; unchanged where they fit no square."""
+    """Embeddings (1, prefixes + n*n, C) for `wanted` tokens with the same prefixes, or with none; unchanged where they
+    fit no square.
+    """
     for prefixes in range(MOST_PREFIXES + 1):
         old = math.isqrt(max(value.shape[1] - prefixes, 0))
         if old * old != value.shape[1] - prefixes:
@@ -138,7 +175,8 @@ def _check_card(path: Path, config: ModelConfig | None) -> None:
 
 
 def _inner(encoder: nn.Module) -> nn.Module:
-    """The network whose names files have: wrappers keep it as `model`, and timm's own wrapper of a ViT does so once more.
+    """The network whose names files have: wrappers keep it as `model`, and timm's own wrapper of a ViT does so once
+    more.
 
     What a wrapper has beside it, such as the scales that make a pyramid of a ViT, was never pretrained.
     """
@@ -152,11 +190,16 @@ def _numbers(tensors: dict[str, torch.Tensor]) -> int:
 
 
 def _best_names(tensors: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The file's tensors under the spelling that fits most of the encoder's names: up to three prefixes less or one more, dots or underscores."""
+    """The file's tensors under the spelling that fits most of the encoder's names: up to three prefixes less or one
+    more, dots or underscores.
+    """
     bare = tensors
     spellings = [tensors, *({prefix + name: value for name, value in tensors.items()} for prefix in PREFIXES)]
     for _ in range(3):
-        shorter = [{name.removeprefix(prefix): value for name, value in bare.items() if name.startswith(prefix)} for prefix in PREFIXES]
+        shorter = [
+            {name.removeprefix(prefix): value for name, value in bare.items() if name.startswith(prefix)}
+            for prefix in PREFIXES
+        ]
         bare = max(shorter, key=lambda names: _fitting(names, own) + len(names) / (len(tensors) + 1))
         spellings += shorter
     # timm flattens nested stages for feature extraction: `stages.0.blocks` becomes `stages_0.blocks`, `blocks.1` stays.

@@ -1,4 +1,7 @@
-"""The mask transformer of Segmenter (Strudel et al. 2021, arXiv:2105.05633): classes are tokens among the patches, masks their products."""
+"""The mask transformer of Segmenter (Strudel et al.
+
+2021, arXiv:2105.05633): classes are tokens among the patches, masks their products.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,12 @@ class MaskTransformer(nn.Module):
         rates = torch.linspace(0, drop_path, layers).tolist()
         self.blocks = nn.ModuleList(Block(channels, heads, qkv_bias=True, drop_path=rate) for rate in rates)
         self.norm = nn.LayerNorm(channels)
-        self.of_patches, self.of_classes = nn.Linear(channels, channels, bias=False), nn.Linear(channels, channels, bias=False)
-        # A layer norm over the classes, as published, would make a single class constant: that one has a scale and a shift instead.
+        self.of_patches, self.of_classes = (
+            nn.Linear(channels, channels, bias=False),
+            nn.Linear(channels, channels, bias=False),
+        )
+        # A layer norm over the classes, as published, would make a single class constant: that one has a scale and a
+        # shift instead.
         self.mask_norm: nn.Module = nn.LayerNorm(classes) if classes > 1 else ScaleShift()
         for layer in (self.project, self.of_patches, self.of_classes):
             trunc_normal_(layer.weight, std=channels**-0.5 if layer is not self.project else 0.02)
@@ -43,7 +50,10 @@ class MaskTransformer(nn.Module):
 
 
 class ScaleShift(nn.Module):
-    """A learnt scale and shift. The products that it sees are cosines, so it starts with a scale that reaches real logits."""
+    """A learnt scale and shift.
+
+    The products that it sees are cosines, so it starts with a scale that reaches real logits.
+    """
 
     def __init__(self, scale: float = 5.0) -> None:
         super().__init__()

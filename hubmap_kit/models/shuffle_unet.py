@@ -1,4 +1,6 @@
-"""A U-Net decoder with pixel-shuffle upsampling and self-attention, the two traits of fastai's DynamicUnet that the kidney notebooks of 2021 used."""
+"""A U-Net decoder with pixel-shuffle upsampling and self-attention, the two traits of fastai's DynamicUnet that the
+kidney notebooks of 2021 used.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,24 @@ class ShuffleBlock(nn.Module):
 class ShuffleDecoder(nn.Module):
     """Feature maps, finest first, each half the size of the one before -> (N, decoder_channels[-1], H, W)."""
 
-    def __init__(self, encoder_channels: Sequence[int], decoder_channels: Sequence[int], pixel_shuffle: bool, self_attention: bool) -> None:
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        decoder_channels: Sequence[int],
+        pixel_shuffle: bool,
+        self_attention: bool,
+    ) -> None:
         super().__init__()
         depth = len(encoder_channels) - 1
         if len(decoder_channels) != depth:
-            raise ValueError(f"decoder_channels has {len(decoder_channels)} numbers, but the encoder has {depth} stages")
+            raise ValueError(
+                f"decoder_channels has {len(decoder_channels)} numbers, but the encoder has {depth} stages"
+            )
         inputs = [encoder_channels[-1], *decoder_channels[:-1]]
         skips = [*reversed(encoder_channels[1:-1]), 0]
-        self.blocks = nn.ModuleList(ShuffleBlock(*sides, pixel_shuffle) for sides in zip(inputs, skips, decoder_channels, strict=True))
+        self.blocks = nn.ModuleList(
+            ShuffleBlock(*sides, pixel_shuffle) for sides in zip(inputs, skips, decoder_channels, strict=True)
+        )
         if self_attention:
             number = max(0, depth - ATTENDED - 1)  # block number n ends at stride 2 ** (depth - 1 - n)
             self.blocks[number].attention = SelfAttention(decoder_channels[number])

@@ -1,4 +1,7 @@
-"""What a network costs: weights, multiply-adds, and the memory of training it. Counted on tensors without data, so no card is needed."""
+"""What a network costs: weights, multiply-adds, and the memory of training it.
+
+Counted on tensors without data, so no card is needed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ COPIES = 5  # of the weights in float32: themselves, gradients, AdamW's two aver
 
 @dataclass(frozen=True)
 class Saved:
-    """Bytes that a forward pass in train mode keeps for the backward pass, of one tile, and the largest tensor among them."""
+    """Bytes that a forward pass in train mode keeps for the backward pass, of one tile, and the largest tensor among
+    them.
+    """
 
     total: int
     largest: int
@@ -33,7 +38,9 @@ class Saved:
 
 @dataclass(frozen=True)
 class Size:
-    """A network's cost for tiles of SIDE pixels: tensors of weights in numbers, one forward pass of one tile in multiply-adds."""
+    """A network's cost for tiles of SIDE pixels: tensors of weights in numbers, one forward pass of one tile in
+    multiply-adds.
+    """
 
     parameters: int
     encoder_parameters: int
@@ -52,19 +59,24 @@ class Size:
     def each(self, half: bool) -> float:
         """Bytes that one more tile in a batch takes."""
         saved = self.saved(half)
-        # In the backward pass a gradient stands beside the tensor that it belongs to, and one beside the tensor before that.
+        # In the backward pass a gradient stands beside the tensor that it belongs to, and one beside the tensor before
+        # that.
         return (saved.total + 2 * saved.largest) * SLACK
 
     def batch(self, half: bool, card_gib: float = CARD_GIB, copies: int = COPIES) -> int:
-        """The largest batch whose training should fit a card: an ESTIMATE, that no card has confirmed. 0 where one tile is too much."""
+        """The largest batch whose training should fit a card: an ESTIMATE, that no card has confirmed.
+
+        0 where one tile is too much.
+        """
         return max(0, int((card_gib * GIB - self.weights(half, copies) - CONTEXT_GIB * GIB) // self.each(half)))
 
 
 def measure(make: Callable[[], nn.Module], side: int = SIDE) -> Size:
     """Count a network that `make` builds on the CPU, in train mode, for one tile of `side` x `side` pixels.
 
-    Multiply-adds are those of convolutions and matrix products (attention included), half of what torch's FlopCounterMode counts
-    as floating point operations; norms, activations and resampling are left out, as is the custom.
+    Multiply-adds are those of convolutions and matrix products (attention included), half of what torch's
+    FlopCounterMode counts as floating point operations; norms, activations and resampling are left out, as is the
+    custom.
     """
     network = make()
     encoder = network.get_submodule("encoder")
@@ -87,7 +99,8 @@ def multiply_adds(make: Callable[[], nn.Module], side: int) -> int:
 def _without_data(network: nn.Module, device: torch.device) -> None:
     """Put tensors that have a shape, a type and a device, but no memory, in the place of all weights and buffers.
 
-    A whole build under FakeTensorMode would be simpler, but some networks read numbers out of tensors while they are built.
+    A whole build under FakeTensorMode would be simpler, but some networks read numbers out of tensors while they are
+    built.
     """
     same: dict[int, torch.Tensor] = {}
     for module in network.modules():
@@ -97,7 +110,9 @@ def _without_data(network: nn.Module, device: torch.device) -> None:
                     continue
                 if id(value) not in same:
                     empty = torch.empty_like(value, device=device)
-                    same[id(value)] = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+                    same[id(value)] = (
+                        nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+                    )
                 store[name] = same[id(value)]
 
 
@@ -131,9 +146,13 @@ def _flops(network: nn.Module, side: int) -> int:
 
 
 class _MemoryEfficientAttention(TorchFunctionMode):
-    """Attention by the kernel that cards of 16 GB take, which keeps no square of tokens; without data torch would take the plain one."""
+    """Attention by the kernel that cards of 16 GB take, which keeps no square of tokens; without data torch would take
+    the plain one.
+    """
 
-    def __torch_function__(self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
+    ) -> Any:
         keywords = dict(keywords or {})
         if function is not scaled_dot_product_attention:
             return function(*arguments, **keywords)
@@ -147,13 +166,22 @@ class _MemoryEfficientAttention(TorchFunctionMode):
         if bias is not None:
             bias = bias.expand(*query.shape[:-1], given["key"].shape[-2])
         return torch.ops.aten._scaled_dot_product_efficient_attention(
-            given["query"], given["key"], given["value"], bias, True, given.get("dropout_p", 0.0), given.get("is_causal", False), scale=given.get("scale")
+            given["query"],
+            given["key"],
+            given["value"],
+            bias,
+            True,
+            given.get("dropout_p", 0.0),
+            given.get("is_causal", False),
+            scale=given.get("scale"),
         )[0]
 
 
 @contextmanager
 def _cuda_autocast() -> Iterator[None]:
-    """torch.autocast("cuda") without its check for a card: which operations run in half is a matter of the dispatcher alone."""
+    """torch.autocast("cuda") without its check for a card: which operations run in half is a matter of the dispatcher
+    alone.
+    """
     former = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.float16)

@@ -1,4 +1,6 @@
-"""The card of a packed weights file: NAME.json beside NAME.safetensors, with what the encoder expects to see and where it comes from."""
+"""The card of a packed weights file: NAME.json beside NAME.safetensors, with what the encoder expects to see and where
+it comes from.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ CLOSE = 1e-3  # of a mean or std in 0..1: cards and experiments round to three d
 
 @dataclass(frozen=True)
 class Card:
-    """Encoder name, input mean and std in 0..1 (RGB), source and tag of the weights, their licence, sha256 of the file, versions."""
+    """Encoder name, input mean and std in 0..1 (RGB), source and tag of the weights, their licence, sha256 of the file,
+    versions.
+    """
 
     encoder: str
     mean: Triple
@@ -36,13 +40,19 @@ class Card:
         return path
 
     def check(self, weights: Path, config: ModelConfig) -> None:
-        """Raise WeightsError where the file is not the packed one, or the experiment would show the encoder other numbers than it learnt from."""
+        """Raise WeightsError where the file is not the packed one, or the experiment would show the encoder other
+        numbers than it learnt from.
+        """
         if sha256(weights) != self.sha256:
-            raise WeightsError(f"{weights} is not the file that its card {weights.stem}.json was written for (other sha256); copy or pack both again")
+            raise WeightsError(
+                f"{weights} is not the file that its card {weights.stem}.json was written for (other sha256); copy or"
+                " pack both again"
+            )
         if _differ(config.mean, self.mean) or _differ(config.std, self.std):
             raise WeightsError(
-                f"{weights} expects inputs of mean {_words(self.mean)} and std {_words(self.std)}, but the experiment has {_words(config.mean)} and "
-                f"{_words(config.std)}; add --set model.mean={_words(self.mean)} --set model.std={_words(self.std)}"
+                f"{weights} expects inputs of mean {_words(self.mean)} and std {_words(self.std)}, but the experiment"
+                f" has {_words(config.mean)} and {_words(config.std)}; add --set model.mean={_words(self.mean)} --set"
+                f" model.std={_words(self.std)}"
             )
 
 
@@ -54,12 +64,16 @@ def read(weights: Path) -> Card | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged ({type(error).__name__}); pack the weights again, or take the card away") from error
+        raise WeightsError(
+            f"{path} is damaged ({type(error).__name__}); pack the weights again, or take the card away"
+        ) from error
     try:
         texts = {key: str(values[key]) for key in ("encoder", "source", "tag", "licence", "sha256")}
         return Card(mean=triple(values["mean"]), std=triple(values["std"]), versions=dict(values["versions"]), **texts)
     except (KeyError, ValueError, TypeError) as error:
-        raise WeightsError(f"{path} is no card of packed weights ({error}); pack them again with 'hubmap pretrained pack'") from error
+        raise WeightsError(
+            f"{path} is no card of packed weights ({error}); pack them again with 'hubmap pretrained pack'"
+        ) from error
 
 
 def triple(values: Sequence[float]) -> Triple:

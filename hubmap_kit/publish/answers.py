@@ -1,6 +1,8 @@
-"""What Kaggle answers: failures as sentences, by the HTTP status and without addresses, which may be signed; and the fields of an answer.
+"""What Kaggle answers: failures as sentences, by the HTTP status and without addresses, which may be signed; and the
+fields of an answer.
 
-Only what the server is sure to send decides. A field that is missing, null or of another form reads as nothing, never as an error.
+Only what the server is sure to send decides. A field that is missing, null or of another form reads as nothing, never
+as an error.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from io import StringIO
@@ -26,12 +28,15 @@ log = logging.getLogger(__name__)
 _ADDRESS = re.compile(r"https?://\S+|(?<=url: )\S+")
 SIGNING_IN = "signing in"
 TOKEN_HELP = (
-    "make a token at https://www.kaggle.com/settings/api and set KAGGLE_API_TOKEN to it, or save it in ~/.kaggle/access_token "
-    "(chmod 600), then run this again"
+    "make a token at https://www.kaggle.com/settings/api and set KAGGLE_API_TOKEN to it, or save it in"
+    " ~/.kaggle/access_token (chmod 600), then run this again"
 )
 _ADVICE = {
     400: "mend what it names, then run this again",
-    403: "check that it belongs to this account, that the account's phone is verified and that it has accepted the competition's rules",
+    403: (
+        "check that it belongs to this account, that the account's phone is verified and that it has accepted the"
+        " competition's rules"
+    ),
     404: "it does not exist or this account may not see it; check its name and owner",
     409: "something else has that name or is being changed right now; look at it on the site, then run this again",
 }
@@ -46,7 +51,8 @@ class KaggleRefusal(PublishError):
 
 
 class KaggleUnavailable(PublishError):
-    """Nothing wrong with the request: no network, too many requests, a fault on Kaggle's side, or an answer that cannot be read.
+    """Nothing wrong with the request: no network, too many requests, a fault on Kaggle's side, or an answer that cannot
+    be read.
 
     `wait_s` is what Kaggle asked to wait. `turned_away`: the request was not looked at (too many requests).
     """
@@ -65,7 +71,9 @@ class Unreadable(Exception):
 
 
 class Answer:
-    """The JSON object of an answer, read field by field; names are those of the API (`currentVersionNumber`), in any spelling."""
+    """The JSON object of an answer, read field by field; names are those of the API (`currentVersionNumber`), in any
+    spelling.
+    """
 
     def __init__(self, values: Any = None) -> None:
         self._values = {_spelling(name): value for name, value in values.items()} if isinstance(values, dict) else {}
@@ -80,7 +88,9 @@ class Answer:
         return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
     def word(self, name: str) -> str:
-        """The value of an enumeration in upper case and without the name of its type: CANCEL_ACKNOWLEDGED; empty where there is none."""
+        """The value of an enumeration in upper case and without the name of its type: CANCEL_ACKNOWLEDGED; empty where
+        there is none.
+        """
         text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.text(name).strip())
         return re.sub(r".*STATUS[._]", "", re.sub(r"[\s-]+", "_", text).upper())
 
@@ -106,7 +116,7 @@ class Answer:
         for parse in (datetime.fromisoformat, parsedate_to_datetime):
             with suppress(ValueError, OverflowError, TypeError):
                 found = parse(text)
-                return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found.astimezone(timezone.utc)
+                return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
         return None
 
     def seconds(self, name: str) -> float | None:
@@ -156,7 +166,9 @@ def a_check(force: bool) -> Iterator[None]:
 
 
 def check_private(what: str, private: bool | None, page: str, public: str) -> None:
-    """Raise PublishError with the sentence `public` where others can see `what`; a warning where Kaggle does not say, with the `page` that shows it."""
+    """Raise PublishError with the sentence `public` where others can see `what`; a warning where Kaggle does not say,
+    with the `page` that shows it.
+    """
     if private is False:
         raise PublishError(public)
     if private is None:
@@ -178,7 +190,8 @@ def content_of(response: requests.Response) -> Any:
 
 @contextmanager
 def sentences(what: str) -> Iterator[None]:
-    """Run calls of the kaggle package: its prints go to the log, its failures and exits become PublishErrors that name `what`.
+    """Run calls of the kaggle package: its prints go to the log, its failures and exits become PublishErrors that name
+    `what`.
 
     What requests raised is not kept as their cause: a traceback would show its text, and with it a signed address.
     """
@@ -191,28 +204,51 @@ def sentences(what: str) -> Iterator[None]:
     except requests.HTTPError as error:
         raise _answered(what, error) from None
     except Unreadable as error:
-        raise KaggleUnavailable(f"Kaggle's answer about {what} cannot be read ({error}); wait some minutes, then run this again") from None
-    except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, ConnectionError, TimeoutError) as error:
+        raise KaggleUnavailable(
+            f"Kaggle's answer about {what} cannot be read ({error}); wait some minutes, then run this again"
+        ) from None
+    except (
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+        HTTPException,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
         raise unreachable(what, error) from None
     except SystemExit as error:
-        raise PublishError(f"the kaggle package gave up at {what} (exit code {error.code}); the log with -v says what it printed") from error
+        raise PublishError(
+            f"the kaggle package gave up at {what} (exit code {error.code}); the log with -v says what it printed"
+        ) from error
     except OSError:
         raise  # a file of this machine: the path and the reason are in it
     except Exception as error:  # the package's own checks raise anything from ValueError to KeyError
         kind = type(error).__name__
         if what == SIGNING_IN:
-            raise PublishError(f"the kaggle package failed at {what} ({kind}); {TOKEN_HELP}") from None  # its text may hold the token
+            raise PublishError(
+                f"the kaggle package failed at {what} ({kind}); {TOKEN_HELP}"
+            ) from None  # its text may hold the token
         words = _ADDRESS.sub("an address", str(error))
-        raise PublishError(f"the kaggle package failed at {what} ({kind}: {words}); mend what it names, then run this again") from None
+        raise PublishError(
+            f"the kaggle package failed at {what} ({kind}: {words}); mend what it names, then run this again"
+        ) from None
     finally:
         for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
-            log.log(logging.WARNING if line.startswith("Warning") else logging.DEBUG, "kaggle: %s", _ADDRESS.sub("an address", line))
+            log.log(
+                logging.WARNING if line.startswith("Warning") else logging.DEBUG,
+                "kaggle: %s",
+                _ADDRESS.sub("an address", line),
+            )
 
 
 def unreachable(what: str, error: BaseException) -> KaggleUnavailable:
-    """A connection that could not be made, broke off or timed out. The error's own text may hold a signed address and is left out."""
+    """A connection that could not be made, broke off or timed out.
+
+    The error's own text may hold a signed address and is left out.
+    """
     kind = type(error).__name__
-    return KaggleUnavailable(f"Kaggle could not be reached for {what} ({kind}); check the network and any proxy, then run this again")
+    return KaggleUnavailable(
+        f"Kaggle could not be reached for {what} ({kind}); check the network and any proxy, then run this again"
+    )
 
 
 def status_of(error: requests.HTTPError) -> int:
@@ -220,7 +256,9 @@ def status_of(error: requests.HTTPError) -> int:
     response = error.response
     if response is None:
         return 0
-    return response.status_code if response.status_code >= 400 else _body(response).number("code") or response.status_code
+    return (
+        response.status_code if response.status_code >= 400 else _body(response).number("code") or response.status_code
+    )
 
 
 def answered(what: str, status: int, words: str, wait_s: float | None = None) -> PublishError:
@@ -230,9 +268,16 @@ def answered(what: str, status: int, words: str, wait_s: float | None = None) ->
         return KaggleRefusal(f"Kaggle does not accept the credentials ({said}); {TOKEN_HELP}", status)
     if status == 429:
         pause = f"{wait_s:.0f} s" if wait_s else "some minutes"
-        return KaggleUnavailable(f"Kaggle takes no more requests for now ({what}, {said}); wait {pause}, then run this again", wait_s, turned_away=True)
+        return KaggleUnavailable(
+            f"Kaggle takes no more requests for now ({what}, {said}); wait {pause}, then run this again",
+            wait_s,
+            turned_away=True,
+        )
     if status >= 500 or status == 408:
-        return KaggleUnavailable(f"Kaggle failed at {what} ({said}); the fault is on its side, wait some minutes, then run this again", wait_s)
+        return KaggleUnavailable(
+            f"Kaggle failed at {what} ({said}); the fault is on its side, wait some minutes, then run this again",
+            wait_s,
+        )
     return KaggleRefusal(f"Kaggle refused {what} ({said}); {_ADVICE.get(status, _ADVICE[400])}", status)
 
 
@@ -241,7 +286,9 @@ def _answered(what: str, error: requests.HTTPError) -> PublishError:
     if response is None:
         return unreachable(what, error)
     words = _body(response).text("message") or response.reason or ""
-    return answered(what, status_of(error), " ".join(words.split())[:300], _seconds(response.headers.get("Retry-After")))
+    return answered(
+        what, status_of(error), " ".join(words.split())[:300], _seconds(response.headers.get("Retry-After"))
+    )
 
 
 def _body(response: requests.Response) -> Answer:

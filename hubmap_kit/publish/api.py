@@ -1,9 +1,9 @@
-"""The kaggle package's KaggleApi with limits: every request has a time-out, an upload that fails says so instead of going on without its
-file, and nothing odd in an answer is an error.
+"""The kaggle package's KaggleApi with limits: every request has a time-out, an upload that fails says so instead of
+going on without its file, and nothing odd in an answer is an error.
 
-Known of 2.2.4 and 2.2.5: the package sends requests without a time-out, tries a broken upload for up to an hour without a word, raises
-anything from KeyError to AttributeError where an answer is not as it expects, and 2.2.4 makes a dataset without the files whose upload was
-refused.
+Known of 2.2.4 and 2.2.5: the package sends requests without a time-out, tries a broken upload for up to an hour without
+a word, raises anything from KeyError to AttributeError where an answer is not as it expects, and 2.2.4 makes a dataset
+without the files whose upload was refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from hubmap_kit.errors import PublishError, finding
-from hubmap_kit.publish.answers import Answer, AnswerLost, KaggleRefusal, KaggleUnavailable, answered, content_of, sentences, unreachable
+from hubmap_kit.publish.answers import (
+    Answer,
+    AnswerLost,
+    KaggleRefusal,
+    KaggleUnavailable,
+    answered,
+    content_of,
+    sentences,
+    unreachable,
+)
 
 
 @contextmanager
@@ -41,7 +50,8 @@ def _no_requests() -> Iterator[None]:
         HTTPAdapter.send = real  # type: ignore[method-assign]
 
 
-# Importing the package signs in: with a token it asks the server, without a time-out, and where it cannot it prints a page of help.
+# Importing the package signs in: with a token it asks the server, without a time-out, and where it cannot it prints a
+# page of help.
 with _no_requests(), redirect_stdout(StringIO()):
     from kaggle.api.kaggle_api_extended import KaggleApi
     from kaggle.models.kaggle_models_extended import ResumableUploadResult
@@ -56,7 +66,9 @@ DENIED_TRIES = 6  # of a write that is denied although it was allowed a moment a
 class TimedAdapter(HTTPAdapter):
     """Requests that name no time-out get one: a laptop that loses its network would wait for ever."""
 
-    def send(self, request: Any, stream: bool = False, timeout: Any = None, *rest: Any, **named: Any) -> requests.Response:
+    def send(
+        self, request: Any, stream: bool = False, timeout: Any = None, *rest: Any, **named: Any
+    ) -> requests.Response:
         return super().send(request, stream, timeout or TIMEOUT, *rest, **named)
 
 
@@ -73,9 +85,11 @@ def _mount(session: requests.Session) -> None:
 
 
 def read_answer(kind: Any, response: requests.Response) -> Any:
-    """What the SDK is to make of a response: its own type, filled as far as it can read the fields, with the JSON object as `raw`.
+    """What the SDK is to make of a response: its own type, filled as far as it can read the fields, with the JSON
+    object as `raw`.
 
-    Raises requests.HTTPError for a failure, also for one that comes as HTTP 200 with a code, and Unreadable. A download stays the response.
+    Raises requests.HTTPError for a failure, also for one that comes as HTTP 200 with a code, and Unreadable. A download
+    stays the response.
     """
     response.raise_for_status()
     if kind is None or kind.prepare_from.__func__ is not KaggleObject.prepare_from.__func__:
@@ -92,7 +106,9 @@ def _fits(kind: Any, name: str, value: Any) -> bool:
     try:
         kind.from_dict({name: value})
     except Exception as error:  # enumerations, dates and lists fail in many ways
-        log.debug("%s.%s of an answer is not what the kaggle package knows (%s)", kind.__name__, name, type(error).__name__)
+        log.debug(
+            "%s.%s of an answer is not what the kaggle package knows (%s)", kind.__name__, name, type(error).__name__
+        )
         return False
     return True
 
@@ -132,13 +148,19 @@ class Api(KaggleApi):
         return found
 
     def with_retry(self, func: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
-        """What the package tries again: here only the start of an upload, and what was denied. A dataset whose creation broke off may be there."""
+        """What the package tries again: here only the start of an upload, and what was denied.
+
+        A dataset whose creation broke off may be there.
+        """
         if getattr(func, "__name__", "") == "start_blob_upload":
             return lambda request: self.read(f"the start of the upload of {request.name}", lambda: func(request))
         return lambda request: self._insist(func.__name__.replace("_", " "), lambda: func(request))
 
     def write(self, what: str, call: Callable[[], Any]) -> Any:
-        """A request that must not be repeated. Raises AnswerLost where it may have been carried out, KaggleRefusal where it was not."""
+        """A request that must not be repeated.
+
+        Raises AnswerLost where it may have been carried out, KaggleRefusal where it was not.
+        """
         before = self._successes
         try:
             with sentences(what):
@@ -150,7 +172,9 @@ class Api(KaggleApi):
             raise AnswerLost(finding(error)) from error
 
     def _insist(self, what: str, call: Callable[[], Any]) -> Any:
-        """A write that may be denied for some minutes to the account whose dataset it is; what was denied was not carried out."""
+        """A write that may be denied for some minutes to the account whose dataset it is; what was denied was not
+        carried out.
+        """
         for attempt in range(DENIED_TRIES):
             try:
                 return self.write(what, call)
@@ -179,13 +203,21 @@ class Api(KaggleApi):
         expected = [name for name in os.listdir(folder) if name != self.DATASET_METADATA_FILE]
         tokens = [file.token for file in request.files if file.token]
         if len(tokens) != len(expected):
-            raise PublishError(f"{folder}: only {len(tokens)} of {len(expected)} files were uploaded; nothing was published, run this again")
+            raise PublishError(
+                f"{folder}: only {len(tokens)} of {len(expected)} files were uploaded; nothing was published, run this"
+                " again"
+            )
 
     def upload_complete(self, path: str, url: str, quiet: bool, resume: bool = False) -> int:
-        """Send a file to the address that Kaggle gave for it. A broken connection is taken up again; a refusal raises PublishError."""
+        """Send a file to the address that Kaggle gave for it.
+
+        A broken connection is taken up again; a refusal raises PublishError.
+        """
         name, start = os.path.basename(path), 0
         if not str(url).startswith("http"):
-            raise KaggleUnavailable(f"Kaggle gave no address for the upload of {name}; nothing was published, run this again")
+            raise KaggleUnavailable(
+                f"Kaggle gave no address for the upload of {name}; nothing was published, run this again"
+            )
         try:
             response = self._probe(Path(path), url) if resume else self._put(Path(path), url, 0)
             if resume and response.status_code == 308:
@@ -196,20 +228,26 @@ class Api(KaggleApi):
         if response.status_code in (200, 201):
             return int(ResumableUploadResult.COMPLETE)
         if resume and response.status_code == 404:
-            raise KaggleUnavailable(f"the upload of {name} broke off and cannot be taken up again; nothing was published, run this again")
+            raise KaggleUnavailable(
+                f"the upload of {name} broke off and cannot be taken up again; nothing was published, run this again"
+            )
         if response.status_code >= 500 or response.status_code == 429:
             return self._again(path, answered(f"the upload of {name}", response.status_code, response.reason or ""))
         raise PublishError(
-            f"the upload of {name} was refused (HTTP {response.status_code} {response.reason}); nothing was published, run this again, and if it "
-            "stays so, look at the clock of this machine and at any proxy"
+            f"the upload of {name} was refused (HTTP {response.status_code} {response.reason}); nothing was published,"
+            " run this again, and if it stays so, look at the clock of this machine and at any proxy"
         )
 
     @staticmethod
     def _probe(path: Path, url: str) -> requests.Response:
-        """Ask how much of a file has come: 200 for all, 308 with a Range for a part, 404 where the upload has expired."""
+        """Ask how much of a file has come: 200 for all, 308 with a Range for a part, 404 where the upload has
+        expired.
+        """
         with timed_session() as session:
             # 308 is no redirect here.
-            return session.put(url, data=b"", headers={"Content-Range": f"bytes */{path.stat().st_size}"}, allow_redirects=False)
+            return session.put(
+                url, data=b"", headers={"Content-Range": f"bytes */{path.stat().st_size}"}, allow_redirects=False
+            )
 
     @staticmethod
     def _first_missing(response: requests.Response, name: str) -> int:
@@ -217,7 +255,9 @@ class Api(KaggleApi):
         try:
             return int(found.rpartition("-")[2]) + 1 if found else 0
         except ValueError:
-            raise KaggleUnavailable(f"Kaggle does not say how much of {name} it has; nothing was published, run this again") from None
+            raise KaggleUnavailable(
+                f"Kaggle does not say how much of {name} it has; nothing was published, run this again"
+            ) from None
 
     def _put(self, path: Path, url: str, start: int) -> requests.Response:
         size = path.stat().st_size
@@ -233,7 +273,9 @@ class Api(KaggleApi):
         with timed_session() as session, path.open("rb") as file:
             file.seek(start)
             try:
-                response = session.put(url, data=CallbackIOWrapper(count, file, "read") if size else b"", headers=headers)
+                response = session.put(
+                    url, data=CallbackIOWrapper(count, file, "read") if size else b"", headers=headers
+                )
             except requests.RequestException:
                 count(-sent)
                 raise
@@ -253,4 +295,3 @@ class Api(KaggleApi):
         seconds = self.pause_s * 3**attempt if wait_s is None else wait_s
         log.warning("%s (trying again in %.1f s)", finding(why), seconds)
         time.sleep(seconds)
-

@@ -29,14 +29,19 @@ from hubmap_kit.runtime.build_id import BuildId, describe, write
 
 log = logging.getLogger(__name__)
 LICENCES = "LICENSES.md"
-VENDORED, BUILD_TOOLS, IMAGE = "hubmap_kit/publish/vendored.txt", "hubmap_kit/publish/build_tools.txt", "constraints.txt"
+VENDORED, BUILD_TOOLS, IMAGE = (
+    "hubmap_kit/publish/vendored.txt",
+    "hubmap_kit/publish/build_tools.txt",
+    "constraints.txt",
+)
 
 
 def build_bundle(out: Path, allow_dirty: bool = False, root: Path | None = None, cache: Path | None = None) -> BuildId:
     """Build the bundle of a checkout into the folder `out` and return its BUILD_ID.
 
     `root` is the checkout (default: the one that this code runs from), `cache` the folder of fetched wheels. With
-    `allow_dirty`, files that differ from the commit, and new ones in the package, go in as they are. Raises PublishError.
+    `allow_dirty`, files that differ from the commit, and new ones in the package, go in as they are. Raises
+    PublishError.
     """
     root = root or repository()
     state = commit(root)
@@ -60,7 +65,9 @@ def build_bundle(out: Path, allow_dirty: bool = False, root: Path | None = None,
 
 
 def export(root: Path, state: Commit, into: Path) -> None:
-    """Copy what the wheel is made from into a new folder: the commit's own files, or those on disk where they differ from it."""
+    """Copy what the wheel is made from into a new folder: the commit's own files, or those on disk where they differ
+    from it.
+    """
     into.mkdir(parents=True)
     if state.sha and not _dirty(state):
         with zipfile.ZipFile(io.BytesIO(archive(root, state.sha))) as files:
@@ -96,9 +103,13 @@ def _check_clean(root: Path, state: Commit, allow_dirty: bool) -> None:
     if allow_dirty or (state.sha and not state.changes):
         return
     if not state.sha:
-        raise PublishError(f"{root} is no git checkout, so its bundle would have no commit; clone it with git, or add --allow-dirty")
+        raise PublishError(
+            f"{root} is no git checkout, so its bundle would have no commit; clone it with git, or add --allow-dirty"
+        )
     more = f" and {len(state.changes) - 1} more" if len(state.changes) > 1 else ""
-    raise PublishError(f"{root / state.changes[0]}{more} differs from commit {state.sha[:12]}; commit it, or add --allow-dirty")
+    raise PublishError(
+        f"{root / state.changes[0]}{more} differs from commit {state.sha[:12]}; commit it, or add --allow-dirty"
+    )
 
 
 def _dirty(state: Commit) -> bool:
@@ -112,21 +123,35 @@ def _on_disk(root: Path) -> list[str]:
 
 
 def _build_wheel(source: Path, folder: Path, tools: list[Path], seconds: int) -> Path:
-    """Build the wheel of `source` with pip, offline, with the pinned build tools and nothing of the machine's settings."""
+    """Build the wheel of `source` with pip, offline, with the pinned build tools and nothing of the machine's
+    settings.
+    """
     # Without this file pip would build with whichever setuptools it meets.
     needs = ", ".join(f'"{wheel.name}=={wheel.version}"' for wheel in map(open_wheel, tools))
-    write_text(source / "pyproject.toml", f'[build-system]\nrequires = [{needs}]\nbuild-backend = "setuptools.build_meta:__legacy__"\n')
+    write_text(
+        source / "pyproject.toml",
+        f'[build-system]\nrequires = [{needs}]\nbuild-backend = "setuptools.build_meta:__legacy__"\n',
+    )
     home, out = folder / "home", folder / "wheel"
     home.mkdir()
     environment = {
-        "PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "TMPDIR": str(home), "LANG": "C.UTF-8", "TZ": "UTC",
-        "PYTHONHASHSEED": "0", "PIP_CONFIG_FILE": os.devnull, "SOURCE_DATE_EPOCH": str(seconds),
-    }  # fmt: skip
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "PYTHONHASHSEED": "0",
+        "PIP_CONFIG_FILE": os.devnull,
+        "SOURCE_DATE_EPOCH": str(seconds),
+    }
     links = [word for wheel in tools for word in ("--find-links", str(wheel.parent))]
     arguments = ("wheel", str(source), "-w", str(out), "--no-deps", "--no-index", "--no-cache-dir", *links)
     failure = pip(*arguments, environment=environment, folder=folder)
     if failure:
-        raise PublishError(f"the wheel could not be built from the checkout ({failure}); mend setup.py, or install pip into {sys.prefix}")
+        raise PublishError(
+            f"the wheel could not be built from the checkout ({failure}); mend setup.py, or install pip into"
+            f" {sys.prefix}"
+        )
     return next(out.glob("*.whl"))
 
 

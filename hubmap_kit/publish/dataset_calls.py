@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetState:
-    """`status` in lower case, such as ready, failed or blobs_received; empty where Kaggle does not tell. `version` is the current version's
-    number, 0 where Kaggle names none; `private` is None where it does not say.
+    """`status` in lower case, such as ready, failed or blobs_received; empty where Kaggle does not tell.
+
+    `version` is the current version's number, 0 where Kaggle names none; `private` is None where it does not say.
     """
 
     status: str
@@ -35,7 +36,9 @@ class DatasetCalls(Session):
     """What the kit asks of datasets. Slugs are those of the account's own."""
 
     def dataset(self, slug: str) -> DatasetState | None:
-        """The state of one's own dataset; None where Kaggle shows nothing of it, as of an absent one and of one being created."""
+        """The state of one's own dataset; None where Kaggle shows nothing of it, as of an absent one and of one being
+        created.
+        """
         from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest, ApiGetDatasetStatusRequest
 
         requests = ApiGetDatasetStatusRequest(), ApiGetDatasetRequest()
@@ -57,7 +60,9 @@ class DatasetCalls(Session):
             return None
         if len(failures) == 2:
             raise next(error for error in failures if not isinstance(error, KaggleRefusal) or error.status == 401)
-        return DatasetState(state.word("status").lower(), facts.number("currentVersionNumber") or 0, facts.flag("isPrivate"))
+        return DatasetState(
+            state.word("status").lower(), facts.number("currentVersionNumber") or 0, facts.flag("isPrivate")
+        )
 
     def create_dataset(self, folder: Path) -> None:
         """Create the private dataset that the folder's dataset-metadata.json describes, with the folder's files.
@@ -69,7 +74,10 @@ class DatasetCalls(Session):
         _taken(answer, f"the dataset of {folder}")
 
     def new_version(self, folder: Path, notes: str) -> None:
-        """Replace the files of an existing dataset by the folder's. A version is complete in itself. Raises as create_dataset."""
+        """Replace the files of an existing dataset by the folder's.
+
+        A version is complete in itself. Raises as create_dataset.
+        """
         with self._uploading(folder):
             answer = self.api.dataset_create_version(str(folder), notes, quiet=True)
         _taken(answer, f"the new version of {folder}")
@@ -80,10 +88,19 @@ class DatasetCalls(Session):
 
         def ask(sdk: Any, token: str) -> Any:
             request = ApiListDatasetFilesRequest()
-            request.owner_slug, request.dataset_slug, request.page_token, request.page_size = self.owner, slug, token, 100
+            request.owner_slug, request.dataset_slug, request.page_token, request.page_size = (
+                self.owner,
+                slug,
+                token,
+                100,
+            )
             return sdk.datasets.dataset_api_client.list_dataset_files(request)
 
-        found = (file.text("name") for page in self.pages(f"the list of files of {slug}", ask) for file in page.parts("datasetFiles"))
+        found = (
+            file.text("name")
+            for page in self.pages(f"the list of files of {slug}", ask)
+            for file in page.parts("datasetFiles")
+        )
         return sorted(set(filter(None, found)))
 
     def download_file(self, slug: str, name: str, into: Path) -> Path:
@@ -94,7 +111,10 @@ class DatasetCalls(Session):
         request.owner_slug, request.dataset_slug, request.file_name = self.owner, slug, name
 
         def fetch() -> bytes:
-            with self.api.build_kaggle_client() as sdk, sdk.datasets.dataset_api_client.download_dataset(request) as response:
+            with (
+                self.api.build_kaggle_client() as sdk,
+                sdk.datasets.dataset_api_client.download_dataset(request) as response,
+            ):
                 return _unwrapped(response.content)
 
         content = self.api.read(f"{name} of {slug}", fetch)
@@ -117,7 +137,10 @@ class DatasetCalls(Session):
 
 
 def _taken(answer: Any, what: str) -> None:
-    """Raise PublishError where Kaggle says that it took nothing. Whatever is no error was taken: the wait that follows finds out."""
+    """Raise PublishError where Kaggle says that it took nothing.
+
+    Whatever is no error was taken: the wait that follows finds out.
+    """
     from hubmap_kit.publish.api import answer_of
 
     fields = answer_of(answer)

@@ -1,4 +1,6 @@
-"""Whether a training fits: its step into a card's memory, its epochs into so many weeks of quota; and what to change where it does not."""
+"""Whether a training fits: its step into a card's memory, its epochs into so many weeks of quota; and what to change
+where it does not.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ GIB = 2**30
 
 
 def memory_lines(settings: Experiment, accelerator: str) -> list[str]:
-    """What a training step takes of a card in each precision, and what to lower where it does not fit. Raises ConfigError.
+    """What a training step takes of a card in each precision, and what to lower where it does not fit.
+
+    Raises ConfigError.
 
     All of it is an ESTIMATE (`training.memory.step_memory`), and says so.
     """
@@ -28,14 +32,29 @@ def memory_lines(settings: Experiment, accelerator: str) -> list[str]:
     from hubmap_kit.training.memory import step_memory
 
     training, half = settings.training, settings.training.precision in ("auto", "fp16")
-    rows = [_row(name, is_half == half, step_memory(settings, is_half)) for name, is_half in (("fp16", True), ("fp32", False))]
-    header = ["precision", "weights etc.", "kept", "gradients", "spare", "GiB", *(f"{name} {gib} GiB" for name, gib in CARDS.values())]
-    title = f"memory of a training step, {training.batch_size} x {settings.tiles.size} px, ESTIMATE, no card has run it:"
+    rows = [
+        _row(name, is_half == half, step_memory(settings, is_half))
+        for name, is_half in (("fp16", True), ("fp32", False))
+    ]
+    header = [
+        "precision",
+        "weights etc.",
+        "kept",
+        "gradients",
+        "spare",
+        "GiB",
+        *(f"{name} {gib} GiB" for name, gib in CARDS.values()),
+    ]
+    title = (
+        f"memory of a training step, {training.batch_size} x {settings.tiles.size} px, ESTIMATE, no card has run it:"
+    )
     lines = [title, text_table(header, rows)]
     need, (card, gib) = step_memory(settings, half).total / GIB, CARDS[accelerator]
     if need > gib:
         precision = "fp16" if half else "fp32"
-        lines.append(f"WARNING: {need:.1f} GiB in {precision} do not fit a {card} ({gib} GiB); {_lower(settings, half, gib)}")
+        lines.append(
+            f"WARNING: {need:.1f} GiB in {precision} do not fit a {card} ({gib} GiB); {_lower(settings, half, gib)}"
+        )
     return lines
 
 
@@ -51,12 +70,18 @@ def _lower(settings: Experiment, half: bool, gib: float) -> str:
 
     training = settings.training
     if batch := batch_that_fits(settings, half, gib):
-        return f"lower the batch: --set training.batch_size={batch} --set training.accumulate={round(training.batch_size * training.accumulate / batch)}"
+        return (
+            f"lower the batch: --set training.batch_size={batch} --set"
+            f" training.accumulate={round(training.batch_size * training.accumulate / batch)}"
+        )
     if not half and batch_that_fits(settings, True, gib):
         return "a tile fits in half precision: --set training.precision=fp16 --set training.batch_size=1"
     side = side_that_fits(settings, half, gib)
     if side >= 64:
-        return f"not even one tile does; choose a smaller encoder, or about --set tiles.size={side} --set training.batch_size=1"
+        return (
+            f"not even one tile does; choose a smaller encoder, or about --set tiles.size={side} --set"
+            " training.batch_size=1"
+        )
     return "its weights alone are too much; choose a smaller encoder"
 
 
@@ -65,8 +90,8 @@ def held(
 ) -> str:
     """How much training `weeks` weeks of quota hold, beginning with a full one now: a sentence with the --set words.
 
-    `lay_out` gives the sessions of an experiment under such a quota. The number of steps (`training.iterations`) is changed where the
-    experiment counts these, else the epochs, and where not even one fits, the tiles of an epoch.
+    `lay_out` gives the sessions of an experiment under such a quota. The number of steps (`training.iterations`) is
+    changed where the experiment counts these, else the epochs, and where not even one fits, the tiles of an epoch.
     """
 
     def fits(changed: Experiment) -> bool:
@@ -82,19 +107,24 @@ def held(
         number = _most(lambda number: fits(_with(settings, key, number)), settings.training.batch_size, 10**6)
     quota = f"{weeks} week{'s' if weeks > 1 else ''} of quota ({weeks * weekly_h:g} h)"
     if not number:
-        return f"{quota} hold not even training.{key}={least} of these folds; train fewer of them with --folds, or a smaller network"
+        return (
+            f"{quota} hold not even training.{key}={least} of these folds; train fewer of them with --folds, or a"
+            " smaller network"
+        )
     number = _round(number, key)
     sessions = lay_out(_with(settings, key, number))
     told = f"{planned} are planned" if planned else f"with all {settings.training.epochs} epochs"
     return (
-        f"{quota} hold{'s' if weeks == 1 else ''} up to --set training.{key}={number} ({told}): {gpu_hours(sessions):.1f} h in {len(sessions)} "
-        f"session{'s' if len(sessions) > 1 else ''}, by the speed below"
+        f"{quota} hold{'s' if weeks == 1 else ''} up to --set training.{key}={number} ({told}):"
+        f" {gpu_hours(sessions):.1f} h in {len(sessions)} session{'s' if len(sessions) > 1 else ''}, by the speed below"
     )
 
 
 def _counted(training: TrainingConfig) -> tuple[str, int, int]:
     """What a training's length is counted in, how many are planned, and the least."""
-    return ("iterations", training.iterations, training.epochs) if training.iterations else ("epochs", training.epochs, 1)
+    return (
+        ("iterations", training.iterations, training.epochs) if training.iterations else ("epochs", training.epochs, 1)
+    )
 
 
 def _with(settings: Experiment, key: str, number: int) -> Experiment:

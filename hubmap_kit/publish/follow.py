@@ -1,7 +1,7 @@
 """Following a kernel on Kaggle to its end, and telling a real end from what only looks like one.
 
-Kaggle's word is not enough: a script that crashed may be called complete, and a kernel may have run with an older bundle. Its log must
-end with the marker that every kernel of the kit prints last, for the build that was pushed.
+Kaggle's word is not enough: a script that crashed may be called complete, and a kernel may have run with an older
+bundle. Its log must end with the marker that every kernel of the kit prints last, for the build that was pushed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from hubmap_kit.errors import PublishError, finding
@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 # Anywhere in a line, and in what JSON makes of one: no quotation mark or backslash belongs to it.
 _MARKER = re.compile(
-    r"HUBMAP END (?P<kernel>[^\s\"\\]+) (?P<status>complete|degraded|stopped|failed) build_id=(?P<build_id>[^\s\"\\]*) utc=(?P<utc>[\w:.+-]+)"
+    r"HUBMAP END (?P<kernel>[^\s\"\\]+) (?P<status>complete|degraded|stopped|failed) build_id=(?P<build_id>[^\s\"\\]*)"
+    r" utc=(?P<utc>[\w:.+-]+)"
     r"(?: failed=(?P<failed>\d+)/(?P<slides>\d+))?"
 )
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
@@ -39,7 +40,10 @@ EARLIER_LOOKS = 20  # how often an end that looks like that of the session befor
 
 @dataclass(frozen=True)
 class Marker:
-    """The line that every kernel of the kit prints last. `failed` of `slides` slides failed; None where the kernel says nothing of slides."""
+    """The line that every kernel of the kit prints last.
+
+    `failed` of `slides` slides failed; None where the kernel says nothing of slides.
+    """
 
     kernel: str
     status: str  # complete, degraded, stopped or failed
@@ -61,10 +65,10 @@ class End:
 class Watch:
     """What is followed: a kernel (its address and name), the build that it must report (None: any), and how patiently.
 
-    `version` is the one that is meant, None the latest. `earlier_log` is the hash of the log before the push: should Kaggle not heed the
-    version, which was seen with a stand-in only, an old end is still not taken for the new one. `say` gets the kernel's log lines.
-    `pause_s` is the longest time between two looks. `pushed`: it was pushed from here, so that it must be there, whatever Kaggle says at
-    first. `force`: a degraded end is a good one.
+    `version` is the one that is meant, None the latest. `earlier_log` is the hash of the log before the push: should
+    Kaggle not heed the version, which was seen with a stand-in only, an old end is still not taken for the new one.
+    `say` gets the kernel's log lines. `pause_s` is the longest time between two looks. `pushed`: it was pushed from
+    here, so that it must be there, whatever Kaggle says at first. `force`: a degraded end is a good one.
     """
 
     kaggle: Kaggle
@@ -97,7 +101,9 @@ class _Look:
 
 
 def follow(watch: Watch) -> End:
-    """Wait for the kernel's end and return it. Raises PublishError for every end that is not a good one, and on a time-out.
+    """Wait for the kernel's end and return it.
+
+    Raises PublishError for every end that is not a good one, and on a time-out.
 
     While Kaggle has not started the session, it may already call it running.
     """
@@ -109,14 +115,22 @@ def follow(watch: Watch) -> End:
             return _judge(watch, found)
         distrusted += found.status.status in ENDED
         if distrusted > EARLIER_LOOKS:
-            raise PublishError(f"Kaggle still shows the end of the session before for kernel {watch.ref}; {still_there(watch.kernel)}")
+            raise PublishError(
+                f"Kaggle still shows the end of the session before for kernel {watch.ref}; {still_there(watch.kernel)}"
+            )
     said = found.status.status.lower().replace("_", " ") or "nothing"
-    raise PublishError(f"kernel {watch.ref} has not ended in {watch.hours:g} h of following (Kaggle says: {said}); {still_there(watch.kernel)}")
+    raise PublishError(
+        f"kernel {watch.ref} has not ended in {watch.hours:g} h of following (Kaggle says: {said});"
+        f" {still_there(watch.kernel)}"
+    )
 
 
 def read_marker(text: str) -> Marker | None:
-    """The last end marker in a log, wherever it stands: in a plain line, behind a prefix, or in Kaggle's JSON, also one that was cut off."""
-    # A piece of the JSON may end inside the marker, and a cut-off list may hold it in a piece that no reader of JSON takes.
+    """The last end marker in a log, wherever it stands: in a plain line, behind a prefix, or in Kaggle's JSON, also one
+    that was cut off.
+    """
+    # A piece of the JSON may end inside the marker, and a cut-off list may hold it in a piece that no reader of JSON
+    # takes.
     found = max((list(_MARKER.finditer(form)) for form in (plain_log(text), text)), key=len)
     if not found:
         return None
@@ -132,10 +146,12 @@ def failed_slides(failed: object, slides: object) -> str:
 
 
 def patient_looks(look: Callable[[], T], pause_s: float, hours: float, believe_no: bool = False) -> Iterator[T]:
-    """What `look` finds, again and again until the time is over; the first looks follow each other faster than by `pause_s`.
+    """What `look` finds, again and again until the time is over; the first looks follow each other faster than by
+    `pause_s`.
 
-    Kaggle may be out of reach, or refuse what is new or was there a moment ago (400, 403, 404), for some looks, not for many in a row: its error
-    then. A refusal of the credentials counts at once, and with `believe_no` any refusal until something has been found.
+    Kaggle may be out of reach, or refuse what is new or was there a moment ago (400, 403, 404), for some looks, not for
+    many in a row: its error then. A refusal of the credentials counts at once, and with `believe_no` any refusal until
+    something has been found.
     """
     deadline, failed, pause, said = time.monotonic() + hours * 3600, 0, min(pause_s, FIRST_PAUSE_S), ""
     while time.monotonic() < deadline:
@@ -196,8 +212,14 @@ class Notes:
         now = time.monotonic()
         if status == self.status and now - self.said < NOTE_S:
             return
-        utc = datetime.now(timezone.utc).strftime("%H:%M:%S UTC")
-        log.info("%s, %.0f min: %s is %s", utc, (now - self.begin) / 60, self.ref, status.lower().replace("_", " ") or "in a state that Kaggle does not tell")
+        utc = datetime.now(UTC).strftime("%H:%M:%S UTC")
+        log.info(
+            "%s, %.0f min: %s is %s",
+            utc,
+            (now - self.begin) / 60,
+            self.ref,
+            status.lower().replace("_", " ") or "in a state that Kaggle does not tell",
+        )
         self.status, self.said = status, now
 
 
@@ -216,22 +238,43 @@ def _judge(watch: Watch, found: _Look) -> End:
     status, text, ref = found.status, found.log or "", watch.ref
     marker = read_marker(text)
     if status.status == "ERROR":
-        raise PublishError(f"kernel {ref} failed on Kaggle ({_reason(text) or status.failure or 'no reason given'}); mend that, then push it again")
+        raise PublishError(
+            f"kernel {ref} failed on Kaggle ({_reason(text) or status.failure or 'no reason given'}); mend that, then"
+            " push it again"
+        )
     if status.status == "CANCEL_ACKNOWLEDGED":
-        raise PublishError(f"kernel {ref} was cancelled on Kaggle before it ended; push it again, a training with --resume")
+        raise PublishError(
+            f"kernel {ref} was cancelled on Kaggle before it ended; push it again, a training with --resume"
+        )
     if found.log is None:
-        raise PublishError(f"Kaggle calls kernel {ref} complete but does not hand out its log, so its end is not known; {still_there(watch.kernel)}")
+        raise PublishError(
+            f"Kaggle calls kernel {ref} complete but does not hand out its log, so its end is not known;"
+            f" {still_there(watch.kernel)}"
+        )
     if marker is None:
-        raise PublishError(f"Kaggle calls kernel {ref} complete, but its log has no line 'HUBMAP END': it crashed, read the log above")
+        raise PublishError(
+            f"Kaggle calls kernel {ref} complete, but its log has no line 'HUBMAP END': it crashed, read the log above"
+        )
     if marker.kernel != watch.kernel:
-        raise PublishError(f"kernel {ref} ended as '{marker.kernel}', expected '{watch.kernel}'; push the right one to its address again")
+        raise PublishError(
+            f"kernel {ref} ended as '{marker.kernel}', expected '{watch.kernel}'; push the right one to its address"
+            " again"
+        )
     if watch.build_id is not None and marker.build_id != watch.build_id:
-        raise PublishError(f"kernel {ref} ran the stale build {marker.build_id}, expected {watch.build_id}; push code and kernel again")
+        raise PublishError(
+            f"kernel {ref} ran the stale build {marker.build_id}, expected {watch.build_id}; push code and kernel again"
+        )
     if marker.status == "failed":
-        raise PublishError(f"kernel {ref} ended and says that it failed ({_reason(text) or 'no reason given'}); mend that, then push it again")
+        raise PublishError(
+            f"kernel {ref} ended and says that it failed ({_reason(text) or 'no reason given'}); mend that, then push"
+            " it again"
+        )
     if marker.status == "degraded":
         number = f" --version {watch.version}" if watch.version else ""
-        advice = f"read the log above, mend that and push it again, or hand it in all the same with 'hubmap submit{number} --force'"
+        advice = (
+            f"read the log above, mend that and push it again, or hand it in all the same with 'hubmap submit{number}"
+            " --force'"
+        )
         with a_check(watch.force):
             raise PublishError(f"kernel {ref} {failed_slides(marker.failed, marker.slides)}; {advice}")
     return End(marker.status, marker.build_id)

@@ -26,8 +26,10 @@ class SessionsBusy(PublishError):
 
 @dataclass(frozen=True)
 class KernelPush:
-    """A saved kernel version. `ref` is where Kaggle says it is, as owner/slug, the one asked for where it says nothing; `version` is 0 where
-    it names none. `lacking`: the sources that Kaggle saved it without, in words.
+    """A saved kernel version.
+
+    `ref` is where Kaggle says it is, as owner/slug, the one asked for where it says nothing; `version` is 0 where it
+    names none. `lacking`: the sources that Kaggle saved it without, in words.
     """
 
     ref: str
@@ -38,7 +40,9 @@ class KernelPush:
 
 @dataclass(frozen=True)
 class KernelFacts:
-    """What Kaggle shows of a kernel: its newest version's number (0: there is no kernel, None: not told), and whether it is private."""
+    """What Kaggle shows of a kernel: its newest version's number (0: there is no kernel, None: not told), and whether
+    it is private.
+    """
 
     version: int | None
     private: bool | None
@@ -46,8 +50,8 @@ class KernelFacts:
 
 @dataclass(frozen=True)
 class KernelStatus:
-    """`status` in upper case: QUEUED, RUNNING, COMPLETE, ERROR, CANCEL_REQUESTED, CANCEL_ACKNOWLEDGED, NEW_SCRIPT, or what Kaggle adds; it
-    may be empty.
+    """`status` in upper case: QUEUED, RUNNING, COMPLETE, ERROR, CANCEL_REQUESTED, CANCEL_ACKNOWLEDGED, NEW_SCRIPT, or
+    what Kaggle adds; it may be empty.
     """
 
     status: str
@@ -65,7 +69,9 @@ class KernelCalls(Session):
         ref, what = kernel_ref(folder), f"the push of kernel {kernel_ref(folder)}"
         with self.private_temp():
             try:
-                answer = self._fields(what, lambda: self.api.kernels_push(str(folder), timeout=str(timeout_s) if timeout_s else None))
+                answer = self._fields(
+                    what, lambda: self.api.kernels_push(str(folder), timeout=str(timeout_s) if timeout_s else None)
+                )
             except PublishError as error:
                 if not isinstance(error, AnswerLost) and _BUSY.search(str(error)):
                     raise SessionsBusy(f"{finding(error)}; {_FREE}") from error
@@ -77,7 +83,9 @@ class KernelCalls(Session):
             busy = _BUSY.search(said)
             advice = _FREE if busy else "mend that, then push again"
             raise (SessionsBusy if busy else PublishError)(f"Kaggle did not take kernel {ref} ({said}); {advice}")
-        lacking = [f"{kind} source {', '.join(names)}" for kind in _SOURCES if (names := answer.texts(f"invalid{kind}Sources"))]
+        lacking = [
+            f"{kind} source {', '.join(names)}" for kind in _SOURCES if (names := answer.texts(f"invalid{kind}Sources"))
+        ]
         landed = _landed(answer.text("ref") or answer.text("url"), ref)
         return KernelPush(landed, answer.text("url") or kernel_page(ref), version, " and ".join(lacking))
 
@@ -104,7 +112,9 @@ class KernelCalls(Session):
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest
 
         request = _of_version(ApiGetKernelSessionStatusRequest(), ref, version)
-        answer = self.ask(f"the status of kernel {ref}", lambda sdk: sdk.kernels.kernels_api_client.get_kernel_session_status(request))
+        answer = self.ask(
+            f"the status of kernel {ref}", lambda sdk: sdk.kernels.kernels_api_client.get_kernel_session_status(request)
+        )
         return KernelStatus(answer.word("status"), one_line(answer.text("failureMessage")))
 
     def kernel_log(self, ref: str, version: int | None = None) -> str:
@@ -118,7 +128,9 @@ class KernelCalls(Session):
         return {file.text("fileName"): file.text("url") for file in files if file.text("fileName")}
 
     def kernel_output(self, ref: str, into: Path, pattern: str | None = None, version: int | None = None) -> list[Path]:
-        """Download the output files of a version (None: the latest) whose path matches the regular expression; their paths, sorted."""
+        """Download the output files of a version (None: the latest) whose path matches the regular expression; their
+        paths, sorted.
+        """
         from hubmap_kit.publish.api import timed_session
 
         paths = []
@@ -129,7 +141,10 @@ class KernelCalls(Session):
                 path = into / name
                 # Names come from the kernel: none may lead out of the folder.
                 if not path.resolve().is_relative_to(into.resolve()):
-                    raise PublishError(f"kernel {ref} has an output named '{name}', which leads out of {into}; nothing was written there")
+                    raise PublishError(
+                        f"kernel {ref} has an output named '{name}', which leads out of {into}; nothing was written"
+                        " there"
+                    )
                 self.api.read(f"output {name} of kernel {ref}", lambda at=url, to=path: _fetch(session, at, to))
                 paths.append(path)
         return sorted(paths)
@@ -149,7 +164,10 @@ _FREE = "wait for a running session to end, or push with --follow, which tries a
 
 
 def _of_version(request: Any, ref: str, version: int | None) -> Any:
-    """A request about a kernel's session. The API calls version 3 "v3"; that is what the package itself sends, not seen on Kaggle."""
+    """A request about a kernel's session.
+
+    The API calls version 3 "v3"; that is what the package itself sends, not seen on Kaggle.
+    """
     request.user_name, request.kernel_slug = ref.split("/")[:2]
     if version:
         request.version_label = f"v{version}"
@@ -157,7 +175,10 @@ def _of_version(request: Any, ref: str, version: int | None) -> Any:
 
 
 def kernel_ref(folder: Path) -> str:
-    """The address (owner/slug) that the kernel in a folder is for. Raises PublishError where its title would lead to another one."""
+    """The address (owner/slug) that the kernel in a folder is for.
+
+    Raises PublishError where its title would lead to another one.
+    """
     from slugify import slugify
 
     path = folder / "kernel-metadata.json"
@@ -166,14 +187,20 @@ def kernel_ref(folder: Path) -> str:
         ref, title = str(values["id"]), str(values["title"])
         slug = ref.split("/")[1]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise PublishError(f"{path} cannot be read ({error!r}); render the kernel again with 'hubmap kernels'") from error
+        raise PublishError(
+            f"{path} cannot be read ({error!r}); render the kernel again with 'hubmap kernels'"
+        ) from error
     if slugify(title) != slug:
-        raise PublishError(f"{path}: the title '{title}' leads to the address '{slugify(title)}', not to '{slug}'; change it")
+        raise PublishError(
+            f"{path}: the title '{title}' leads to the address '{slugify(title)}', not to '{slug}'; change it"
+        )
     return ref
 
 
 def _landed(said: str, ref: str) -> str:
-    """Where Kaggle says that a kernel is: `owner/slug`, `/code/owner/slug`, a bare slug, an address with a version behind it."""
+    """Where Kaggle says that a kernel is: `owner/slug`, `/code/owner/slug`, a bare slug, an address with a version
+    behind it.
+    """
     owner, slug = ref.lower().split("/")[:2]
     words = [word for word in re.sub(r"^\w+://[^/]*|[?#].*$", "", said).split("/") if word]
     lower = [word.lower() for word in words]
@@ -192,7 +219,10 @@ def _fetch(session: Any, url: str, path: Path) -> None:
 
 
 def plain_log(text: str) -> str:
-    """A log as people read it. Kaggle stores pieces {stream_name, time, data}: as a list, which may be cut off, or as lines, maybe prefixed."""
+    """A log as people read it.
+
+    Kaggle stores pieces {stream_name, time, data}: as a list, which may be cut off, or as lines, maybe prefixed.
+    """
     if not _PIECE.match(text, max(text.find("{", 0, 200), 0)):
         return text
     pieces, end, after, decoder = [], 0, 0, json.JSONDecoder(strict=False)

@@ -1,5 +1,6 @@
-"""kernel-metadata.json: a kernel's template with the account, the sources and the machine filled in, and refused where Kaggle would
-take it without a word and do something else."""
+"""kernel-metadata.json: a kernel's template with the account, the sources and the machine filled in, and refused where
+Kaggle would take it without a word and do something else.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +18,17 @@ from hubmap_kit.runtime.build_id import KINDS
 KERNELS = {"train": "hubmap-train", "infer": "hubmap-infer", "tiles": "hubmap-make-tiles"}
 # Kaggle's names of machines: NvidiaTeslaT4 is a T4 x2.
 SHAPES = {"t4x2": "NvidiaTeslaT4", "p100": "NvidiaTeslaP100", "cpu": None}
-RETIRED_SHAPES = ("nvidiateslap100", "tpuv38", "tpu1vmv38", "tpuv232", "tpuv2256")  # Kaggle runs such a kernel on something else without a word
+RETIRED_SHAPES = (
+    "nvidiateslap100",
+    "tpuv38",
+    "tpu1vmv38",
+    "tpuv232",
+    "tpuv2256",
+)  # Kaggle runs such a kernel on something else without a word
 RETIREMENT = "Kaggle retired the P100 on 2026-09-15 and runs such kernels on a T4 x2 without a word"
 METADATA = "kernel-metadata.json"
-IMAGE = "gcr.io/kaggle-private-byod/python"  # the repository that pinned kernels are reported to name; not tried on Kaggle itself
+# The repository that pinned kernels are reported to name; not tried on Kaggle itself.
+IMAGE = "gcr.io/kaggle-private-byod/python"
 _SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9][a-z0-9-]*")
 
 
@@ -41,7 +49,9 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PublishError(f"{path} cannot be read ({error}); expected a kernel's metadata as JSON, restore or render it again") from error
+        raise PublishError(
+            f"{path} cannot be read ({error}); expected a kernel's metadata as JSON, restore or render it again"
+        ) from error
     if not isinstance(values, dict):
         raise PublishError(f"{path} holds a {type(values).__name__}; expected a JSON object with a kernel's metadata")
     return values
@@ -53,22 +63,32 @@ def retired(shape: object) -> bool:
 
 
 def kernel_metadata(name: str, template: Mapping[str, Any], sources: Sources) -> dict[str, Any]:
-    """The metadata to push kernel `name` with. Raises PublishError where the template or an attached source is not allowed.
+    """The metadata to push kernel `name` with.
+
+    Raises PublishError where the template or an attached source is not allowed.
 
     The kernel is private always, enable_internet is always written, and infer never has it.
     """
     _check(template, name)
-    datasets = [_with_owner(source, sources.owner) for source in (f"OWNER/{dataset_slug('code')}", *template.get("dataset_sources", []))]
+    datasets = [
+        _with_owner(source, sources.owner)
+        for source in (f"OWNER/{dataset_slug('code')}", *template.get("dataset_sources", []))
+    ]
     kernels = [_with_owner(source, sources.owner) for source in template.get("kernel_sources", [])]
     for word in sources.attach:
         (kernels if word.startswith("kernel:") else datasets).append(_source(word, sources.owner))
     if sources.resume:
         kernels.append(f"{sources.owner}/{KERNELS[name]}")
     values = dict(template) | {
-        "id": f"{sources.owner}/{KERNELS[name]}", "is_private": True, "enable_gpu": sources.accelerator != "cpu", "enable_tpu": False,
-        "enable_internet": template.get("enable_internet", False), "machine_shape": SHAPES[sources.accelerator],
-        "dataset_sources": list(dict.fromkeys(datasets)), "kernel_sources": list(dict.fromkeys(kernels)),
-    }  # fmt: skip
+        "id": f"{sources.owner}/{KERNELS[name]}",
+        "is_private": True,
+        "enable_gpu": sources.accelerator != "cpu",
+        "enable_tpu": False,
+        "enable_internet": template.get("enable_internet", False),
+        "machine_shape": SHAPES[sources.accelerator],
+        "dataset_sources": list(dict.fromkeys(datasets)),
+        "kernel_sources": list(dict.fromkeys(kernels)),
+    }
     if sources.image is not None:
         values["docker_image"] = _image(sources.image)
     return {key: value for key, value in values.items() if value is not None}
@@ -79,15 +99,28 @@ def _check(values: Mapping[str, Any], name: str) -> None:
 
     where, slug, title = f"kernels/{name}/{METADATA}", KERNELS[name], values.get("title")
     if not isinstance(title, str) or slugify(title) != slug:
-        raise PublishError(f"{where}: title is {title!r}, but Kaggle would not make the address '{slug}' of it; write a title that becomes that slug")
-    if (values.get("code_file"), values.get("language"), values.get("kernel_type")) != (f"{name}.py", "python", "script"):
-        raise PublishError(f"{where} must say code_file '{name}.py', language 'python' and kernel_type 'script'; mend it")
+        raise PublishError(
+            f"{where}: title is {title!r}, but Kaggle would not make the address '{slug}' of it; write a title that"
+            " becomes that slug"
+        )
+    if (values.get("code_file"), values.get("language"), values.get("kernel_type")) != (
+        f"{name}.py",
+        "python",
+        "script",
+    ):
+        raise PublishError(
+            f"{where} must say code_file '{name}.py', language 'python' and kernel_type 'script'; mend it"
+        )
     if values.get("is_private", True) is not True:
-        raise PublishError(f"{where}: is_private is {values['is_private']!r}, but the kit's kernels are always private; set it to true")
+        raise PublishError(
+            f"{where}: is_private is {values['is_private']!r}, but the kit's kernels are always private; set it to true"
+        )
     if not isinstance(values.get("enable_internet", False), bool):
         raise PublishError(f"{where}: enable_internet is {values['enable_internet']!r}; expected true or false")
     if name == "infer" and values.get("enable_internet", False):
-        raise PublishError(f"{where}: enable_internet is true, but a code competition takes no kernel with internet; set it to false")
+        raise PublishError(
+            f"{where}: enable_internet is true, but a code competition takes no kernel with internet; set it to false"
+        )
 
 
 def _with_owner(source: str, owner: str) -> str:
@@ -112,5 +145,7 @@ def _source(word: str, owner: str) -> str:
 def _image(text: str) -> str:
     reference = f"{IMAGE}@{text}" if text.startswith("sha256:") else text
     if not re.fullmatch(r"[a-z0-9./_-]+@sha256:[0-9a-f]{64}", reference):
-        raise PublishError(f"--image is '{text}'; expected 'sha256:' and 64 hex digits, or a whole reference that ends with them")
+        raise PublishError(
+            f"--image is '{text}'; expected 'sha256:' and 64 hex digits, or a whole reference that ends with them"
+        )
     return reference

@@ -1,4 +1,6 @@
-"""Rendered kernels: build/kernels/<name> with one script that Kaggle runs as it is, and the metadata that it is pushed with."""
+"""Rendered kernels: build/kernels/<name> with one script that Kaggle runs as it is, and the metadata that it is pushed
+with.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,27 @@ from hubmap_kit import experiment
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import PublishError, did_you_mean
 from hubmap_kit.files import sweep, write_json, write_text
-from hubmap_kit.publish.kernel_metadata import KERNELS, METADATA, RETIREMENT, SHAPES, Sources, kernel_metadata, read_metadata, retired
+from hubmap_kit.publish.kernel_metadata import (
+    KERNELS,
+    METADATA,
+    RETIREMENT,
+    SHAPES,
+    Sources,
+    kernel_metadata,
+    read_metadata,
+    retired,
+)
 from hubmap_kit.publish.root import build_folder, repository
 from hubmap_kit.publish.script import bake, constants_of
 from hubmap_kit.words import check_folds
 
 log = logging.getLogger(__name__)
 
-LONGEST_HOURS = {"train": 12.0, "infer": 9.0, "tiles": 12.0}  # Kaggle's limit of a session; a code competition's limit of a submission
+LONGEST_HOURS = {
+    "train": 12.0,
+    "infer": 9.0,
+    "tiles": 12.0,
+}  # Kaggle's limit of a session; a code competition's limit of a submission
 MARGIN_HOURS = 0.25  # what a kernel's own limit must leave of Kaggle's, to save and to upload its output
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -52,20 +67,32 @@ class _Draft:
 
 
 def render(
-    names: Sequence[str], owner: str, build_ids: Mapping[str, str], out: Path | None = None, config: str | None = None,
-    folds: Sequence[int] | None = None, overrides: Sequence[str] = (), hours: float | None = None, accelerator: str | None = None,
-    attach: Sequence[str] | None = None, resume: bool = False, image: str | None = None, more: Sequence[str] = (),
-) -> list[Path]:  # fmt: skip
-    """Render kernels for the account `owner` into `out`/<name> (default: kernels in `root.build_folder()`) and return the folders.
+    names: Sequence[str],
+    owner: str,
+    build_ids: Mapping[str, str],
+    out: Path | None = None,
+    config: str | None = None,
+    folds: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    hours: float | None = None,
+    accelerator: str | None = None,
+    attach: Sequence[str] | None = None,
+    resume: bool = False,
+    image: str | None = None,
+    more: Sequence[str] = (),
+) -> list[Path]:
+    """Render kernels for the account `owner` into `out`/<name> (default: kernels in `root.build_folder()`) and return
+    the folders.
 
-    `build_ids["code"]` is the bundle that the kernels must find on Kaggle, `build_ids["weights"]`, where it is given, the weights that infer
-    must find where they are one of its inputs. None keeps what the script in the repository says. `overrides` are `section.key=value`;
-    infer takes those of `inference` only. `attach` is kinds of datasets (weights, tiles, pretrained), `kernel:NAME` for a kernel's last
-    output, or `owner/slug`; None is weights for infer, and pretrained for a training that starts from encoder weights. `more` inputs come on
-    top. `resume` attaches train's own last output. `image` is `sha256:...` of Kaggle's image, or a whole reference.
+    `build_ids["code"]` is the bundle that the kernels must find on Kaggle, `build_ids["weights"]`, where it is given,
+    the weights that infer must find where they are one of its inputs. None keeps what the script in the repository
+    says. `overrides` are `section.key=value`; infer takes those of `inference` only. `attach` is kinds of datasets
+    (weights, tiles, pretrained), `kernel:NAME` for a kernel's last output, or `owner/slug`; None is weights for infer,
+    and pretrained for a training that starts from encoder weights. `more` inputs come on top. `resume` attaches train's
+    own last output. `image` is `sha256:...` of Kaggle's image, or a whole reference.
 
-    Raises PublishError for an unknown name, an option that means nothing to any of the kernels, and what Kaggle would refuse;
-    ConfigError for a setting that the experiment does not have.
+    Raises PublishError for an unknown name, an option that means nothing to any of the kernels, and what Kaggle would
+    refuse; ConfigError for a setting that the experiment does not have.
     """
     choice = Choice(config, folds, tuple(overrides), hours, accelerator, resume)
     _check_request(names, owner, choice, attach is not None or bool(more))
@@ -95,13 +122,20 @@ def rendered_constants(folder: Path) -> dict[str, Any]:
 def _check_request(names: Sequence[str], owner: str, choice: Choice, attached: bool) -> None:
     for name in names:
         if name not in KERNELS:
-            raise PublishError(f"there is no kernel '{name}'; expected {', '.join(KERNELS)}{did_you_mean(name, KERNELS)}")
+            raise PublishError(
+                f"there is no kernel '{name}'; expected {', '.join(KERNELS)}{did_you_mean(name, KERNELS)}"
+            )
     if not _OWNER.fullmatch(owner):
-        raise PublishError(f"'{owner}' is no name of a Kaggle account; give the name that your profile's address ends with")
+        raise PublishError(
+            f"'{owner}' is no name of a Kaggle account; give the name that your profile's address ends with"
+        )
     if choice.accelerator is not None and choice.accelerator not in SHAPES:
         raise PublishError(f"--accelerator is '{choice.accelerator}'; expected {', '.join(SHAPES)}")
     if attached and len(names) != 1:
-        raise PublishError(f"--attach is meant for one kernel, but {', '.join(names)} are rendered; name the one, such as 'hubmap kernels infer'")
+        raise PublishError(
+            f"--attach is meant for one kernel, but {', '.join(names)} are rendered; name the one, such as 'hubmap"
+            " kernels infer'"
+        )
 
 
 def _draft(name: str) -> _Draft:
@@ -110,16 +144,20 @@ def _draft(name: str) -> _Draft:
         script = (folder / name / f"{name}.py").read_text(encoding="utf-8")
         bootstrap = (folder / "bootstrap.py").read_text(encoding="utf-8")
     except OSError as error:
-        raise PublishError(f"{error.filename} cannot be read ({error.strerror}); restore it from the repository") from error
+        raise PublishError(
+            f"{error.filename} cannot be read ({error.strerror}); restore it from the repository"
+        ) from error
     return _Draft(name, script, bootstrap, read_metadata(folder / name), constants_of(script, f"{name}.py"))
 
 
 def _constants(draft: _Draft, code: str, choice: Choice) -> dict[str, object]:
     """The constants to set: every chosen setting that the kernel has, and the build id."""
     wanted = {
-        "CONFIG": ("--config", choice.config), "FOLDS": ("--folds", None if choice.folds is None else sorted(set(choice.folds))),
-        "SESSION_HOURS": ("--hours", choice.hours), "ACCELERATOR": ("--accelerator", choice.accelerator),
-    }  # fmt: skip
+        "CONFIG": ("--config", choice.config),
+        "FOLDS": ("--folds", None if choice.folds is None else sorted(set(choice.folds))),
+        "SESSION_HOURS": ("--hours", choice.hours),
+        "ACCELERATOR": ("--accelerator", choice.accelerator),
+    }
     constants: dict[str, object] = {"BUILD_ID": code}
     for key, (option, value) in wanted.items():
         if key in draft.constants and value is not None:
@@ -142,7 +180,10 @@ def _constants(draft: _Draft, code: str, choice: Choice) -> dict[str, object]:
 def _weights(build_ids: Mapping[str, str]) -> str:
     """The weights that infer must find; empty, with a warning, where nobody knows."""
     if not build_ids.get("weights"):
-        log.warning("the build of the weights is not known here, so infer takes whichever version is mounted; 'hubmap push weights' makes it known")
+        log.warning(
+            "the build of the weights is not known here, so infer takes whichever version is mounted; 'hubmap push"
+            " weights' makes it known"
+        )
     return build_ids.get("weights", "")
 
 
@@ -160,8 +201,8 @@ def _check_hours(name: str, hours: object) -> None:
     most = LONGEST_HOURS[name] - MARGIN_HOURS
     if isinstance(hours, float) and not 0 < hours <= most:
         raise PublishError(
-            f"--hours is {hours:g}, but {name} may take at most {most:g} of the {LONGEST_HOURS[name]:g} hours after which Kaggle ends it; "
-            "choose fewer, or name one kernel"
+            f"--hours is {hours:g}, but {name} may take at most {most:g} of the {LONGEST_HOURS[name]:g} hours after"
+            " which Kaggle ends it; choose fewer, or name one kernel"
         )
 
 
@@ -175,8 +216,8 @@ def _experiment(draft: _Draft, constants: Mapping[str, Any]) -> Experiment:
     config = str(values.get("CONFIG", next(iter(known))))
     if config not in known:
         raise PublishError(
-            f"--config is '{config}', but a kernel knows only the experiments of the published wheel ({', '.join(known)}); "
-            "put the file into hubmap_kit/configs and push the code, or use --set"
+            f"--config is '{config}', but a kernel knows only the experiments of the published wheel"
+            f" ({', '.join(known)}); put the file into hubmap_kit/configs and push the code, or use --set"
         )
     return experiment.load(config, values["OVERRIDES"])
 
@@ -189,18 +230,33 @@ def _usual_inputs(draft: _Draft, constants: Mapping[str, Any]) -> tuple[str, ...
 
 
 def _check_used(choice: Choice, names: Sequence[str], used: Collection[str]) -> None:
-    asked = {"--config": choice.config, "--folds": choice.folds, "--hours": choice.hours, "--accelerator": choice.accelerator}
-    given = [option for option, value in asked.items() if value is not None] + [f"--set {text}" for text in choice.overrides]
+    asked = {
+        "--config": choice.config,
+        "--folds": choice.folds,
+        "--hours": choice.hours,
+        "--accelerator": choice.accelerator,
+    }
+    given = [option for option, value in asked.items() if value is not None] + [
+        f"--set {text}" for text in choice.overrides
+    ]
     for option in [*given, "--resume"] if choice.resume else given:
         if option not in used:
-            raise PublishError(f"{option} means nothing to {' and '.join(names)}; leave it out, or name the kernel that it is for")
+            raise PublishError(
+                f"{option} means nothing to {' and '.join(names)}; leave it out, or name the kernel that it is for"
+            )
 
 
 def _write(target: Path, name: str, script: str, metadata: Mapping[str, Any]) -> Path:
     """Write the folder under a temporary name and swap it in, so that nothing of an earlier rendering stays."""
     folder, temporary = target / name, target / f".{name}.{os.getpid()}.tmp"
-    if folder.is_dir() and any(folder.iterdir()) and (not (folder / METADATA).is_file() or (target / "bootstrap.py").exists()):
-        raise PublishError(f"{folder} is not a folder that a kernel was rendered into; choose another --out, nothing was written")
+    if (
+        folder.is_dir()
+        and any(folder.iterdir())
+        and (not (folder / METADATA).is_file() or (target / "bootstrap.py").exists())
+    ):
+        raise PublishError(
+            f"{folder} is not a folder that a kernel was rendered into; choose another --out, nothing was written"
+        )
     target.mkdir(parents=True, exist_ok=True)
     sweep(target, f".{name}.*.tmp*")
     try:

@@ -1,4 +1,6 @@
-"""Pushing a rendered kernel so that it runs, after the checks that save GPU hours: what Kaggle serves, the quota, the machine."""
+"""Pushing a rendered kernel so that it runs, after the checks that save GPU hours: what Kaggle serves, the quota, the
+machine.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,19 @@ from hubmap_kit.runtime.build_id import KINDS
 
 log = logging.getLogger(__name__)
 LOST_LOOKS = 3  # at a kernel's number for a push whose answer was lost
-_CLOSING_HOURS = 0.3  # between a kernel's own limit and the moment at which Kaggle is told to end it: saving, and the upload of the output
+# Between a kernel's own limit and the moment at which Kaggle is told to end it: saving, and the upload of the output.
+_CLOSING_HOURS = 0.3
 _FORCED = "or push it all the same with --force"
 
 
 def launch(kaggle: Kaggle, folder: Path, force: bool = False, pause_s: float = 2.0, wait_hours: float = 0.0) -> Pushed:
     """Push the kernel rendered in `folder` and let it run; the answer is also kept beside the folder.
 
-    `wait_hours`: how long to try again, ten times `pause_s` apart, while the account's sessions are all in use. Raises PublishError, before
-    anything is pushed and unless `force`, for a retired accelerator, another account, code or weights on Kaggle that are not those that the
-    kernel was rendered for, an input of the account that is not there, too little quota, or an earlier push whose answer was lost and that
-    went through, or may have; and, once it is saved, where it lacks an input or is public. Ctrl-C during the push itself carries a sentence.
+    `wait_hours`: how long to try again, ten times `pause_s` apart, while the account's sessions are all in use. Raises
+    PublishError, before anything is pushed and unless `force`, for a retired accelerator, another account, code or
+    weights on Kaggle that are not those that the kernel was rendered for, an input of the account that is not there,
+    too little quota, or an earlier push whose answer was lost and that went through, or may have; and, once it is
+    saved, where it lacks an input or is public. Ctrl-C during the push itself carries a sentence.
     """
     metadata, constants, name = read_metadata(folder), rendered_constants(folder), folder.name
     ref, hours = str(metadata.get("id")), constants.get("SESSION_HOURS")
@@ -53,8 +57,16 @@ def launch(kaggle: Kaggle, folder: Path, force: bool = False, pause_s: float = 2
         _check_lost_push(kaggle, folder)
     deadline = time.monotonic() + wait_hours * 3600
     while True:
-        utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        push = Intent(name, ref, builds["code"], builds["weights"], utc, log_hash(_earlier_log(kaggle, ref)), _version_before(kaggle, folder, ref))
+        utc = datetime.now(UTC).isoformat(timespec="seconds")
+        push = Intent(
+            name,
+            ref,
+            builds["code"],
+            builds["weights"],
+            utc,
+            log_hash(_earlier_log(kaggle, ref)),
+            _version_before(kaggle, folder, ref),
+        )
         try:
             return _save(kaggle, folder, push, _timeout(name, hours), force, pause_s)
         except SessionsBusy as busy:
@@ -65,29 +77,39 @@ def launch(kaggle: Kaggle, folder: Path, force: bool = False, pause_s: float = 2
 
 
 def check_served(kaggle: Kaggle, kind: str, wanted: str) -> None:
-    """Make sure that Kaggle serves the build `wanted` of a dataset to whoever starts a kernel now. Raises PublishError otherwise."""
+    """Make sure that Kaggle serves the build `wanted` of a dataset to whoever starts a kernel now.
+
+    Raises PublishError otherwise.
+    """
     slug, again = dataset_slug(kind), f"run 'hubmap push {kind}'"
     ref, state = f"{kaggle.owner}/{slug}", kaggle.dataset(slug)
     if state is None:
-        raise PublishError(f"Kaggle shows no dataset {ref} yet, so the kernel would find no {kind}; {again} first, {_FORCED}")
+        raise PublishError(
+            f"Kaggle shows no dataset {ref} yet, so the kernel would find no {kind}; {again} first, {_FORCED}"
+        )
     if state.status in UNREADY:
-        raise PublishError(f"the dataset {ref} is '{state.status}' on Kaggle, not ready; {again}, which waits until it is, {_FORCED}")
+        raise PublishError(
+            f"the dataset {ref} is '{state.status}' on Kaggle, not ready; {again}, which waits until it is, {_FORCED}"
+        )
     held = served(kaggle, slug)
     if held.build is None:
         raise PublishError(
-            f"whether Kaggle serves build {wanted} is not known, as {ref} {held.why}; {again}, which waits until it can be read, {_FORCED}: it "
-            "checks the build itself when it starts"
+            f"whether Kaggle serves build {wanted} is not known, as {ref} {held.why}; {again}, which waits until it can"
+            f" be read, {_FORCED}: it checks the build itself when it starts"
         )
     if held.build.build_id != wanted:
         raise PublishError(
-            f"Kaggle serves build {held.build.build_id} in {ref}, but the kernel expects build {wanted} and would not run; {again}, which waits "
-            "until the new one is served, then push the kernel again"
+            f"Kaggle serves build {held.build.build_id} in {ref}, but the kernel expects build {wanted} and would not"
+            f" run; {again}, which waits until the new one is served, then push the kernel again"
             + (", or add --force to run with the weights that Kaggle serves" if kind == "weights" else "")
         )
 
 
 def check_inputs(kaggle: Kaggle, metadata: Mapping[str, Any]) -> None:
-    """Make sure that the account's own inputs are there: Kaggle would save and run the kernel without them. Raises PublishError."""
+    """Make sure that the account's own inputs are there: Kaggle would save and run the kernel without them.
+
+    Raises PublishError.
+    """
     own = f"{kaggle.owner}/".lower()
     for ref in metadata.get("dataset_sources", []):
         if not ref.lower().startswith(own):
@@ -106,15 +128,23 @@ def check_inputs(kaggle: Kaggle, metadata: Mapping[str, Any]) -> None:
     for ref in metadata.get("kernel_sources", []):
         if ref.lower().startswith(own) and (status := _session(kaggle, ref)) != "COMPLETE":
             said = status.lower() or "in a state that Kaggle does not tell"
-            log.warning("the input %s is %s on Kaggle; the kernel gets the output that it has when it starts", ref, said)
+            log.warning(
+                "the input %s is %s on Kaggle; the kernel gets the output that it has when it starts", ref, said
+            )
 
 
 def check_quota(kaggle: Kaggle, name: str, hours: float) -> None:
-    """Raise PublishError for a GPU session that may outlast the week's quota. One that Kaggle does not tell stops nothing."""
+    """Raise PublishError for a GPU session that may outlast the week's quota.
+
+    One that Kaggle does not tell stops nothing.
+    """
     budget = quota.read(kaggle)
     log.log(logging.WARNING if budget.assumed else logging.INFO, "%s", quota.sentence(budget))
     if not quota.fits(hours, budget):
-        raise PublishError(f"{name} may run {hours:g} h, but only {quota.sentence(budget)}; give it fewer with --hours, wait, {_FORCED}")
+        raise PublishError(
+            f"{name} may run {hours:g} h, but only {quota.sentence(budget)}; give it fewer with --hours, wait,"
+            f" {_FORCED}"
+        )
 
 
 def log_hash(text: str) -> str:
@@ -131,13 +161,19 @@ def _save(kaggle: Kaggle, folder: Path, push: Intent, timeout_s: int | None, for
     except AnswerLost as error:
         saved = _found_again(kaggle, push, str(error), look, pause_s)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped while kernel {push.ref} was being saved; it may have been taken all the same: {look}") from None
+        raise KeyboardInterrupt(
+            f"stopped while kernel {push.ref} was being saved; it may have been taken all the same: {look}"
+        ) from None
     except PublishError:
         records.refused(folder)
         raise
     version = saved.version
     if not version or saved.ref.lower() != push.ref.lower():
-        said = f"Kaggle took kernel {push.ref}, but says neither where nor as which version" if not version else f"kernel {push.ref} landed at {saved.ref}"
+        said = (
+            f"Kaggle took kernel {push.ref}, but says neither where nor as which version"
+            if not version
+            else f"kernel {push.ref} landed at {saved.ref}"
+        )
         version = _found_again(kaggle, push, said, look, pause_s).version
     pushed = records.taken(folder, push, saved.url, version)
     with a_check(force):
@@ -146,7 +182,10 @@ def _save(kaggle: Kaggle, folder: Path, push: Intent, timeout_s: int | None, for
 
 
 def _found_again(kaggle: Kaggle, push: Intent, said: str, look: str, pause_s: float) -> KernelPush:
-    """The version that a push became although no answer says so. Raises PublishError, with the intent kept, where Kaggle does not show one."""
+    """The version that a push became although no answer says so.
+
+    Raises PublishError, with the intent kept, where Kaggle does not show one.
+    """
     for attempt in range(LOST_LOOKS):
         if version := records.new_version(kaggle, push):
             log.warning("%s; but Kaggle shows version %d of it, which was not there before", said, version)
@@ -161,8 +200,8 @@ def _check_saved(kaggle: Kaggle, pushed: Pushed, saved: KernelPush) -> None:
     there = f"kernel {pushed.ref} was saved as version {pushed.version} and runs, but"
     if saved.lacking:
         raise PublishError(
-            f"{there} it was saved without its {saved.lacking}, which Kaggle does not know or this account may not use; end that version on "
-            f"{pushed.url}, push the source first or accept its rules, then push the kernel again"
+            f"{there} it was saved without its {saved.lacking}, which Kaggle does not know or this account may not use;"
+            f" end that version on {pushed.url}, push the source first or accept its rules, then push the kernel again"
         )
     try:
         private = kaggle.kernel(pushed.ref).private
@@ -170,7 +209,9 @@ def _check_saved(kaggle: Kaggle, pushed: Pushed, saved: KernelPush) -> None:
         log.debug("%s", error)
         private = None
     follow = f"'hubmap kernels {pushed.kernel} --follow'"
-    public = f"{there} it is public on Kaggle; make it private in its settings at {pushed.url}, then follow it with {follow}"
+    public = (
+        f"{there} it is public on Kaggle; make it private in its settings at {pushed.url}, then follow it with {follow}"
+    )
     check_private(f"kernel {pushed.ref}", private, pushed.url, public)
 
 
@@ -192,25 +233,33 @@ def _check_lost_push(kaggle: Kaggle, folder: Path) -> None:
     found = records.recover(kaggle, folder)
     if isinstance(found, Pushed):
         raise PublishError(
-            f"the push of {found.ref} at {found.time_utc} went through as version {found.version} although its answer was lost; "
-            f"look at it with 'hubmap kernels {found.kernel} --follow', or run this again to push another"
+            f"the push of {found.ref} at {found.time_utc} went through as version {found.version} although its answer"
+            f" was lost; look at it with 'hubmap kernels {found.kernel} --follow', or run this again to push another"
         )
     if found is not None:
-        later = "" if found.before is None else ", run this again in some minutes"  # without a number to compare with, time tells nothing
+        later = (
+            "" if found.before is None else ", run this again in some minutes"
+        )  # without a number to compare with, time tells nothing
         raise PublishError(
-            f"whether the push of {found.ref} at {found.time_utc}, whose answer was lost, went through is not known{' yet' if later else ''}; "
-            f"look at {kernel_page(found.ref)} or with 'hubmap kernels {found.kernel} --follow'{later}, {_FORCED}"
+            f"whether the push of {found.ref} at {found.time_utc}, whose answer was lost, went through is not"
+            f" known{' yet' if later else ''}; look at {kernel_page(found.ref)} or with 'hubmap kernels {found.kernel}"
+            f" --follow'{later}, {_FORCED}"
         )
 
 
 def _session(kaggle: Kaggle, ref: str) -> str:
-    """The status of an input's last session; empty where Kaggle does not tell it. Raises PublishError where it shows none."""
+    """The status of an input's last session; empty where Kaggle does not tell it.
+
+    Raises PublishError where it shows none.
+    """
     try:
         return kaggle.kernel_status(ref).status
     except PublishError as error:
         if isinstance(error, KaggleRefusal) and kaggle.kernel(ref).version == 0:
             advice = "push it and wait for its end first, leave that input out"
-            raise PublishError(f"the input kernel {ref} does not exist on Kaggle (HTTP {error.status}); {advice}, {_FORCED}") from error
+            raise PublishError(
+                f"the input kernel {ref} does not exist on Kaggle (HTTP {error.status}); {advice}, {_FORCED}"
+            ) from error
         log.warning("%s", finding(error))
         return ""
 

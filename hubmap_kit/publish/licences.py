@@ -21,7 +21,9 @@ def _section(wheel: Wheel) -> str:
     texts = wheel.texts(*_FILES)
     terms = _terms(wheel)
     if wheel.name != OWN and (terms is None or not texts):
-        raise PublishError(f"{wheel.path} does not carry its licence (name: {terms}, files: {len(texts)}); ship a release that does")
+        raise PublishError(
+            f"{wheel.path} does not carry its licence (name: {terms}, files: {len(texts)}); ship a release that does"
+        )
     lines = [f"## {wheel.name} {wheel.version}", f"- Licence: {terms or 'none stated'}", f"- File: {wheel.path.name}"]
     source = _source(wheel)
     if source:
@@ -44,4 +46,6 @@ def _source(wheel: Wheel) -> str | None:
     for label in ("source", "source code", "repository", "homepage"):
         if label in urls:
             return urls[label]
-    return wheel.metadata.home_page or (None if wheel.name == OWN else f"https://pypi.org/project/{wheel.name}/{wheel.version}/")
+    return wheel.metadata.home_page or (
+        None if wheel.name == OWN else f"https://pypi.org/project/{wheel.name}/{wheel.version}/"
+    )

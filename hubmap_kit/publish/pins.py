@@ -1,4 +1,6 @@
-"""Requirement files: wheels pinned by hash, fetched into a cache of the user; and the list of what Kaggle's image holds."""
+"""Requirement files: wheels pinned by hash, fetched into a cache of the user; and the list of what Kaggle's image
+holds.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ class Pin:
 
 
 def requirements(path: Path) -> list[Requirement]:
-    """The requirements of a pip requirement or constraint file, hashes and comments left out. Raises PublishError for other lines."""
+    """The requirements of a pip requirement or constraint file, hashes and comments left out.
+
+    Raises PublishError for other lines.
+    """
     found = []
     for line in _lines(path):
         try:
@@ -44,13 +49,18 @@ def requirements(path: Path) -> list[Requirement]:
 
 
 def pins(path: Path) -> list[Pin]:
-    """The wheels that a file names as `name==version --hash=sha256:...`. Raises PublishError for a line without version or hash."""
+    """The wheels that a file names as `name==version --hash=sha256:...`.
+
+    Raises PublishError for a line without version or hash.
+    """
     found = []
     for line, requirement in zip(_lines(path), requirements(path), strict=True):
         digest = _HASH.search(line)
         exact = [clause.version for clause in requirement.specifier if clause.operator == "=="]
         if digest is None or len(exact) != 1 or len(requirement.specifier) != 1:
-            raise PublishError(f"{path}: '{line}' does not pin one wheel; expected name==version --hash=sha256:<64 hex digits>")
+            raise PublishError(
+                f"{path}: '{line}' does not pin one wheel; expected name==version --hash=sha256:<64 hex digits>"
+            )
         found.append(Pin(canonicalize_name(requirement.name), Version(exact[0]), digest[1]))
     return found
 
@@ -69,7 +79,9 @@ def fetch(path: Path, cache: Path | None = None) -> list[Path]:
         found = [_cached(pin, folder) for pin in wanted]
     missing = [f"{pin.name} {pin.version}" for pin, wheel in zip(wanted, found, strict=True) if wheel is None]
     if missing:
-        raise PublishError(f"{path}: the package index has no wheel of {missing[0]} with the pinned sha256; correct the pin")
+        raise PublishError(
+            f"{path}: the package index has no wheel of {missing[0]} with the pinned sha256; correct the pin"
+        )
     return [wheel for wheel in found if wheel is not None]
 
 
@@ -93,7 +105,9 @@ def _download(path: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
         failure = pip("download", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(path), "-d", fresh)
         if failure:
-            raise PublishError(f"{path}: its wheels could not be fetched ({failure}); connect to the network once, they are kept")
+            raise PublishError(
+                f"{path}: its wheels could not be fetched ({failure}); connect to the network once, they are kept"
+            )
         for wheel in Path(fresh).iterdir():
             os.replace(wheel, folder / wheel.name)
 
@@ -105,7 +119,9 @@ def pip(*arguments: str, environment: Mapping[str, str] | None = None, folder: P
     if not done.returncode:
         return None
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines or ["pip said nothing"]
+    errors = (
+        [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines or ["pip said nothing"]
+    )
     return errors[-1][:200]
 
 

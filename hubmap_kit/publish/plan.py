@@ -1,5 +1,6 @@
-"""Laying a training out over Kaggle sessions and weeks, as the train kernel will run it: one session after the other, each going on from
-the output of the one before, and in each the next fold for whichever GPU is free."""
+"""Laying a training out over Kaggle sessions and weeks, as the train kernel will run it: one session after the other,
+each going on from the output of the one before, and in each the next fold for whichever GPU is free.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ WEEK = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained: fold numbers, epochs of each, hours of an epoch and of a fold's out-of-fold prediction at its end."""
+    """What is to be trained: fold numbers, epochs of each, hours of an epoch and of a fold's out-of-fold prediction at
+    its end.
+    """
 
     folds: tuple[int, ...]
     epochs: int
@@ -36,7 +39,9 @@ class Terms:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of one fold in one session: epochs `first` to `last` (from 1; none when last < first), then out of fold if `finishes`."""
+    """A stretch of one fold in one session: epochs `first` to `last` (from 1; none when last < first), then out of fold
+    if `finishes`.
+    """
 
     fold: int
     gpu: int
@@ -48,7 +53,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Session:
-    """One session. `starts`: the earliest moment; `waits`: only after the quota has come back; `limit_h`: what to give as --hours."""
+    """One session.
+
+    `starts`: the earliest moment; `waits`: only after the quota has come back; `limit_h`: what to give as --hours.
+    """
 
     parts: tuple[Part, ...]
     hours: float
@@ -74,8 +82,9 @@ class _Lane:
 def lay_out(job: Job, budget: Budget | None, terms: Terms, now: datetime) -> list[Session]:
     """The sessions of a job, in order; `budget` None: no quota counts (a CPU).
 
-    The rest of a week's quota is used for a shorter session where that session would train for at least as long as it starts up, or end
-    the job. A session counts for the week in which it starts. Raises PublishError when an epoch is longer than a session.
+    The rest of a week's quota is used for a shorter session where that session would train for at least as long as it
+    starts up, or end the job. A session counts for the week in which it starts. Raises PublishError when an epoch is
+    longer than a session.
     """
     folds, sessions, clock = [_Fold(number) for number in job.folds], [], now
     left = math.inf if budget is None else budget.left_h
@@ -89,14 +98,17 @@ def lay_out(job: Job, budget: Budget | None, terms: Terms, now: datetime) -> lis
         trial = [_Fold(fold.number, fold.done, fold.finished) for fold in folds]
         parts, hours = _fill(trial, job, terms, limit)
         ends = all(fold.finished for fold in trial)
-        if parts and (ends or limit >= _tenths(terms.limit_h) or limit >= _tenths(weekly) or hours >= 2 * terms.overhead_h):
+        if parts and (
+            ends or limit >= _tenths(terms.limit_h) or limit >= _tenths(weekly) or hours >= 2 * terms.overhead_h
+        ):
             sessions.append(Session(tuple(parts), hours, limit, clock, waits))
             folds, left, clock, waits = trial, left - hours, clock + timedelta(hours=hours), False
             continue
         if refresh is None or limit >= _tenths(min(terms.limit_h, weekly)):
             raise PublishError(
-                f"a session of {limit:g} h with {terms.overhead_h:.2f} h of start-up is too short for an epoch of {job.epoch_h:.2f} h or an "
-                f"out-of-fold prediction of {job.last_h:.2f} h; lower training.samples_per_epoch, or plan longer sessions with --hours"
+                f"a session of {limit:g} h with {terms.overhead_h:.2f} h of start-up is too short for an epoch of"
+                f" {job.epoch_h:.2f} h or an out-of-fold prediction of {job.last_h:.2f} h; lower"
+                " training.samples_per_epoch, or plan longer sessions with --hours"
             )
         clock, waits = refresh, True
     return sessions
@@ -128,7 +140,9 @@ def _stretch(fold: _Fold, lane: _Lane, job: Job, limit: float) -> Part | None:
     finishes = fold.done + epochs == job.epochs and hours + job.last_h <= left + 1e-9
     if not epochs and not finishes:
         return None
-    part = Part(fold.number, lane.gpu, fold.done + 1, fold.done + epochs, finishes, hours + (job.last_h if finishes else 0.0))
+    part = Part(
+        fold.number, lane.gpu, fold.done + 1, fold.done + epochs, finishes, hours + (job.last_h if finishes else 0.0)
+    )
     fold.done, fold.finished = fold.done + epochs, finishes
     return part
 

@@ -1,6 +1,7 @@
 """A staged folder becomes a private Kaggle dataset, or its next version, and is known to be there when the push ends.
 
-Every step may be interrupted: the next push looks at what Kaggle holds and repairs it, and uploads nothing that is there already.
+Every step may be interrupted: the next push looks at what Kaggle holds and repairs it, and uploads nothing that is
+there already.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class NotTaken(PublishError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a push did (created, versioned, unchanged) and the version that is current now; 0 where Kaggle does not number it."""
+    """What a push did (created, versioned, unchanged) and the version that is current now; 0 where Kaggle does not
+    number it.
+    """
 
     action: str
     version: int
@@ -40,8 +43,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a push would do: `action` is create, version, wait, nothing, or ask where it is not known what Kaggle holds; `why` is the reason in
-    words, `version` the current one (0: none, or not numbered)."""
+    """What a push would do: `action` is create, version, wait, nothing, or ask where it is not known what Kaggle holds;
+    `why` is the reason in words, `version` the current one (0: none, or not numbered).
+    """
 
     action: str
     why: str
@@ -59,13 +63,18 @@ class Steps:
 
 
 def check_staged(folder: Path, kind: str) -> BuildId:
-    """The verified BUILD_ID.json of a staged folder. Raises PublishError or KernelError for what Kaggle would refuse or change."""
+    """The verified BUILD_ID.json of a staged folder.
+
+    Raises PublishError or KernelError for what Kaggle would refuse or change.
+    """
     if not folder.is_dir():
         raise PublishError(f"{folder} is no folder; stage it with 'hubmap push {kind}' without --staged")
     check_flat(folder)
     for path in sorted(folder.iterdir()):
         if not path.stat().st_size:
-            raise PublishError(f"{path} is empty, and an upload of no bytes is none; stage the {kind} again with 'hubmap push {kind}'")
+            raise PublishError(
+                f"{path} is empty, and an upload of no bytes is none; stage the {kind} again with 'hubmap push {kind}'"
+            )
     _refuse_public(folder / METADATA)
     build = build_id.verify(folder)
     if build.kind != kind:
@@ -83,19 +92,30 @@ def look(client: Kaggle, build: BuildId, kind: str, force: bool = False) -> Plan
     with a_check(force):
         _check_gone_or_public(client, name, state)
     if state.status in WORKING and not force:
-        return Plan("wait", f"{client.owner}/{name} is still {state.status}; then compare with build {build.build_id}", state.version)
+        return Plan(
+            "wait",
+            f"{client.owner}/{name} is still {state.status}; then compare with build {build.build_id}",
+            state.version,
+        )
     return _compared(client, name, build, state, force)
 
 
 def push_dataset(
-    client: Kaggle, folder: Path, kind: str, *, force: bool = False, timeout_s: float = 1800.0, poll_s: float = 10.0, notes: str | None = None,
+    client: Kaggle,
+    folder: Path,
+    kind: str,
+    *,
+    force: bool = False,
+    timeout_s: float = 1800.0,
+    poll_s: float = 10.0,
+    notes: str | None = None,
     build: BuildId | None = None,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Upload a staged folder unless Kaggle holds the same build, and wait until the dataset shows exactly its files.
 
-    `timeout_s` bounds each wait for Kaggle, not the upload; `poll_s` is the time between two looks; `notes` goes with a version
-    (default: the build id); `build` is what check_staged said of this folder, where it was asked already. Raises PublishError
-    or KernelError: one sentence each, with what to do.
+    `timeout_s` bounds each wait for Kaggle, not the upload; `poll_s` is the time between two looks; `notes` goes with a
+    version (default: the build id); `build` is what check_staged said of this folder, where it was asked already.
+    Raises PublishError or KernelError: one sentence each, with what to do.
     """
     say, build, name = Steps(), build or check_staged(folder, kind), slug(kind)
     ref = f"{client.owner}/{name}"
@@ -116,14 +136,19 @@ def push_dataset(
         _check_gone_or_public(client, name, state)
     plan = _compared(client, name, build, state, force)
     if plan.action == "ask":
-        raise PublishError(f"{ref}: {plan.why}; nothing was uploaded, run this again in some minutes, or upload it all the same with --force")
+        raise PublishError(
+            f"{ref}: {plan.why}; nothing was uploaded, run this again in some minutes, or upload it all the same with"
+            " --force"
+        )
     if plan.action == "nothing":
         say(f"{ref}: {plan.why}, nothing to upload")
         _check_private(client, name, state)
         return Outcome("unchanged", state.version)
     say(f"{ref}: {plan.why}; uploading {described(folder)} as a new version")
     wanted = Wanted(name, build, state.version + 1 if state.version else 0)
-    now = _uploaded(client, wanted, lambda: client.new_version(folder, notes or build.build_id), say, force, timeout_s, poll_s)
+    now = _uploaded(
+        client, wanted, lambda: client.new_version(folder, notes or build.build_id), say, force, timeout_s, poll_s
+    )
     return Outcome("versioned", now.version)
 
 
@@ -141,7 +166,10 @@ def described(folder: Path) -> str:
 def _create(
     client: Kaggle, folder: Path, name: str, build: BuildId, say: Steps, force: bool, timeout_s: float, poll_s: float
 ) -> Outcome | None:
-    """Create the dataset and wait for it. None: it is there after all, from an earlier push that Kaggle was still working on."""
+    """Create the dataset and wait for it.
+
+    None: it is there after all, from an earlier push that Kaggle was still working on.
+    """
     ref = f"{client.owner}/{name}"
     say(f"{ref}: not there; uploading {described(folder)} as a new private dataset")
     wanted = Wanted(name, build, 1, hidden=True)
@@ -149,7 +177,11 @@ def _create(
         now = _uploaded(client, wanted, lambda: client.create_dataset(folder), say, force, timeout_s, poll_s)
     except NotTaken as error:
         # Until now, absent and still being created looked the same (403).
-        if "already in use" not in str(error) and getattr(error.__cause__, "status", 0) != 409 and client.dataset(name) is None:
+        if (
+            "already in use" not in str(error)
+            and getattr(error.__cause__, "status", 0) != 409
+            and client.dataset(name) is None
+        ):
             raise
         say(f"{ref}: an earlier push is still being created, waiting for it")
         wait_for(client, Wanted(name, None, hidden=True), timeout_s, poll_s)
@@ -160,7 +192,10 @@ def _create(
 def _uploaded(
     client: Kaggle, wanted: Wanted, upload: Callable[[], None], say: Steps, force: bool, timeout_s: float, poll_s: float
 ) -> DatasetState:
-    """Upload, and wait for what was uploaded, also where no answer says that it was taken. Raises NotTaken where Kaggle says no."""
+    """Upload, and wait for what was uploaded, also where no answer says that it was taken.
+
+    Raises NotTaken where Kaggle says no.
+    """
     ref, lost = f"{client.owner}/{wanted.name}", ""
     try:
         upload()
@@ -174,7 +209,10 @@ def _uploaded(
         now = wait_for(client, wanted, min(timeout_s, LOST_WAIT_S) if lost else timeout_s, poll_s)
     except PublishError as error:
         raise PublishError(f"{lost}, and {error}") if lost else error from None
-    say(f"{ref}: {version_words(now.version)} is there with build {wanted.build.build_id if wanted.build else 'unknown'}")
+    say(
+        f"{ref}: {version_words(now.version)} is there with build"
+        f" {wanted.build.build_id if wanted.build else 'unknown'}"
+    )
     with a_check(force):
         _check_private(client, wanted.name, now)
     return now
@@ -212,8 +250,8 @@ def _check_gone_or_public(client: Kaggle, name: str, state: DatasetState) -> Non
     page = dataset_page(f"{client.owner}/{name}")
     if state.private is False:
         raise PublishError(
-            f"{client.owner}/{name} is public on Kaggle, and so would be its new version; make it private in the settings at {page}, then run "
-            "this again"
+            f"{client.owner}/{name} is public on Kaggle, and so would be its new version; make it private in the"
+            f" settings at {page}, then run this again"
         )
     if state.status == "deleted":
         raise PublishError(
@@ -232,4 +270,7 @@ def _refuse_public(path: Path) -> None:
     except (ValueError, AttributeError) as error:
         raise PublishError(f"{path} is no JSON object ({error}); delete it, the push writes a new one") from error
     if public:
-        raise PublishError(f"{path} asks for a public dataset; the kit publishes private ones only, delete the file, the push writes a new one")
+        raise PublishError(
+            f"{path} asks for a public dataset; the kit publishes private ones only, delete the file, the push writes a"
+            " new one"
+        )

@@ -1,4 +1,7 @@
-"""Waiting for a dataset. That Kaggle says 'ready' is not enough: for a while, version number, file list and files may be the previous version's."""
+"""Waiting for a dataset.
+
+That Kaggle says 'ready' is not enough: for a while, version number, file list and files may be the previous version's.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,29 @@ from hubmap_kit.runtime.build_id import FILE, BuildId
 
 log = logging.getLogger(__name__)
 # What Kaggle calls a dataset that it still works on. Another word says nothing: BUILD_ID.json decides.
-WORKING = ("not_yet_persisted", "blobs_received", "blobs_decompressed", "blobs_copied_to_sds", "individual_blobs_compressed", "reprocessing")
+WORKING = (
+    "not_yet_persisted",
+    "blobs_received",
+    "blobs_decompressed",
+    "blobs_copied_to_sds",
+    "individual_blobs_compressed",
+    "reprocessing",
+)
 UNREADY = (*WORKING, "failed", "deleted")
 _ENDS = ("ready", "failed", "deleted")
 UNSURE_LOOKS = 2  # at a dataset that holds what it should, whatever Kaggle calls it, before that is believed
-_GO_ON = "nothing is lost: run this again, it goes on waiting and uploads only what Kaggle lacks, or give it longer with --timeout"
+_GO_ON = (
+    "nothing is lost: run this again, it goes on waiting and uploads only what Kaggle lacks, or give it longer with"
+    " --timeout"
+)
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What a wait ends with: at least `version` of dataset `name`, holding `build` and its files.
 
-    Without a build, the wait ends as soon as Kaggle has done with the current version, well or badly. `hidden`: the dataset is new, so that
-    Kaggle may still deny it to its owner.
+    Without a build, the wait ends as soon as Kaggle has done with the current version, well or badly. `hidden`: the
+    dataset is new, so that Kaggle may still deny it to its owner.
     """
 
     name: str
@@ -47,7 +60,10 @@ class _Lack:
 
 
 def wait_for(client: Kaggle, wanted: Wanted, timeout_s: float, poll_s: float) -> DatasetState:
-    """Look every `poll_s` seconds until everything wanted is there. Raises PublishError when Kaggle fails or after `timeout_s` seconds."""
+    """Look every `poll_s` seconds until everything wanted is there.
+
+    Raises PublishError when Kaggle fails or after `timeout_s` seconds.
+    """
     begin, said, unsure = time.monotonic(), "", 0
     with bar(None, f"waiting for {wanted.name}", "look") as progress:
         progress.bar_format = "{desc}: {elapsed}{postfix}"
@@ -66,7 +82,9 @@ def wait_for(client: Kaggle, wanted: Wanted, timeout_s: float, poll_s: float) ->
                 said = found.words
             waited = time.monotonic() - begin
             if waited + poll_s > timeout_s:
-                raise PublishError(f"{client.owner}/{wanted.name}: after waiting {_span(waited)}, it {found.words}; {found.advice}")
+                raise PublishError(
+                    f"{client.owner}/{wanted.name}: after waiting {_span(waited)}, it {found.words}; {found.advice}"
+                )
             progress.set_postfix_str(said, refresh=False)
             progress.update()
             time.sleep(poll_s)
@@ -74,7 +92,9 @@ def wait_for(client: Kaggle, wanted: Wanted, timeout_s: float, poll_s: float) ->
 
 @dataclass(frozen=True)
 class Served:
-    """What Kaggle hands out as a dataset's BUILD_ID.json now; without a build, `why` says what it does instead, in words that follow its name."""
+    """What Kaggle hands out as a dataset's BUILD_ID.json now; without a build, `why` says what it does instead, in
+    words that follow its name.
+    """
 
     build: BuildId | None
     why: str = ""
@@ -112,7 +132,11 @@ def _look(client: Kaggle, wanted: Wanted) -> DatasetState | _Lack:
         if state is None:
             return _unseen(client, wanted)
         if wanted.build is None:
-            return state if _done_with(client, wanted.name, state) else _Lack(f"is {state.status or 'in a state that Kaggle does not tell'}")
+            return (
+                state
+                if _done_with(client, wanted.name, state)
+                else _Lack(f"is {state.status or 'in a state that Kaggle does not tell'}")
+            )
         return _lack(client, wanted, wanted.build, state) or state
     except KaggleUnavailable as error:
         words, _, advice = str(error).partition("; ")
@@ -120,7 +144,10 @@ def _look(client: Kaggle, wanted: Wanted) -> DatasetState | _Lack:
 
 
 def _done_with(client: Kaggle, name: str, state: DatasetState) -> bool:
-    """Whether Kaggle has done with the current version, well or badly. Where its status says nothing, a version that can be read is done."""
+    """Whether Kaggle has done with the current version, well or badly.
+
+    Where its status says nothing, a version that can be read is done.
+    """
     return state.status not in WORKING and (state.status in _ENDS or served(client, name).build is not None)
 
 
@@ -141,13 +168,17 @@ def _unseen(client: Kaggle, wanted: Wanted) -> _Lack:
     if wanted.hidden:
         return _Lack("is still being created (Kaggle answers 400, 403 or 404 to its owner)")
     page = dataset_page(f"{client.owner}/{wanted.name}")
-    return _Lack("is no longer visible to this account (Kaggle answers 400, 403 or 404)", f"look at {page}, then run this again")
+    return _Lack(
+        "is no longer visible to this account (Kaggle answers 400, 403 or 404)", f"look at {page}, then run this again"
+    )
 
 
 def _lack(client: Kaggle, wanted: Wanted, build: BuildId, state: DatasetState) -> _Lack | None:
     page = dataset_page(f"{client.owner}/{wanted.name}")
     if state.status in ("failed", "deleted"):
-        raise PublishError(f"{client.owner}/{wanted.name} ended as '{state.status}' on Kaggle; {page} may say why, then run this again")
+        raise PublishError(
+            f"{client.owner}/{wanted.name} ended as '{state.status}' on Kaggle; {page} may say why, then run this again"
+        )
     if state.status in WORKING:
         return _Lack(f"is still {state.status}")
     held, is_there = served(client, wanted.name), f"is {state.status or 'there'} as {version_words(state.version)}"
@@ -157,7 +188,9 @@ def _lack(client: Kaggle, wanted: Wanted, build: BuildId, state: DatasetState) -
         return _Lack(f"{is_there}, but a download still gives build {held.build.build_id} instead of {build.build_id}")
     lacks = lacking(client, wanted.name, build)
     if lacks:
-        return _Lack(f"{is_there}, but lacks {', '.join(lacks)}", f"look at {page}, then run this again to upload it anew")
+        return _Lack(
+            f"{is_there}, but lacks {', '.join(lacks)}", f"look at {page}, then run this again to upload it anew"
+        )
     return None
 
 

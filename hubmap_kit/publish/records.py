@@ -1,11 +1,13 @@
-"""What was pushed from this machine: beside each rendered kernel its last push, and one whose answer has not come or was lost."""
+"""What was pushed from this machine: beside each rendered kernel its last push, and one whose answer has not come or
+was lost.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ SETTLES_IN = timedelta(minutes=10)  # what Kaggle has taken is shown by then
 class Intent:
     """A push about to be made. `before`: the kernel's newest version then (0: none, None: Kaggle names no number).
 
-    `earlier_log` is the hash of the log that Kaggle had before, so that an old end is not taken for the new one; `place` is the Kaggle or
-    stand-in that it goes to.
+    `earlier_log` is the hash of the log that Kaggle had before, so that an old end is not taken for the new one;
+    `place` is the Kaggle or stand-in that it goes to.
     """
 
     kernel: str
@@ -39,7 +41,10 @@ class Intent:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was pushed, and as which version (0: Kaggle named none); the rest as in Intent. A record that names no `place` is not believed."""
+    """What was pushed, and as which version (0: Kaggle named none); the rest as in Intent.
+
+    A record that names no `place` is not believed.
+    """
 
     kernel: str
     ref: str
@@ -53,7 +58,10 @@ class Pushed:
 
 
 def last_push(folder: Path) -> Pushed | None:
-    """The last push of the kernel rendered in `folder` to the Kaggle in use, or None. A stand-in's never counts for a real one."""
+    """The last push of the kernel rendered in `folder` to the Kaggle in use, or None.
+
+    A stand-in's never counts for a real one.
+    """
     values = _read(pushed_path(folder))
     return _here(_made(Pushed, values, pushed_path(folder))) if values is not None else None
 
@@ -76,7 +84,9 @@ def refused(folder: Path) -> None:
 
 def as_pushed(push: Intent, url: str, version: int) -> Pushed:
     """The record of a push that became a version; 0: one whose number is not known."""
-    return Pushed(push.kernel, push.ref, url, version, push.build_id, push.time_utc, push.earlier_log, push.weights_id, push.place)
+    return Pushed(
+        push.kernel, push.ref, url, version, push.build_id, push.time_utc, push.earlier_log, push.weights_id, push.place
+    )
 
 
 def taken(folder: Path, push: Intent, url: str, version: int) -> Pushed:
@@ -88,7 +98,8 @@ def taken(folder: Path, push: Intent, url: str, version: int) -> Pushed:
 
 
 def recover(kaggle: Kaggle, folder: Path) -> Pushed | Intent | None:
-    """Ask Kaggle what became of a push without an answer: its record when it went through, the intent while that is not known.
+    """Ask Kaggle what became of a push without an answer: its record when it went through, the intent while that is not
+    known.
 
     None: there is no such push, or it did not go through.
     """
@@ -97,16 +108,24 @@ def recover(kaggle: Kaggle, folder: Path) -> Pushed | Intent | None:
         return None
     version = new_version(kaggle, push)
     if version:
-        log.warning("the push of %s at %s, whose answer was lost, went through as version %d", push.ref, push.time_utc, version)
+        log.warning(
+            "the push of %s at %s, whose answer was lost, went through as version %d", push.ref, push.time_utc, version
+        )
         return taken(folder, push, kernel_page(push.ref), version)
     if version is None or not _old(push.time_utc):
         return push
-    log.warning("the push of %s at %s, whose answer was lost, did not go through as far as Kaggle shows", push.ref, push.time_utc)
+    log.warning(
+        "the push of %s at %s, whose answer was lost, did not go through as far as Kaggle shows",
+        push.ref,
+        push.time_utc,
+    )
     return None
 
 
 def new_version(kaggle: Kaggle, push: Intent) -> int | None:
-    """The version that a push became: 0 while Kaggle shows none that was not there before, None where it names no numbers."""
+    """The version that a push became: 0 while Kaggle shows none that was not there before, None where it names no
+    numbers.
+    """
     try:
         now = kaggle.kernel(push.ref).version
     except PublishError as error:
@@ -119,7 +138,7 @@ def new_version(kaggle: Kaggle, push: Intent) -> int | None:
 
 def settled(moment: datetime) -> bool:
     """Whether what was asked for at a moment would be shown by now, had Kaggle taken it."""
-    return datetime.now(timezone.utc) - moment > SETTLES_IN
+    return datetime.now(UTC) - moment > SETTLES_IN
 
 
 def pushed_path(folder: Path) -> Path:

@@ -17,7 +17,10 @@ _NO_COMMIT_TIME = 315_532_800  # 1980-01-01, the first moment that a zip file ca
 
 @dataclass(frozen=True)
 class Commit:
-    """The state of a checkout. `sha` is None outside git; `seconds` is the commit's time; `changes` names files that differ from it."""
+    """The state of a checkout.
+
+    `sha` is None outside git; `seconds` is the commit's time; `changes` names files that differ from it.
+    """
 
     sha: str | None
     seconds: int
@@ -25,15 +28,22 @@ class Commit:
 
 
 def repository() -> Path:
-    """The folder of the checkout that this package is imported from. Raises PublishError when it is an installed copy."""
+    """The folder of the checkout that this package is imported from.
+
+    Raises PublishError when it is an installed copy.
+    """
     root = Path(hubmap_kit.__file__).resolve().parents[1]
     if not (root / "setup.py").is_file():
-        raise PublishError(f"{root} holds hubmap_kit but no setup.py; publishing works from a checkout, run scripts/push.sh there")
+        raise PublishError(
+            f"{root} holds hubmap_kit but no setup.py; publishing works from a checkout, run scripts/push.sh there"
+        )
     return root
 
 
 def build_folder(root: Path | None = None) -> Path:
-    """Where datasets are staged and kernels rendered: `build` of the checkout; against a stand-in for Kaggle, a folder of its own in it."""
+    """Where datasets are staged and kernels rendered: `build` of the checkout; against a stand-in for Kaggle, a folder
+    of its own in it.
+    """
     folder = (root or repository()) / "build"
     return folder / "rehearsed-push" if place() != PROD else folder
 
@@ -44,7 +54,10 @@ def place() -> str:
 
 
 def commit(root: Path) -> Commit:
-    """What git says about `root`. New files below hubmap_kit/ count as changes, for the wheel would lack them; others do not."""
+    """What git says about `root`.
+
+    New files below hubmap_kit/ count as changes, for the wheel would lack them; others do not.
+    """
     if not _in_git(root):
         return Commit(None, _NO_COMMIT_TIME, ())
     sha = git(root, "rev-parse", "HEAD").decode().strip()
@@ -74,7 +87,9 @@ def git(root: Path, *arguments: str) -> bytes:
     # A hook that runs this has its own index and folder in the environment.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False, env=environment, timeout=_GIT_S)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, check=False, env=environment, timeout=_GIT_S
+        )
     except FileNotFoundError as error:
         raise PublishError("git is not on the PATH, so the commit of the bundle is unknown; install git") from error
     except subprocess.TimeoutExpired as error:
@@ -88,7 +103,9 @@ def git(root: Path, *arguments: str) -> bytes:
 
 def _in_git(root: Path) -> bool:
     """Whether git tracks this very checkout, not merely a folder above it."""
-    return any((folder / ".git").exists() for folder in (root, *root.parents)) and bool(git(root, "ls-files", "--", "setup.py"))
+    return any((folder / ".git").exists() for folder in (root, *root.parents)) and bool(
+        git(root, "ls-files", "--", "setup.py")
+    )
 
 
 def _names(listing: bytes) -> list[str]:

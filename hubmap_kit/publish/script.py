@@ -1,4 +1,6 @@
-"""From a kernel's script in the repository to the one file that Kaggle runs: settings stamped in, the common start-up put in."""
+"""From a kernel's script in the repository to the one file that Kaggle runs: settings stamped in, the common start-up
+put in.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,20 @@ class _Edit:
 
 
 def constants_of(script: str, name: str) -> dict[str, object]:
-    """The top-level constants of a script: every `NAME = literal` in capitals. `name` is what errors call the script."""
+    """The top-level constants of a script: every `NAME = literal` in capitals.
+
+    `name` is what errors call the script.
+    """
     return {key: ast.literal_eval(node) for key, node in _literals(_parse(script, name)).items()}
 
 
 def bake(script: str, bootstrap: str, constants: Mapping[str, object], name: str) -> str:
     """The script with `constants` set and the bootstrap inside it, as one file; both arguments are Python source.
 
-    The right-hand side of each constant's `NAME = literal` is replaced, whatever follows on its line stays. The bootstrap's imports
-    take the place of the line that imports it, without those that the script has already; its functions come after the constants.
-    Raises PublishError when a constant or the import is missing, when both define a name, or when no valid Python comes out.
+    The right-hand side of each constant's `NAME = literal` is replaced, whatever follows on its line stays. The
+    bootstrap's imports take the place of the line that imports it, without those that the script has already; its
+    functions come after the constants. Raises PublishError when a constant or the import is missing, when both define a
+    name, or when no valid Python comes out.
     """
     tree, common = _parse(script, name), _parse(bootstrap, f"{BOOTSTRAP}.py")
     _check_clashes(tree, common, name)
@@ -58,8 +64,16 @@ def _parse(source: str, name: str) -> ast.Module:
 def _literals(tree: ast.Module) -> dict[str, ast.expr]:
     found: dict[str, ast.expr] = {}
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        if len(targets) == 1 and isinstance(targets[0], ast.Name) and targets[0].id.isupper() and node.value is not None and _is_literal(node.value):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if (
+            len(targets) == 1
+            and isinstance(targets[0], ast.Name)
+            and targets[0].id.isupper()
+            and node.value is not None
+            and _is_literal(node.value)
+        ):
             found[targets[0].id] = node.value
     return found
 
@@ -75,14 +89,21 @@ def _is_literal(node: ast.expr) -> bool:
 def _stamp(tree: ast.Module, offsets: list[int], key: str, value: object, name: str) -> _Edit:
     node = _literals(tree).get(key)
     if node is None:
-        raise PublishError(f"{name} has no constant {key} to set; expected a line '{key} = ...' with a plain value at its top level")
+        raise PublishError(
+            f"{name} has no constant {key} to set; expected a line '{key} = ...' with a plain value at its top level"
+        )
     return _Edit(*_span(node, offsets), repr(value))
 
 
-def _inserted(tree: ast.Module, common: ast.Module, bootstrap: str, script: str, offsets: list[int], name: str) -> list[_Edit]:
+def _inserted(
+    tree: ast.Module, common: ast.Module, bootstrap: str, script: str, offsets: list[int], name: str
+) -> list[_Edit]:
     line = next((node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == BOOTSTRAP), None)
     if line is None:
-        raise PublishError(f"{name} lacks the line 'from {BOOTSTRAP} import start' that brings the common start-up; put it after the docstring")
+        raise PublishError(
+            f"{name} lacks the line 'from {BOOTSTRAP} import start' that brings the common start-up; put it after the"
+            " docstring"
+        )
     known = {ast.unparse(node) for node in tree.body if _is_import(node)}
     wanted = [node for node in _leading_imports(common) if ast.unparse(node) not in known]
     future = [ast.unparse(node) for node in wanted if _is_future(node)]
@@ -109,12 +130,15 @@ def _leading_imports(tree: ast.Module) -> list[ast.stmt]:
 
 
 def _first_action(tree: ast.Module, script: str) -> int:
-    """The line of the first statement that is neither docstring, import nor constant, comments above it included; 1-based."""
+    """The line of the first statement that is neither docstring, import nor constant, comments above it included;
+    1-based.
+    """
     plain = set(map(id, _literals(tree).values()))
     actions = [
-        node for node in tree.body
+        node
+        for node in tree.body
         if not (_is_docstring(node) or _is_import(node) or id(getattr(node, "value", None)) in plain)
-    ]  # fmt: skip
+    ]
     lines = script.splitlines()
     number = actions[0].lineno if actions else len(lines) + 1
     while number > 1 and lines[number - 2].startswith("#"):
@@ -134,7 +158,9 @@ def _defined(tree: ast.Module) -> set[str]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+            names |= {
+                part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            }
     return names
 
 

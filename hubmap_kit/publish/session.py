@@ -17,7 +17,10 @@ MOST_PAGES = 100  # of a list: thousands of files
 
 
 class Session:
-    """A signed-in account, used as a context manager. `owner` is its name. `pause_s`: first wait before a failed read is tried again."""
+    """A signed-in account, used as a context manager.
+
+    `owner` is its name. `pause_s`: first wait before a failed read is tried again.
+    """
 
     owner: str
 
@@ -35,11 +38,16 @@ class Session:
         self.owner = str(self.api.config_values[self.api.CONFIG_NAME_USER])
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.scratch.cleanup()
 
     def ask(self, what: str, call: Callable[[Any], Any]) -> Answer:
-        """The answer to one call of the SDK beneath the package, which spoils some answers. Raises KaggleRefusal and KaggleUnavailable."""
+        """The answer to one call of the SDK beneath the package, which spoils some answers.
+
+        Raises KaggleRefusal and KaggleUnavailable.
+        """
         from hubmap_kit.publish.api import answer_of
 
         def asked() -> Answer:
@@ -49,7 +57,9 @@ class Session:
         return self.api.read(what, asked)
 
     def ask_if_shown(self, what: str, call: Callable[[Any], Any]) -> Answer | None:
-        """The answer to a call; None where Kaggle refuses it, as it does, with 400, 403 or 404, for what is absent or still being made."""
+        """The answer to a call; None where Kaggle refuses it, as it does, with 400, 403 or 404, for what is absent or
+        still being made.
+        """
         try:
             return self.ask(what, call)
         except KaggleRefusal as error:

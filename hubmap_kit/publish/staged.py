@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 def staged_builds(code: Path | None = None, kaggle: Kaggle | None = None, force: bool = False) -> dict[str, str]:
     """The ids that kernels must find: "code", and "weights" where they are known.
 
-    `code` is the folder of the staged code bundle (default: datasets/code in `root.build_folder()`); weights are looked for beside it, and
-    where none are staged, or with `force`, at Kaggle. `force` also takes a bundle of another commit. Raises PublishError.
+    `code` is the folder of the staged code bundle (default: datasets/code in `root.build_folder()`); weights are looked
+    for beside it, and where none are staged, or with `force`, at Kaggle. `force` also takes a bundle of another commit.
+    Raises PublishError.
     """
     folder = code or build_folder() / "datasets" / "code"
     found = {"code": _code(folder, force).build_id}
@@ -32,12 +33,18 @@ def _code(folder: Path, force: bool) -> BuildId:
     try:
         build = build_id.read(folder)
     except KernelError as error:
-        raise PublishError(f"{folder} holds no staged code bundle, so kernels cannot be told what to expect; run 'hubmap push code' first") from error
+        raise PublishError(
+            f"{folder} holds no staged code bundle, so kernels cannot be told what to expect; run 'hubmap push code'"
+            " first"
+        ) from error
     now = commit(repository())
     if build.git_sha != now.sha:
         text = f"{folder} holds the code of {_short(build.git_sha)}, but the checkout is at {_short(now.sha)}"
         if not force:
-            raise PublishError(f"{text}, and kernels would run the former; run 'hubmap push code' first, or add --force to run what is staged")
+            raise PublishError(
+                f"{text}, and kernels would run the former; run 'hubmap push code' first, or add --force to run what is"
+                " staged"
+            )
         log.warning("%s; kernels will run the former", text)
     elif now.changes and not build.dirty:
         log.warning("%s differs from commit %s, and kernels will run the commit", now.changes[0], _short(now.sha))

@@ -1,8 +1,10 @@
-"""Staged datasets: flat folders in build/datasets/<kind>, ready to be uploaded as they are, each with its BUILD_ID.json.
+"""Staged datasets: flat folders in build/datasets/<kind>, ready to be uploaded as they are, each with its
+BUILD_ID.json.
 
-Every function takes the dataset's folder `out` (default: datasets/<kind> in `root.build_folder()`) and returns it. The folder is
-built under a temporary name and swapped in when it is complete; the same input gives the same build id. A former staged
-dataset is replaced, any other folder is refused. dataset-metadata.json, which names the account, is added when it is pushed.
+Every function takes the dataset's folder `out` (default: datasets/<kind> in `root.build_folder()`) and returns it. The
+folder is built under a temporary name and swapped in when it is complete; the same input gives the same build id. A
+former staged dataset is replaced, any other folder is refused. dataset-metadata.json, which names the account, is added
+when it is pushed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,15 @@ from hubmap_kit.runtime.build_id import describe, unfold, write
 
 log = logging.getLogger(__name__)
 # Beside config.yaml, where the run has them.
-RUN_FILES = ("thresholds.json", "postprocess.json", "stain_references.json", "oof.csv", "folds.csv", "metrics.csv", "environment.json")
+RUN_FILES = (
+    "thresholds.json",
+    "postprocess.json",
+    "stain_references.json",
+    "oof.csv",
+    "folds.csv",
+    "metrics.csv",
+    "environment.json",
+)
 LOCAL_PATHS = (("data", "folder"), ("data", "folds_csv"), ("model", "encoder_weights"))
 PICKLED = (".pth", ".pt", ".bin")
 
@@ -39,13 +49,19 @@ def stage_code(repository: Path, out: Path | None = None, allow_dirty: bool = Fa
 
 
 def stage_weights(
-    runs: Sequence[Path], out: Path | None = None, names: Sequence[str] | None = None, allow_unfinished: bool = False, blend: Path | None = None
+    runs: Sequence[Path],
+    out: Path | None = None,
+    names: Sequence[str] | None = None,
+    allow_unfinished: bool = False,
+    blend: Path | None = None,
 ) -> Path:
-    """Stage what inference and a look at a run need: config, thresholds, tables and the weights of each fold; no checkpoints.
+    """Stage what inference and a look at a run need: config, thresholds, tables and the weights of each fold; no
+    checkpoints.
 
-    `names` are the runs' names in the dataset, by default those of their folders. `allow_unfinished` takes the best epoch so
-    far of folds that are not done. `blend` is a blend.json, or its folder, whose runs, in its order, are `runs`; it travels along, with
-    the runs' names in the dataset in place of their paths. Raises PublishError, and CheckpointError for a folder that is no run.
+    `names` are the runs' names in the dataset, by default those of their folders. `allow_unfinished` takes the best
+    epoch so far of folds that are not done. `blend` is a blend.json, or its folder, whose runs, in its order, are
+    `runs`; it travels along, with the runs' names in the dataset in place of their paths. Raises PublishError, and
+    CheckpointError for a folder that is no run.
     """
     if names is not None and len(names) != len(runs):
         raise PublishError(f"{len(names)} names were given for {len(runs)} runs; give one for each run, or none")
@@ -65,14 +81,20 @@ def stage_weights(
 
 
 def stage_tiles(stores: Sequence[Path], out: Path | None = None) -> Path:
-    """Stage finished tile stores, each under its fingerprint, by which readers look for it. Raises PublishError and StoreError."""
+    """Stage finished tile stores, each under its fingerprint, by which readers look for it.
+
+    Raises PublishError and StoreError.
+    """
     from hubmap_kit.tiles.store import IMAGES, MASKS, META, SLIDES
 
     marks = [_fingerprint(store / META) for store in stores]
     _check_distinct(marks, stores, "they were made from the same slides at the same scale, so one is enough")
     with _staged("tiles", stores, out) as growing:
         for store, mark in zip(stores, marks, strict=True):
-            for source in [*(store / name for name in (META, SLIDES, IMAGES, MASKS)), *sorted(store.glob("tiles-*.parquet"))]:
+            for source in [
+                *(store / name for name in (META, SLIDES, IMAGES, MASKS)),
+                *sorted(store.glob("tiles-*.parquet")),
+            ]:
                 growing.add(source, f"{mark}/{source.name}")
         growing.before_end.append(lambda folder: _open_stores(folder, marks))
     return _folder("tiles", out)
@@ -81,12 +103,15 @@ def stage_tiles(stores: Sequence[Path], out: Path | None = None) -> Path:
 def stage_pretrained(files: Sequence[Path], out: Path | None = None) -> Path:
     """Stage encoder weights as safetensors, with their cards; a folder stands for all of its safetensors files.
 
-    Torch files are read without running their code and written anew. Raises PublishError, and WeightsError for a file that is damaged or no table of tensors.
+    Torch files are read without running their code and written anew. Raises PublishError, and WeightsError for a file
+    that is damaged or no table of tensors.
     """
     with _staged("pretrained", files, out) as growing:
         for source in _weights_files(files):
             if source.suffix not in (".safetensors", *PICKLED):
-                raise PublishError(f"{source} is no weights file by its name; expected .safetensors or {', '.join(PICKLED)}")
+                raise PublishError(
+                    f"{source} is no weights file by its name; expected .safetensors or {', '.join(PICKLED)}"
+                )
             _add_weights(growing, source)
             card = source.with_suffix(".json")
             if source.suffix == ".safetensors" and card.is_file():
@@ -98,13 +123,17 @@ def _weights_files(given: Sequence[Path]) -> Iterator[Path]:
     for source in given:
         found = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
         if not found:
-            raise PublishError(f"{source} holds no .safetensors file; name a folder that 'hubmap pretrained pack' has filled, or files")
+            raise PublishError(
+                f"{source} holds no .safetensors file; name a folder that 'hubmap pretrained pack' has filled, or files"
+            )
         yield from found
 
 
 @contextmanager
 def _staged(kind: str, sources: Sequence[Path], out: Path | None) -> Iterator[Growing]:
-    """A dataset that grows, gets its BUILD_ID.json and is checked when the block ends, and only then takes its place."""
+    """A dataset that grows, gets its BUILD_ID.json and is checked when the block ends, and only then takes its
+    place.
+    """
     if not sources:
         raise PublishError(f"nothing was given to stage as {kind}; name at least one path")
     with fresh_folder(_folder(kind, out)) as folder:
@@ -127,7 +156,9 @@ def _check_distinct(names: Sequence[str], sources: Sequence[Path], advice: str) 
     for number, name in enumerate(names):
         first = names.index(name)
         if first != number:
-            raise PublishError(f"{sources[first]} and {sources[number]} would both be '{name}' in the dataset; {advice}")
+            raise PublishError(
+                f"{sources[first]} and {sources[number]} would both be '{name}' in the dataset; {advice}"
+            )
 
 
 def _run_files(run: Path, allow_unfinished: bool) -> list[Path]:
@@ -140,7 +171,10 @@ def _run_files(run: Path, allow_unfinished: bool) -> list[Path]:
         raise PublishError(f"{run} holds no trained fold (fold<k>/{MODEL_FILE}); train it first")
     open_folds = "" if allow_unfinished else ", ".join(unfinished(run, run_settings(run).training).values())
     if open_folds:
-        raise PublishError(f"{run} is not trained to its end ({open_folds}); go on with 'hubmap train --out {run} --resume', or add --allow-unfinished")
+        raise PublishError(
+            f"{run} is not trained to its end ({open_folds}); go on with 'hubmap train --out {run} --resume', or add"
+            " --allow-unfinished"
+        )
     weights = [folder / MODEL_FILE for folder in folds.values()]
     for path in weights:
         _check_safetensors(path)
@@ -163,7 +197,9 @@ def _fingerprint(meta: Path) -> str:
     try:
         return str(json.loads(meta.read_text(encoding="utf-8"))["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{meta.parent} is not a finished tile store ({meta.name}: {type(error).__name__}); build it again") from error
+        raise StoreError(
+            f"{meta.parent} is not a finished tile store ({meta.name}: {type(error).__name__}); build it again"
+        ) from error
 
 
 def _open_stores(folder: Path, marks: Sequence[str]) -> None:
@@ -175,7 +211,10 @@ def _open_stores(folder: Path, marks: Sequence[str]) -> None:
         tree = unfold(folder, Path(temporary))
         for mark in marks:
             # A grid that the store has already costs nothing to open.
-            names = (re.fullmatch(r"tiles-(\d+)-([\d.]+)\.parquet", path.name) for path in sorted((tree / mark).glob("tiles-*")))
+            names = (
+                re.fullmatch(r"tiles-(\d+)-([\d.]+)\.parquet", path.name)
+                for path in sorted((tree / mark).glob("tiles-*"))
+            )
             grids = [TilesConfig(size=int(name[1]), overlap=float(name[2])) for name in names if name]
             TileStore(tree / mark, grids[0] if grids else TilesConfig())
 
@@ -203,4 +242,6 @@ def _check_safetensors(path: Path) -> None:
         with safe_open(path, "numpy") as handle:
             handle.keys()
     except (SafetensorError, OSError) as error:
-        raise PublishError(f"{path} is missing or no undamaged safetensors file ({str(error)[:100]}); copy it or train it again") from error
+        raise PublishError(
+            f"{path} is missing or no undamaged safetensors file ({str(error)[:100]}); copy it or train it again"
+        ) from error

@@ -1,6 +1,7 @@
 """Handing a finished kernel version in to the competition, and waiting for its score.
 
-A code competition runs the version once more on the hidden slides, which takes hours; Kaggle then tells a score or an error, no log.
+A code competition runs the version once more on the hidden slides, which takes hours; Kaggle then tells a score or an
+error, no log.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Ran:
 
 @dataclass(frozen=True)
 class Lost:
-    """A submission without an answer: its message, the newest one before it (None: not known), when it was asked for, and the numbers that are
-    known to be others.
+    """A submission without an answer: its message, the newest one before it (None: not known), when it was asked for,
+    and the numbers that are known to be others.
     """
 
     message: str
@@ -64,8 +65,8 @@ class Lost:
 def check(kaggle: Kaggle, entry: Entry, force: bool = False) -> Ran:
     """Look whether a version can be handed in, and return what its run reported.
 
-    Raises PublishError, unless `force`, when that version has not ended well, lacks the file, or says that too many slides failed, and where
-    nothing of it can be looked at. What only cannot be looked at beside that is a warning.
+    Raises PublishError, unless `force`, when that version has not ended well, lacks the file, or says that too many
+    slides failed, and where nothing of it can be looked at. What only cannot be looked at beside that is a warning.
     """
     name = f"version {entry.version} of kernel {entry.kernel}"
     complete = False
@@ -79,9 +80,14 @@ def check(kaggle: Kaggle, entry: Entry, force: bool = False) -> Ran:
     facts = _facts(kaggle, entry, files)
     with a_check(force):
         if files and entry.file not in files:
-            raise PublishError(f"the output of {name} has no {entry.file}, so it would not score; mend the kernel and push it again{_FORCED}")
+            raise PublishError(
+                f"the output of {name} has no {entry.file}, so it would not score; mend the kernel and push it"
+                f" again{_FORCED}"
+            )
         if not facts and not complete:
-            raise PublishError(f"neither the status of {name} nor its output says whether it ended well; look at its page{_FORCED}")
+            raise PublishError(
+                f"neither the status of {name} nor its output says whether it ended well; look at its page{_FORCED}"
+            )
         if facts:
             _check_facts(facts, name)
     weights = facts.get("weights")
@@ -89,8 +95,11 @@ def check(kaggle: Kaggle, entry: Entry, force: bool = False) -> Ran:
 
 
 def submit(kaggle: Kaggle, entry: Entry) -> int:
-    """Hand the entry in and return the submission's number. Raises PublishError with Kaggle's words, and what it allows today;
-    AnswerLost where it may have been taken all the same."""
+    """Hand the entry in and return the submission's number.
+
+    Raises PublishError with Kaggle's words, and what it allows today; AnswerLost where it may have been taken all the
+    same.
+    """
     try:
         return kaggle.submit_code(entry.competition, entry.kernel, entry.version, entry.file, entry.message)
     except AnswerLost:
@@ -101,18 +110,24 @@ def submit(kaggle: Kaggle, entry: Entry) -> int:
 
 
 def newest(kaggle: Kaggle, competition: str = COMPETITION) -> int | None:
-    """The number of the account's latest submission; 0 without any, None, with a warning, where Kaggle does not tell."""
+    """The number of the account's latest submission; 0 without any, None, with a warning, where Kaggle does not
+    tell.
+    """
     try:
         numbers = [one.ref for one in kaggle.submissions(competition)]
     except PublishError as error:
-        log.warning("%s; should the answer to this submission be lost, only its message can tell it from others", finding(error))
+        log.warning(
+            "%s; should the answer to this submission be lost, only its message can tell it from others", finding(error)
+        )
         return None
     return None if None in numbers else max((number for number in numbers if number), default=0)
 
 
 def find_lost(kaggle: Kaggle, lost: Lost, competition: str = COMPETITION) -> int | None:
-    """The number of a submission whose answer was lost; None where Kaggle's list is sure not to have it. Raises PublishError where the
-    list cannot tell."""
+    """The number of a submission whose answer was lost; None where Kaggle's list is sure not to have it.
+
+    Raises PublishError where the list cannot tell.
+    """
     page = submissions_page(competition)
     listed = kaggle.submissions(competition)
     found = [one.ref for one in listed if _may_be(one, lost) and one.message is not None and one.ref is not None]
@@ -121,10 +136,19 @@ def find_lost(kaggle: Kaggle, lost: Lost, competition: str = COMPETITION) -> int
     unclear = found or [one for one in listed if _may_be(one, lost)]
     missing = lost.after not in (None, 0) and lost.after not in [one.ref for one in listed]
     if unclear or missing or not settled(lost.asked):
-        why = "in more than one entry" if found else "not in a form that can be read" if unclear else "not whole" if missing else "not there yet"
+        why = (
+            "in more than one entry"
+            if found
+            else "not in a form that can be read"
+            if unclear
+            else "not whole"
+            if missing
+            else "not there yet"
+        )
         raise PublishError(
-            f"whether the submission \"{lost.message}\" of {lost.asked:%Y-%m-%d %H:%M UTC} was taken is not known: in Kaggle's list it is {why}; look at "
-            f"{page}, run this again in some minutes, or put its number into the ledger"
+            f'whether the submission "{lost.message}" of {lost.asked:%Y-%m-%d %H:%M UTC} was taken is not known: in'
+            f" Kaggle's list it is {why}; look at {page}, run this again in some minutes, or put its number into the"
+            " ledger"
         )
     return None
 
@@ -161,7 +185,10 @@ def wait(kaggle: Kaggle, ref: int, pause_s: float, hours: float) -> Submission |
 
 
 def _may_be(one: Listed, lost: Lost) -> bool:
-    """Whether an entry of Kaggle's list can be the lost submission. What cannot be read speaks neither for it nor against it."""
+    """Whether an entry of Kaggle's list can be the lost submission.
+
+    What cannot be read speaks neither for it nor against it.
+    """
     if one.message is not None and " ".join(one.message.split()) != lost.message:
         return False
     if one.ref is not None and (str(one.ref) in lost.known or (lost.after is not None and one.ref <= lost.after)):
@@ -171,26 +198,32 @@ def _may_be(one: Listed, lost: Lost) -> bool:
 
 
 def _complete(kaggle: Kaggle, entry: Entry, name: str) -> bool:
-    """Whether Kaggle calls the version complete; False, with a warning, where it tells no status that is known. Raises PublishError for any
-    other."""
+    """Whether Kaggle calls the version complete; False, with a warning, where it tells no status that is known.
+
+    Raises PublishError for any other.
+    """
     try:
         status = kaggle.kernel_status(entry.kernel, entry.version)
     except PublishError as error:
         log.warning("%s; what its output says decides", finding(error))
         return False
     if status.status not in (*ENDED, *UNDER_WAY):
-        log.warning("Kaggle gives %s the status '%s', which is not known; what its output says decides", name, status.status)
+        log.warning(
+            "Kaggle gives %s the status '%s', which is not known; what its output says decides", name, status.status
+        )
     elif status.status != "COMPLETE":
         failure = f" ({status.failure})" if status.failure else ""
         raise PublishError(
-            f"{name} has the status {status.status} on Kaggle{failure}, and only a COMPLETE one can be handed in; wait for its end with 'hubmap "
-            f"kernels infer --follow', or push it again{_FORCED}"
+            f"{name} has the status {status.status} on Kaggle{failure}, and only a COMPLETE one can be handed in; wait"
+            f" for its end with 'hubmap kernels infer --follow', or push it again{_FORCED}"
         )
     return status.status == "COMPLETE"
 
 
 def _facts(kaggle: Kaggle, entry: Entry, files: Mapping[str, str]) -> dict[str, Any]:
-    """What the run said of itself, in kernel.json or else in the last line of its log; empty, with a warning, where neither can be read."""
+    """What the run said of itself, in kernel.json or else in the last line of its log; empty, with a warning, where
+    neither can be read.
+    """
     try:
         if FACTS in files:
             with tempfile.TemporaryDirectory() as folder:
@@ -205,7 +238,12 @@ def _facts(kaggle: Kaggle, entry: Entry, files: Mapping[str, str]) -> dict[str, 
         marker = None
     if marker is None:
         return {}
-    return {"status": marker.status, "build_id": marker.build_id, "failed_slides": marker.failed, "slides": marker.slides}
+    return {
+        "status": marker.status,
+        "build_id": marker.build_id,
+        "failed_slides": marker.failed,
+        "slides": marker.slides,
+    }
 
 
 def _check_facts(facts: Mapping[str, Any], name: str) -> None:
@@ -214,4 +252,6 @@ def _check_facts(facts: Mapping[str, Any], name: str) -> None:
     if status == "degraded":
         raise PublishError(f"{name} {failed_slides(facts.get('failed_slides'), facts.get('slides'))}; {again}")
     if status != "complete":
-        raise PublishError(f"{name} says of itself that it {status} ({facts.get('sentence', 'no reason given')}); {again}")
+        raise PublishError(
+            f"{name} says of itself that it {status} ({facts.get('sentence', 'no reason given')}); {again}"
+        )

@@ -18,14 +18,17 @@ from hubmap_kit.training.blend_score import OrganBlend
 
 DARK_TEXT, LIGHT_TEXT = "#101214", "#fdfdfe"  # on coloured cells, the same on light and dark pages
 CROSSED = (
-    "Every Dice is that of held-out slides, at the blend's small size, with weights and threshold that were fitted without the slide's fold. "
-    "Each run's kept epoch was chosen on these slides, so all columns are a little optimistic, in the same way."
+    "Every Dice is that of held-out slides, at the blend's small size, with weights and threshold that were fitted"
+    " without the slide's fold. Each run's kept epoch was chosen on these slides, so all columns are a little"
+    " optimistic, in the same way."
 )
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted blend: names of the runs, organs, greedy steps, and how alike the runs are: (runs, runs) correlation of planes, Dice between masks."""
+    """A fitted blend: names of the runs, organs, greedy steps, and how alike the runs are: (runs, runs) correlation of
+    planes, Dice between masks.
+    """
 
     names: Sequence[str]
     organs: Sequence[OrganBlend]
@@ -37,7 +40,9 @@ class Fitted:
 def blend_summary(fitted: Fitted) -> str:
     """Weights and cross-fitted Dice by organ, for the terminal, and the gain in a sentence."""
     header, rows = _dice_rows(fitted)
-    weights = text_table(["weights", *fitted.names, "used", "threshold"], [[name, *cells] for name, *cells in _weight_rows(fitted)])
+    weights = text_table(
+        ["weights", *fitted.names, "used", "threshold"], [[name, *cells] for name, *cells in _weight_rows(fitted)]
+    )
     return f"{weights}\n\n{text_table(header, rows)}\n\n{gain_sentence(fitted)}"
 
 
@@ -45,12 +50,17 @@ def blend_page(fitted: Fitted) -> str:
     """The HTML of a fitted blend."""
     header, rows = _dice_rows(fitted)
     sections = [
-        Section("Dice", [Note(gain_sentence(fitted)), Note(CROSSED), Table(header, rows, "gain: fitted weights less equal ones")]),
+        Section(
+            "Dice",
+            [Note(gain_sentence(fitted)), Note(CROSSED), Table(header, rows, "gain: fitted weights less equal ones")],
+        ),
         Section("Weights", _weights(fitted)),
         Section("How alike the runs are", _alike(fitted)),
         Section("One run after the other", _greedy(fitted)),
     ]
-    return page("Blend", f"{', '.join(fitted.names)}: the weighted mean of their probabilities, weights by organ.", sections)
+    return page(
+        "Blend", f"{', '.join(fitted.names)}: the weighted mean of their probabilities, weights by organ.", sections
+    )
 
 
 def gain_sentence(fitted: Fitted) -> str:
@@ -61,8 +71,9 @@ def gain_sentence(fitted: Fitted) -> str:
     kept = [each.organ for each in fitted.organs if each.used == "equal"]
     left = f" Equal weights are kept for {', '.join(kept)}." if kept else ""
     return (
-        f"Fitted weights: {blend.mean():.4f}, {_difference(blend - even)} than equal weights ({even.mean():.4f}), "
-        f"{_difference(blend - singles[best])} than {fitted.names[best]} alone ({singles[best].mean():.4f}), over {len(even)} slides.{left}"
+        f"Fitted weights: {blend.mean():.4f}, {_difference(blend - even)} than equal weights ({even.mean():.4f}),"
+        f" {_difference(blend - singles[best])} than {fitted.names[best]} alone ({singles[best].mean():.4f}), over"
+        f" {len(even)} slides.{left}"
     )
 
 
@@ -75,14 +86,22 @@ def _dice_rows(fitted: Fitted) -> tuple[list[str], list[list[str]]]:
     def row(name: str, among: Sequence[OrganBlend]) -> list[str]:
         even, blend = (np.concatenate([getattr(each, key) for each in among]) for key in ("even", "blend"))
         singles = np.concatenate([each.singles for each in among], axis=1).mean(1)
-        return [name, str(len(even)), *(f"{value:.4f}" for value in (*singles, even.mean(), blend.mean())), f"{(blend - even).mean():+.4f}"]
+        return [
+            name,
+            str(len(even)),
+            *(f"{value:.4f}" for value in (*singles, even.mean(), blend.mean())),
+            f"{(blend - even).mean():+.4f}",
+        ]
 
     rows = [row(each.organ, [each]) for each in fitted.organs]
     return ["organ", "slides", *fitted.names, "equal", "fitted", "gain"], [*rows, row("all", fitted.organs)]
 
 
 def _weight_rows(fitted: Fitted) -> list[list[str]]:
-    return [[each.organ, *(f"{weight:.2f}" for weight in each.weights), each.used, f"{each.threshold:.3f}"] for each in fitted.organs]
+    return [
+        [each.organ, *(f"{weight:.2f}" for weight in each.weights), each.used, f"{each.threshold:.3f}"]
+        for each in fitted.organs
+    ]
 
 
 def _weights(fitted: Fitted) -> list[Block]:
@@ -100,7 +119,10 @@ def _weights(fitted: Fitted) -> list[Block]:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
     picture = drawing(draw, (9, 1 + 0.45 * len(fitted.organs)), "Bars: the weight of each run, by organ.")
-    note = "used says 'equal' where fitted weights gained nothing in cross-fitting, or were the equal ones; inference takes the weights shown here."
+    note = (
+        "used says 'equal' where fitted weights gained nothing in cross-fitting, or were the equal ones; inference"
+        " takes the weights shown here."
+    )
     return [picture, Note(note), Table(["organ", *fitted.names, "used", "threshold"], _weight_rows(fitted))]
 
 
@@ -125,27 +147,51 @@ def _alike(fitted: Fitted) -> list[Block]:
         cells(right, fitted.overlap, "masks: Dice between runs")
 
     side = 1.6 + 0.6 * len(fitted.names)
-    picture: Picture = drawing(draw, (2.6 * side + 1, side), "Two grids: how alike each pair of runs is, by planes and by masks.")
-    return [picture, Note("Runs that err alike add little to each other. Means over slides; masks are those at each run's own threshold.")]
+    picture: Picture = drawing(
+        draw, (2.6 * side + 1, side), "Two grids: how alike each pair of runs is, by planes and by masks."
+    )
+    return [
+        picture,
+        Note(
+            "Runs that err alike add little to each other. Means over slides; masks are those at each run's own"
+            " threshold."
+        ),
+    ]
 
 
 def _greedy(fitted: Fitted) -> list[Block]:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        names = [fitted.names[step.run] if place == 0 else f"+ {fitted.names[step.run]}" for place, step in enumerate(fitted.steps)]
-        axes.plot(range(len(names)), [step.dice for step in fitted.steps], "o-", color=colour(0), label="plain mean of the runs so far")
+        names = [
+            fitted.names[step.run] if place == 0 else f"+ {fitted.names[step.run]}"
+            for place, step in enumerate(fitted.steps)
+        ]
+        axes.plot(
+            range(len(names)),
+            [step.dice for step in fitted.steps],
+            "o-",
+            color=colour(0),
+            label="plain mean of the runs so far",
+        )
         fitted_dice = float(np.concatenate([each.blend for each in fitted.organs]).mean())
         axes.axhline(fitted_dice, color=INK, linestyle="--", linewidth=1, label="fitted weights of all")
         axes.set_xticks(range(len(names)), names)
         axes.set_ylabel("Dice")
         axes.legend(loc="best")
 
-    rows = [[fitted.names[step.run], f"{step.dice:.4f}", f"{step.gain:+.4f}" if place else ""] for place, step in enumerate(fitted.steps)]
+    rows = [
+        [fitted.names[step.run], f"{step.dice:.4f}", f"{step.gain:+.4f}" if place else ""]
+        for place, step in enumerate(fitted.steps)
+    ]
     return [
-        drawing(draw, (max(6.0, 1.5 * len(fitted.steps) + 2), 3.4), "Dice as one run after the other is added to a plain mean."),
+        drawing(
+            draw,
+            (max(6.0, 1.5 * len(fitted.steps) + 2), 3.4),
+            "Dice as one run after the other is added to a plain mean.",
+        ),
         Note(
-            "Each time the run that leaves the highest Dice is added. Thresholds are cross-fitted, the order is not. Counted on grouped pixels, "
-            "so the last digits differ from those above."
+            "Each time the run that leaves the highest Dice is added. Thresholds are cross-fitted, the order is not."
+            " Counted on grouped pixels, so the last digits differ from those above."
         ),
         Table(["added", "Dice", "gain"], rows),
     ]

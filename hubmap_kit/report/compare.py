@@ -20,7 +20,9 @@ UNSET = "(not set)"
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences over `slides` slides, and its bootstrap interval; no interval for a single slide."""
+    """The mean of paired differences over `slides` slides, and its bootstrap interval; no interval for a single
+    slide.
+    """
 
     mean: float
     low: float | None
@@ -32,7 +34,8 @@ class Difference:
 
 
 def pairs(first: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """The slides that both out-of-fold tables have: id, organ, data_source, first, other, difference (other - first); the worst first.
+    """The slides that both out-of-fold tables have: id, organ, data_source, first, other, difference (other - first);
+    the worst first.
 
     Equal differences are in the order of the ids, so that the table does not depend on the order of the files.
     """
@@ -44,12 +47,23 @@ def pairs(first: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference(values: Sequence[float] | np.ndarray | pd.Series, seed: int = 0) -> Difference:
-    """Mean and percentile bootstrap interval of paired differences, at least one. Slides are drawn as if independent of each other."""
+    """Mean and percentile bootstrap interval of paired differences, at least one.
+
+    Slides are drawn as if independent of each other.
+    """
     values = np.asarray(values, float)
     mean = float(values.mean())
     if len(values) < 2:
         return Difference(mean, None, None, len(values))
-    drawn = bootstrap((values,), np.mean, n_resamples=DRAWS, confidence_level=LEVEL, method="percentile", random_state=seed, batch=1000)
+    drawn = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=DRAWS,
+        confidence_level=LEVEL,
+        method="percentile",
+        random_state=seed,
+        batch=1000,
+    )
     return Difference(mean, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high), len(values))
 
 
@@ -67,7 +81,9 @@ def dice_by_organ(table: pd.DataFrame) -> dict[str, tuple[float, int]]:
 
 
 def same_split(first: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two runs held the same slides out together, however their folds are numbered; as far as their tables tell."""
+    """Whether two runs held the same slides out together, however their folds are numbered; as far as their tables
+    tell.
+    """
     both = first[["id", "fold"]].merge(other[["id", "fold"]], on="id", suffixes=("_first", "_other"))
     kinds = both[["fold_first", "fold_other"]].drop_duplicates()
     return kinds["fold_first"].is_unique and kinds["fold_other"].is_unique

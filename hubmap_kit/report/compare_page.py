@@ -1,4 +1,7 @@
-"""The page of `hubmap compare`, and its table for the terminal. The first run that has Dice is what the others are measured against."""
+"""The page of `hubmap compare`, and its table for the terminal.
+
+The first run that has Dice is what the others are measured against.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,9 @@ from hubmap_kit.report.tries_script import sortable
 HEAD = ("run", "model", "encoder", "state", "conversion", "size", "epochs", "parameters", "cv", "hours")
 WORST = 10
 PAIRED = (
-    "Differences are of the same slide under two runs, other minus first, each run at its own fitted thresholds. Brackets: 95 % bootstrap interval of "
-    "the mean (percentile, 9999 draws of slides); slides of one donor are no independent ones, so the true interval is a little wider."
+    "Differences are of the same slide under two runs, other minus first, each run at its own fitted thresholds."
+    " Brackets: 95 % bootstrap interval of the mean (percentile, 9999 draws of slides); slides of one donor are no"
+    " independent ones, so the true interval is a little wider."
 )
 Differences = dict[str, dict[str, Difference]]
 
@@ -37,7 +41,9 @@ def compare_page(runs: Sequence[Compared], problems: Sequence[str]) -> str:
     sections.append(Section("Curves", _curves(runs, drawn)))
     sections.append(Section("Settings that differ", _settings(runs)))
     sections.append(Section("Dice", _dice(runs)))
-    sections += [Section(f"Slides: {run.name} against {first.name}", _slides(first, run)) for first, run in _against_first(runs)]
+    sections += [
+        Section(f"Slides: {run.name} against {first.name}", _slides(first, run)) for first, run in _against_first(runs)
+    ]
     sections.append(Section("Time", [_time(runs)]))
     against = next((f" Differences are measured against {first.name}." for first, _ in _against_first(runs)), "")
     lead = f"{', '.join(run.name for run in runs)}.{against} A click on a column's name sorts by it."
@@ -56,7 +62,9 @@ def compare_summary(runs: Sequence[Compared]) -> str:
 def _runs(runs: Sequence[Compared]) -> Table:
     columns = sorted((BY_KEY[key] for key in HEAD), key=lambda column: column.is_number)
     rows = [[text(column, run.run.row.get(column.key)) for column in columns] for run in runs]
-    return Table([column.title for column in columns], rows, text_columns=sum(not column.is_number for column in columns))
+    return Table(
+        [column.title for column in columns], rows, text_columns=sum(not column.is_number for column in columns)
+    )
 
 
 def _curves(runs: Sequence[Compared], drawn: dict[str, pd.DataFrame]) -> list[Block]:
@@ -65,7 +73,12 @@ def _curves(runs: Sequence[Compared], drawn: dict[str, pd.DataFrame]) -> list[Bl
     blocks: list[Block] = [curves_drawing(drawn, folds=True)]
     losses = {run.run.settings.training.loss for run in runs}
     if len(losses) > 1:
-        blocks.append(Note(f"The losses differ ({', '.join(sorted(losses))}): their values do not compare, their shapes do.", warn=True))
+        blocks.append(
+            Note(
+                f"The losses differ ({', '.join(sorted(losses))}): their values do not compare, their shapes do.",
+                warn=True,
+            )
+        )
     return blocks
 
 
@@ -73,11 +86,19 @@ def _settings(runs: Sequence[Compared]) -> list[Block]:
     names = [run.name for run in runs]
     blocks: list[Block] = []
     for title, key, values in (
-        ("config.yaml; keys that a run's version did not know yet have today's default", "key", [experiment.dump(run.run.settings) for run in runs]),
+        (
+            "config.yaml; keys that a run's version did not know yet have today's default",
+            "key",
+            [experiment.dump(run.run.settings) for run in runs],
+        ),
         ("environment.json, the latest session", "fact", [_facts(run) for run in runs]),
     ):
         rows = [[name, *shown] for name, shown in differing(values).items()]
-        blocks.append(Table([key, *names], rows, title, len(names) + 1) if rows else Note(f"{title.split(';')[0].split(',')[0]}: no difference."))
+        blocks.append(
+            Table([key, *names], rows, title, len(names) + 1)
+            if rows
+            else Note(f"{title.split(';')[0].split(',')[0]}: no difference.")
+        )
     return blocks
 
 
@@ -97,7 +118,13 @@ def _dice(runs: Sequence[Compared]) -> list[Block]:
         blocks.append(_forest(compared, [run.name for run in scored]))
     split = [other.name for first, other in _against_first(scored) if not same_split(first.oof, other.oof)]
     if split:
-        blocks.append(Note(f"Split into other folds than {scored[0].name}: {', '.join(split)}. Part of the difference is the split's.", warn=True))
+        blocks.append(
+            Note(
+                f"Split into other folds than {scored[0].name}: {', '.join(split)}. Part of the difference is the"
+                " split's.",
+                warn=True,
+            )
+        )
     return blocks
 
 
@@ -125,7 +152,7 @@ def _differences(scored: Sequence[Compared]) -> Differences:
 
 def _forest(compared: Differences, names: Sequence[str]) -> Picture:
     """Each organ's mean difference with its interval, one colour a run."""
-    organs = list(dict.fromkeys(organ for each in compared.values() for organ in each if organ != ALL)) + [ALL]
+    organs = [*list(dict.fromkeys(organ for each in compared.values() for organ in each if organ != ALL)), ALL]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -143,7 +170,11 @@ def _forest(compared: Differences, names: Sequence[str]) -> Picture:
         axes.set_xlabel(f"difference of Dice from {names[0]} (right: better)")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
-    return drawing(draw, (9, 1 + 0.5 * len(organs)), f"Mean difference of Dice from {names[0]} with its interval, by organ and run.")
+    return drawing(
+        draw,
+        (9, 1 + 0.5 * len(organs)),
+        f"Mean difference of Dice from {names[0]} with its interval, by organ and run.",
+    )
 
 
 def _slides(first: Compared, other: Compared) -> list[Block]:
@@ -152,16 +183,34 @@ def _slides(first: Compared, other: Compared) -> list[Block]:
         return [Note("They have no slide in common.", warn=True)]
     better, worse = int((paired["difference"] > 0).sum()), int((paired["difference"] < 0).sum())
     alone = f"{len(first.oof) - len(paired)} only in {first.name}, {len(other.oof) - len(paired)} only in {other.name}"
-    said = Note(f"{len(paired)} slide{'s' * (len(paired) != 1)} in common ({alone}): {better} better, {worse} worse, {len(paired) - better - worse} equal.")
+    said = Note(
+        f"{len(paired)} slide{'s' * (len(paired) != 1)} in common ({alone}): {better} better, {worse} worse,"
+        f" {len(paired) - better - worse} equal."
+    )
     worst = paired.head(WORST)
     rest = paired.iloc[len(worst) :].tail(WORST)[::-1]
     tables = [_slide_table(worst, first, other, f"The {len(worst)} slides that lost most")]
-    return [said, *tables, *([_slide_table(rest, first, other, f"The {len(rest)} slides at the other end, the best first")] if len(rest) else [])]
+    return [
+        said,
+        *tables,
+        *(
+            [_slide_table(rest, first, other, f"The {len(rest)} slides at the other end, the best first")]
+            if len(rest)
+            else []
+        ),
+    ]
 
 
 def _slide_table(rows: pd.DataFrame, first: Compared, other: Compared, caption: str) -> Table:
     cells = [
-        [row["id"], row["organ"], row["data_source"], f"{row['first']:.4f}", f"{row['other']:.4f}", f"{row['difference']:+.4f}"]
+        [
+            row["id"],
+            row["organ"],
+            row["data_source"],
+            f"{row['first']:.4f}",
+            f"{row['other']:.4f}",
+            f"{row['difference']:+.4f}",
+        ]
         for row in rows.to_dict("records")
     ]
     return Table(["slide", "organ", "source", first.name, other.name, "difference"], cells, caption, 3)
@@ -173,7 +222,16 @@ def _time(runs: Sequence[Compared]) -> Table:
         found = [_median(run.timing, column, form) for column, form in _MEASURED]
         hours = f"{run.timing['seconds'].sum() / 3600:.2f}" if len(run.timing) else ""
         rows.append([run.name, machine(run.session), str(len(run.timing)), *found, hours])
-    header = ["run", "machine", "epochs of all folds", "epoch, s", "of it validation, s", "tiles a second", "peak memory, GiB", "hours in all"]
+    header = [
+        "run",
+        "machine",
+        "epochs of all folds",
+        "epoch, s",
+        "of it validation, s",
+        "tiles a second",
+        "peak memory, GiB",
+        "hours in all",
+    ]
     return Table(header, rows, "Medians over the epochs; machines are those of the latest session.", 2)
 
 

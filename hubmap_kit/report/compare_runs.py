@@ -32,7 +32,11 @@ class Compared:
 def read_compared(paths: Sequence[Path]) -> tuple[list[Compared], list[str]]:
     """The runs that can be read, in the order given and each once, and a sentence about everything that cannot."""
     unique = list({path.resolve(): path for path in paths}.values())
-    problems = [f"{path} is no run folder (it has no {CONFIG}); it is left out" for path in unique if not (path / CONFIG).is_file()]
+    problems = [
+        f"{path} is no run folder (it has no {CONFIG}); it is left out"
+        for path in unique
+        if not (path / CONFIG).is_file()
+    ]
     there = [path for path in unique if (path / CONFIG).is_file()]
     runs, unread = read_each(there, labels(there))
     problems += unread
@@ -59,4 +63,11 @@ def _read(run: Run, problems: list[str]) -> Compared:
         problems.append(f"{name} has no oof.csv yet ({run.row.get('state', 'not read')}); its Dice is left out")
     oof = told(read_oof, None) if has_oof else None
     sessions = told(read_environments, [])
-    return Compared(name, run, oof, told(read_curves, pd.DataFrame()), told(read_timing, pd.DataFrame()), sessions[0] if sessions else {})
+    return Compared(
+        name,
+        run,
+        oof,
+        told(read_curves, pd.DataFrame()),
+        told(read_timing, pd.DataFrame()),
+        sessions[0] if sessions else {},
+    )

@@ -22,16 +22,20 @@ DPI = 110
 
 
 def save_curves(path: str | Path, metrics: pd.DataFrame, title: str = "") -> None:
-    """Write a PNG with loss (train solid, validation dashed), mean Dice and learning rate by epoch, and each organ's Dice below.
+    """Write a PNG with loss (train solid, validation dashed), mean Dice and learning rate by epoch, and each organ's
+    Dice below.
 
     `metrics` has one row for each fold and epoch: `fold`, `epoch`, and any of `train_loss`, `val_loss`, `dice`, `lr`,
-    `dice_<organ>`; missing columns and NaN are left out of the picture. One colour for each fold; a star marks the fold's best
-    epoch (highest Dice, or lowest validation loss where there is no Dice). Raises TableError without rows, fold or epoch.
+    `dice_<organ>`; missing columns and NaN are left out of the picture. One colour for each fold; a star marks the
+    fold's best epoch (highest Dice, or lowest validation loss where there is no Dice). Raises TableError without rows,
+    fold or epoch.
     """
     missing = [name for name in ("fold", "epoch") if name not in metrics.columns]
     if missing or metrics.empty:
         found = f"the columns {list(metrics.columns)}" if missing else "no rows"
-        raise TableError(f"The metrics for {path} have {found}, expected one for each fold and epoch; train an epoch first.")
+        raise TableError(
+            f"The metrics for {path} have {found}, expected one for each fold and epoch; train an epoch first."
+        )
     organs = [name for name in metrics.columns if str(name).startswith("dice_") and metrics[name].notna().any()]
     figure = Figure(figsize=(15, 8.2 if organs else 5.2), dpi=DPI, layout="constrained")
     top, *bottom = figure.subfigures(2, 1, height_ratios=(1.5, 1)) if organs else [figure.subfigures(1, 1)]
@@ -59,10 +63,11 @@ def save_curves(path: str | Path, metrics: pd.DataFrame, title: str = "") -> Non
 def save_threshold_curves(
     path: str | Path, thresholds: np.ndarray, curves: Mapping[str, np.ndarray], chosen: Mapping[str, float]
 ) -> None:
-    """Write a PNG with the mean Dice of every organ against the threshold on the probability, and a dot at the chosen threshold.
+    """Write a PNG with the mean Dice of every organ against the threshold on the probability, and a dot at the chosen
+    threshold.
 
-    thresholds: `(T,)`, rising; curves: organ -> `(T,)` mean Dice, NaN allowed; chosen: organ -> threshold, organs may be absent.
-    Raises ValueError when a curve's length is not that of the thresholds.
+    thresholds: `(T,)`, rising; curves: organ -> `(T,)` mean Dice, NaN allowed; chosen: organ -> threshold, organs may
+    be absent. Raises ValueError when a curve's length is not that of the thresholds.
     """
     thresholds = np.asarray(thresholds, float)
     figure = Figure(figsize=(8.5, 5.5), dpi=DPI, layout="constrained")
@@ -126,7 +131,9 @@ def _line(
     axes.plot(epochs, values[known], color=colour, label=label, marker=marker, markersize=4, **style)
     at_best = values[known][epochs == best] if best is not None else []
     if len(at_best):
-        axes.plot(best, at_best[0], "*", color=colour, markersize=13, markeredgecolor="white", markeredgewidth=0.8, zorder=3)
+        axes.plot(
+            best, at_best[0], "*", color=colour, markersize=13, markeredgecolor="white", markeredgewidth=0.8, zorder=3
+        )
 
 
 def _fold_label(label: str, rows: pd.DataFrame, best: float | None) -> str:

@@ -1,4 +1,6 @@
-"""Pictures of the smallest and the largest units of every organ: cut out of the slide where it is present, else the mask alone."""
+"""Pictures of the smallest and the largest units of every organ: cut out of the slide where it is present, else the
+mask alone.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,16 @@ def frame_of(slide: Slide, row: Mapping[str, Any]) -> Frame:
     """The unit with some room around it, within the slide."""
     room = max(6, round(ROOM * max(row["height"], row["width"])))
     top, left = max(0, row["top"] - room), max(0, row["left"] - room)
-    bottom, right = min(slide.height, row["top"] + row["height"] + room), min(slide.width, row["left"] + row["width"] + room)
+    bottom, right = (
+        min(slide.height, row["top"] + row["height"] + room),
+        min(slide.width, row["left"] + row["width"] + room),
+    )
     return Frame(slide.id, int(top), int(left), int(bottom - top), int(right - left))
 
 
-def galleries(slides: Sequence[Slide], chosen: Mapping[str, list[Example]], cuts: Mapping[Frame, np.ndarray]) -> list[Gallery]:
+def galleries(
+    slides: Sequence[Slide], chosen: Mapping[str, list[Example]], cuts: Mapping[Frame, np.ndarray]
+) -> list[Gallery]:
     """One gallery for each organ."""
     by_id = {slide.id: slide for slide in slides}
     found = []
@@ -64,7 +71,10 @@ def _picture(slide: Slide, row: Example, cuts: Mapping[Frame, np.ndarray]) -> Pi
         uri = data_uri(_encoded(_on_slide(cuts[frame], unit), ".jpg"), "image/jpeg")
     else:
         uri = data_uri(_encoded(_alone(mask, unit, ORGAN_COLOURS[slide.organ]), ".png"), "image/png")
-    said = f"slide {slide.id}: {row['area_um2']:,.0f} µm², {row['length_um']:.0f} x {row['breadth_um']:.0f} µm, eccentricity {row['eccentricity']:.2f}"
+    said = (
+        f"slide {slide.id}: {row['area_um2']:,.0f} µm², {row['length_um']:.0f} x {row['breadth_um']:.0f} µm,"
+        f" eccentricity {row['eccentricity']:.2f}"
+    )
     return Picture(uri, f"a unit of {slide.organ}", said)
 
 
@@ -82,7 +92,9 @@ def _on_slide(pixels: np.ndarray, unit: np.ndarray) -> np.ndarray:
 
 
 def _alone(mask: np.ndarray, unit: np.ndarray, colour: str) -> np.ndarray:
-    """The unit in its organ's colour on nothing, its neighbours fainter, (h, w, 4), so that it shows on light and dark pages."""
+    """The unit in its organ's colour on nothing, its neighbours fainter, (h, w, 4), so that it shows on light and dark
+    pages.
+    """
     size = _size(mask)
     out = np.empty((size[1], size[0], 4), np.uint8)
     out[..., :3] = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
@@ -96,11 +108,15 @@ def _size(mask: np.ndarray) -> tuple[int, int]:
 
 
 def _scaled(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return cv2.resize(mask * np.uint8(255), size, interpolation=cv2.INTER_AREA if size[0] < mask.shape[1] else cv2.INTER_LINEAR)
+    return cv2.resize(
+        mask * np.uint8(255), size, interpolation=cv2.INTER_AREA if size[0] < mask.shape[1] else cv2.INTER_LINEAR
+    )
 
 
 def _encoded(picture: np.ndarray, suffix: str) -> bytes:
-    done, data = cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA))
+    done, data = cv2.imencode(
+        suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    )
     if not done:
         raise ValueError(f"OpenCV could not write a picture of shape {picture.shape} as {suffix}")
     return data.tobytes()

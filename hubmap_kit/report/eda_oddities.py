@@ -1,4 +1,7 @@
-"""What is odd about a table: rows that say one thing twice, and labels that stand out. Each oddity is a row, none is an error."""
+"""What is odd about a table: rows that say one thing twice, and labels that stand out.
+
+Each oddity is a row, none is an error.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,15 @@ Oddity = tuple[str, str, str]
 
 def find(slides: Sequence[Slide], people: Mapping[str, People], tables: Tables) -> pd.DataFrame:
     """The oddities of a table, with the columns kind, ids (separated by blanks) and detail, gathered by kind."""
-    found = [*_same_masks(slides), *_known(slides), *_masks(slides, tables), *_frames(slides), *_scales(slides), *_extents(slides), *_donors(slides, people)]
+    found = [
+        *_same_masks(slides),
+        *_known(slides),
+        *_masks(slides, tables),
+        *_frames(slides),
+        *_scales(slides),
+        *_extents(slides),
+        *_donors(slides, people),
+    ]
     return pd.DataFrame(found, columns=list(COLUMNS)).sort_values("kind", kind="stable", ignore_index=True)
 
 
@@ -52,7 +63,11 @@ def _known(slides: Sequence[Slide]) -> Iterator[Oddity]:
             yield "known duplicate tissue", " ".join(present), f"{organ_of[present[0]]}; folds keep them together"
     other = [slide.id for slide in slides if slide.organ == "lung" and slide.id in THIRD_PLACE]
     if other:
-        yield "lung labelled in another way", " ".join(other), "alveoli are cut in another way than in other slides; some winners left them out"
+        yield (
+            "lung labelled in another way",
+            " ".join(other),
+            "alveoli are cut in another way than in other slides; some winners left them out",
+        )
 
 
 def _masks(slides: Sequence[Slide], tables: Tables) -> Iterator[Oddity]:
@@ -96,7 +111,9 @@ def _scales(slides: Sequence[Slide]) -> Iterator[Oddity]:
 
 
 def _extents(slides: Sequence[Slide]) -> Iterator[Oddity]:
-    """Pixel sizes that cannot be true: by what the slide's file states (its header is read), and by the tissue that they add up to."""
+    """Pixel sizes that cannot be true: by what the slide's file states (its header is read), and by the tissue that
+    they add up to.
+    """
     for slide in slides:
         if found := odd_file(slide):
             yield "pixel size of table and file", slide.id, found

@@ -52,50 +52,89 @@ def sections(found: Findings) -> list[Section]:
 def lead(found: Findings, name: str) -> str:
     """What the page is about, in a sentence or two."""
     slides, units = len(found.slides), int(found.organs["units"].sum())
-    sources = ", ".join(f"{count} {source}" for source, count in found.tables.slides["data_source"].value_counts().items())
+    sources = ", ".join(
+        f"{count} {source}" for source, count in found.tables.slides["data_source"].value_counts().items()
+    )
     files = len(found.pixels.slides)
-    return f"{name}: {slides} slides ({sources}) of {len(found.organs)} organs with {units:,} units. {files} of {slides} slide files were read."
+    return (
+        f"{name}: {slides} slides ({sources}) of {len(found.organs)} organs with {units:,} units. {files} of {slides}"
+        " slide files were read."
+    )
 
 
 def _organs(found: Findings) -> list[Block]:
-    rows = [[row["organ"], FACTS[row["organ"]].ftu, f"{row['slides']}", f"{row['share']:.1%}"] for row in _records(found.organs)]
+    rows = [
+        [row["organ"], FACTS[row["organ"]].ftu, f"{row['slides']}", f"{row['share']:.1%}"]
+        for row in _records(found.organs)
+    ]
     total = ["all", "", f"{len(found.slides)}", "100.0%"]
-    return [eda_plots.organs_drawing(found.tables), Table(["organ", "unit", "slides", "share"], [*rows, total], text_columns=2)]
+    return [
+        eda_plots.organs_drawing(found.tables),
+        Table(["organ", "unit", "slides", "share"], [*rows, total], text_columns=2),
+    ]
 
 
 def _donors(tables: Tables) -> list[Block]:
     slides = tables.slides
     known = int((slides["sex"] != "unknown").sum())
     if not known and slides["age"].isna().all():
-        return [Note("The table says nothing of age or sex: it lacks those columns, or their cells are empty.", warn=True)]
+        return [
+            Note("The table says nothing of age or sex: it lacks those columns, or their cells are empty.", warn=True)
+        ]
     rows = []
     for organ in [*tables.organs, "all"]:
         group = slides if organ == "all" else slides[slides["organ"] == organ]
         sexes = [f"{int((group['sex'] == sex).sum())}" for sex in ("male", "female", "unknown")]
         ages = group["age"].dropna()
-        rows.append([organ, *sexes, f"{len(ages)}", *([f"{ages.mean():.1f}", f"{ages.min():g} to {ages.max():g}"] if len(ages) else ["", ""])])
+        rows.append(
+            [
+                organ,
+                *sexes,
+                f"{len(ages)}",
+                *([f"{ages.mean():.1f}", f"{ages.min():g} to {ages.max():g}"] if len(ages) else ["", ""]),
+            ]
+        )
     header = ["organ", "male", "female", "unknown", "with age", "mean age", "range"]
     blocks: list[Block] = [eda_plots.people_drawing(tables), Table(header, rows)]
     if known < len(slides):
-        blocks.insert(0, Note(f"Sex is known of {known} and age of {int(slides['age'].notna().sum())} of the {len(slides)} slides."))
+        blocks.insert(
+            0,
+            Note(f"Sex is known of {known} and age of {int(slides['age'].notna().sum())} of the {len(slides)} slides."),
+        )
     return blocks
 
 
 def _sizes(tables: Tables) -> list[Block]:
     slides = tables.slides
     sizes = slides.groupby(["height", "width"]).size().sort_values(ascending=False)
-    shown = [[f"{height} x {width}", f"{count}", f"{count / len(slides):.1%}"] for (height, width), count in sizes.head(10).items()]
+    shown = [
+        [f"{height} x {width}", f"{count}", f"{count / len(slides):.1%}"]
+        for (height, width), count in sizes.head(10).items()
+    ]
     rest = int(sizes.iloc[10:].sum())
     if rest:
-        shown.append([f"{len(sizes) - 10} other size{'s' if len(sizes) > 11 else ''}", f"{rest}", f"{rest / len(slides):.1%}"])
+        shown.append(
+            [f"{len(sizes) - 10} other size{'s' if len(sizes) > 11 else ''}", f"{rest}", f"{rest / len(slides):.1%}"]
+        )
     scales = slides.groupby(["data_source", "organ", "um_per_px", "thickness_um"], sort=True).size()
-    usual = [[source, organ, f"{count}", f"{um:g}", f"{FACTS[organ].um_per_px[source]:g}", f"{thick:g}", f"{FACTS[organ].thickness_um[source]:g}"]
-             for (source, organ, um, thick), count in scales.items()]  # fmt: skip
+    usual = [
+        [
+            source,
+            organ,
+            f"{count}",
+            f"{um:g}",
+            f"{FACTS[organ].um_per_px[source]:g}",
+            f"{thick:g}",
+            f"{FACTS[organ].thickness_um[source]:g}",
+        ]
+        for (source, organ, um, thick), count in scales.items()
+    ]
     header = ["source", "organ", "slides", "pixel size, µm", "usual", "thickness, µm", "usual"]
     return [
-        eda_plots.sizes_drawing(tables), Table(["height x width, px", "slides", "share"], shown),
+        eda_plots.sizes_drawing(tables),
+        Table(["height x width, px", "slides", "share"], shown),
         Table(header, usual, "Usual: what the competition's data page says of that source and organ.", text_columns=2),
-    ]  # fmt: skip
+    ]
 
 
 def _coverage(found: Findings) -> list[Block]:
@@ -107,16 +146,29 @@ def _coverage(found: Findings) -> list[Block]:
     covered = found.tables.slides["coverage"] * 100
     every = [f"{value:.2f}" for value in (covered.mean(), covered.min(), covered.median(), covered.max())]
     rows.append(["all", *every, *totals, f"{found.tables.slides['units'].mean():.1f}"])
-    header = ["organ", "coverage, %", "min", "median", "max", "units", "cut", "4 neighbours", "1 pixel", "fragments", "per slide"]
+    header = [
+        "organ",
+        "coverage, %",
+        "min",
+        "median",
+        "max",
+        "units",
+        "cut",
+        "4 neighbours",
+        "1 pixel",
+        "fragments",
+        "per slide",
+    ]
     return [eda_plots.coverage_drawing(found.tables), Table(header, rows), *_counting(found)]
 
 
 def _counting(found: Findings) -> list[Block]:
     text = (
-        "Units are connected components of the mask, pixels joined by their sides and corners (8 neighbours). Outlines that touch or cross "
-        f"were filled into one component; 'cut' cuts components at their necks, where one is narrower than {NECK:g} times the narrower of the "
-        "bulges beside it. Under 4 neighbours, pixels that hang on an outline by a corner count by themselves. A fragment is a component "
-        "below 1 % of its organ's median unit; fragments are left out of the shapes below."
+        "Units are connected components of the mask, pixels joined by their sides and corners (8 neighbours). Outlines"
+        " that touch or cross were filled into one component; 'cut' cuts components at their necks, where one is"
+        f" narrower than {NECK:g} times the narrower of the bulges beside it. Under 4 neighbours, pixels that hang on"
+        " an outline by a corner count by themselves. A fragment is a component below 1 % of its organ's median unit;"
+        " fragments are left out of the shapes below."
     )
     if {row["organ"]: row["slides"] for row in _records(found.organs)} != dict(PUBLISHED_SLIDES):
         return [Note(text)]
@@ -127,11 +179,16 @@ def _counting(found: Findings) -> list[Block]:
     drawn = sum(PUBLISHED_OUTLINES.values())
     rows.append(["all", f"{drawn:,}", *(_beside(found.organs[name].sum(), drawn) for name in _WAYS)])
     why = (
-        "This table has as many slides of each organ as the competition's, whose outlines are known. Most of the difference lies in prostate and "
-        "large intestine, whose glands and crypts stand wall to wall. The cut was chosen to meet the total; organs are off in both "
-        "directions, lung most of all, because an alveolus has necks of its own."
+        "This table has as many slides of each organ as the competition's, whose outlines are known. Most of the"
+        " difference lies in prostate and large intestine, whose glands and crypts stand wall to wall. The cut was"
+        " chosen to meet the total; organs are off in both directions, lung most of all, because an alveolus has necks"
+        " of its own."
     )
-    return [Note(text), Note(why), Table(["organ", "outlines drawn", "8 neighbours", "cut at necks", "4 neighbours"], rows)]
+    return [
+        Note(text),
+        Note(why),
+        Table(["organ", "outlines drawn", "8 neighbours", "cut at necks", "4 neighbours"], rows),
+    ]
 
 
 _WAYS = ("units", "units_cut", "components4")
@@ -151,12 +208,32 @@ def _shapes(found: Findings) -> list[Block]:
         units = whole[whole["organ"] == organ]
         cells = [_spread(units[name], digits) for name, digits in _SHAPE_COLUMNS]
         rows.append([organ, f"{len(units):,}", *cells, f"{units['at_border'].mean():.1%}"])
-    header = ["organ", "units", "area, µm²", "diameter, µm", "length, µm", "breadth, µm", "eccentricity", "solidity", "at the edge"]
-    note = "Median (10th to 90th percentile). Diameter: of the disc of equal area. Length and breadth: axes of the ellipse with equal second moments."
+    header = [
+        "organ",
+        "units",
+        "area, µm²",
+        "diameter, µm",
+        "length, µm",
+        "breadth, µm",
+        "eccentricity",
+        "solidity",
+        "at the edge",
+    ]
+    note = (
+        "Median (10th to 90th percentile). Diameter: of the disc of equal area. Length and breadth: axes of the ellipse"
+        " with equal second moments."
+    )
     return [eda_plots.shapes_drawing(found.tables), Table(header, rows, note)]
 
 
-_SHAPE_COLUMNS = (("area_um2", 0), ("diameter_um", 0), ("length_um", 0), ("breadth_um", 0), ("eccentricity", 2), ("solidity", 2))
+_SHAPE_COLUMNS = (
+    ("area_um2", 0),
+    ("diameter_um", 0),
+    ("length_um", 0),
+    ("breadth_um", 0),
+    ("eccentricity", 2),
+    ("solidity", 2),
+)
 
 
 def _spread(values: pd.Series, digits: int) -> str:
@@ -168,7 +245,9 @@ def _extremes(found: Findings) -> list[Block]:
     rows = []
     for organ in found.tables.organs:
         slides = found.tables.slides[found.tables.slides["organ"] == organ].sort_values("coverage", kind="stable")
-        cells = [f"{row['id']} ({row['coverage']:.2%}, units: {row['units']})" for row in (slides.iloc[0], slides.iloc[-1])]
+        cells = [
+            f"{row['id']} ({row['coverage']:.2%}, units: {row['units']})" for row in (slides.iloc[0], slides.iloc[-1])
+        ]
         rows.append([organ, *cells])
     shown = "cut out of the slides" if found.pixels.cuts else "masks only, for want of slide files"
     blocks: list[Block] = [Table(["organ", "slide with least coverage", "slide with most"], rows, text_columns=3)]
@@ -196,21 +275,55 @@ def _short(text: str) -> str:
 def _colours(found: Findings) -> list[Block]:
     if found.sources.empty:
         folder = found.slides[0].path.parent.name
-        return [Note(f"This section needs the slides' pixels, and no slide file was found (or could be read) in the folder {folder} beside the "
-                     "table.", warn=True)]  # fmt: skip
+        return [
+            Note(
+                "This section needs the slides' pixels, and no slide file was found (or could be read) in the folder"
+                f" {folder} beside the table.",
+                warn=True,
+            )
+        ]
     rows: list[list[Cell]] = []
     for row in _records(found.sources):
         stained = row["slides_with_stains"]
-        stains = [_stain([row[f"stain{number}_{colour}"] for colour in COLOURS]) if stained else "" for number in (1, 2)]
+        stains = [
+            _stain([row[f"stain{number}_{colour}"] for colour in COLOURS]) if stained else "" for number in (1, 2)
+        ]
         mean = [row[colour] for colour in COLOURS]
         said: Cell = Swatch(_rgb(mean), " ".join(f"{value:.0f}" for value in mean)) if not pd.isna(mean[0]) else ""
-        rows.append([row["data_source"], row["organ"], f"{row['slides']}", f"{row['tissue_share']:.0%}", said, *stains, f"{stained}"])
+        rows.append(
+            [
+                row["data_source"],
+                row["organ"],
+                f"{row['slides']}",
+                f"{row['tissue_share']:.0%}",
+                said,
+                *stains,
+                f"{stained}",
+            ]
+        )
     blocks: list[Block] = []
     if len(found.pixels.slides) < len(found.slides):
-        blocks.append(Note(f"Of {len(found.pixels.slides)} of the {len(found.slides)} slides: the other files are absent or damaged.", warn=True))
-    header = ["source", "organ", "slides", "tissue", "mean colour of tissue", "first stain", "second stain", "slides with stains"]
-    note = ("Stain vectors: optical density in red, green, blue at length 1, by the method of Macenko et al. (2009), mean over slides; the patch "
-            "shows a layer of density 1. Slides with too little tissue have none.")  # fmt: skip
+        blocks.append(
+            Note(
+                f"Of {len(found.pixels.slides)} of the {len(found.slides)} slides: the other files are absent or"
+                " damaged.",
+                warn=True,
+            )
+        )
+    header = [
+        "source",
+        "organ",
+        "slides",
+        "tissue",
+        "mean colour of tissue",
+        "first stain",
+        "second stain",
+        "slides with stains",
+    ]
+    note = (
+        "Stain vectors: optical density in red, green, blue at length 1, by the method of Macenko et al. (2009), mean"
+        " over slides; the patch shows a layer of density 1. Slides with too little tissue have none."
+    )
     return [*blocks, Table(header, rows, note, text_columns=2)]
 
 

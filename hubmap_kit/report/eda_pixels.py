@@ -1,4 +1,6 @@
-"""What the slide files show, where there are any: mean colour and stain vectors of the tissue, and cut-outs of units."""
+"""What the slide files show, where there are any: mean colour and stain vectors of the tissue, and cut-outs of
+units.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Pixels:
-    """`slides`: id, organ, data_source, size and mean tissue colour (NaN: too little tissue), stain vectors; `cuts`: frame -> RGB pixels;
-    `oddities`: rows (kind, ids, detail) about files."""
+    """`slides`: id, organ, data_source, size and mean tissue colour (NaN: too little tissue), stain vectors; `cuts`:
+    frame -> RGB pixels; `oddities`: rows (kind, ids, detail) about files.
+    """
 
     slides: pd.DataFrame
     cuts: Mapping[Frame, np.ndarray]
@@ -81,14 +84,21 @@ def _row(slide: Slide, pixels: np.ndarray) -> dict[str, object]:
     colour = [np.nan] * 3 if stained is None else small[stained].mean(0).tolist()
     values = [np.nan] * 6 if vectors is None else np.asarray(vectors, float).ravel().tolist()
     return {
-        "id": slide.id, "organ": slide.organ, "data_source": slide.source, "file_height": pixels.shape[0], "file_width": pixels.shape[1],
+        "id": slide.id,
+        "organ": slide.organ,
+        "data_source": slide.source,
+        "file_height": pixels.shape[0],
+        "file_width": pixels.shape[1],
         "tissue_share": 0.0 if stained is None else float(stained.mean()),
-        **dict(zip(COLOURS, colour, strict=True)), **dict(zip(STAINS, values, strict=True)),
-    }  # fmt: skip
+        **dict(zip(COLOURS, colour, strict=True)),
+        **dict(zip(STAINS, values, strict=True)),
+    }
 
 
 def per_source(pixels: Pixels) -> pd.DataFrame:
-    """One row for each source and organ, and one for each source: slides, mean tissue colour, mean stain vectors at length 1."""
+    """One row for each source and organ, and one for each source: slides, mean tissue colour, mean stain vectors at
+    length 1.
+    """
     rows = []
     if pixels.slides.empty:
         return pd.DataFrame()
@@ -98,6 +108,14 @@ def per_source(pixels: Pixels) -> pd.DataFrame:
             vectors = group[list(STAINS)].mean().to_numpy().reshape(2, 3)
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
             known = int(group[STAINS[0]].notna().sum())
-            rows.append({"data_source": source, "organ": organ, "slides": len(group), "slides_with_stains": known, **means,
-                         **dict(zip(STAINS, vectors.ravel(), strict=True))})  # fmt: skip
+            rows.append(
+                {
+                    "data_source": source,
+                    "organ": organ,
+                    "slides": len(group),
+                    "slides_with_stains": known,
+                    **means,
+                    **dict(zip(STAINS, vectors.ravel(), strict=True)),
+                }
+            )
     return pd.DataFrame(rows)

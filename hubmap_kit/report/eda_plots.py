@@ -23,13 +23,31 @@ from hubmap_kit.report.html import Picture, data_uri
 INK, LINE = "#1b1f24", "#d5dae1"
 DARK_INK, DARK_LINE = "#e3e8ee", "#3b4450"
 # The palette is made for white paper; on a dark page the same hues have to be lighter, or small dots drown.
-DARK_COLOURS = dict(zip(COLOURS, ("#45a3ee", "#ff8b45", "#2fd0a0", "#ee9fca", "#ffc247", "#b3e1ff", "#ffffff"), strict=True))
+DARK_COLOURS = dict(
+    zip(COLOURS, ("#45a3ee", "#ff8b45", "#2fd0a0", "#ee9fca", "#ffc247", "#b3e1ff", "#ffffff"), strict=True)
+)
 STYLE = {
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.facecolor": "none", "legend.edgecolor": "none",
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": LINE,
-    "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.hashsalt": "eda",
-}  # fmt: skip
-_HEAD = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL)  # names of documents on the web, and nothing to draw
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.facecolor": "none",
+    "legend.edgecolor": "none",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": LINE,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 10,
+    "svg.hashsalt": "eda",
+}
+_HEAD = re.compile(
+    r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL
+)  # names of documents on the web, and nothing to draw
 ORGAN_COLOURS = dict(zip(ORGANS, COLOURS, strict=False))
 SEX_COLOURS = {"male": COLOURS[0], "female": COLOURS[4], UNKNOWN: "#8a929b"}
 
@@ -88,7 +106,9 @@ def people_drawing(tables: Tables) -> Picture:
         names = [name for name in SEX_COLOURS if name in set(known["sex"])]
         ages = [known.loc[known["sex"] == name, "age"].to_numpy(float) for name in names]
         if names:
-            age.hist(ages, bins=np.arange(0, 125, 5), stacked=True, color=[SEX_COLOURS[name] for name in names], label=names)
+            age.hist(
+                ages, bins=np.arange(0, 125, 5), stacked=True, color=[SEX_COLOURS[name] for name in names], label=names
+            )
             age.legend()
         age.set_title(f"age of {len(known)} slides' donors")
         age.set_xlabel("years")
@@ -106,14 +126,26 @@ def sizes_drawing(tables: Tables) -> Picture:
         for source, group in tables.slides.groupby("data_source"):
             same = group.groupby(["width", "height"]).size().reset_index(name="slides")
             colour = COLOURS[0] if source == "HPA" else COLOURS[1]
-            pixels.scatter(same["width"], same["height"], s=14 + 10 * np.sqrt(same["slides"]), color=colour, alpha=0.8, linewidth=0, label=source)
+            pixels.scatter(
+                same["width"],
+                same["height"],
+                s=14 + 10 * np.sqrt(same["slides"]),
+                color=colour,
+                alpha=0.8,
+                linewidth=0,
+                label=source,
+            )
             world.hist(group["height"] * group["um_per_px"] / 1000, bins=30, color=colour, alpha=0.8, label=source)
         pixels.set(xlabel="width, px", ylabel="height, px", title="size (larger dot: more slides)")
         world.set(xlabel="height, mm", ylabel="slides", title="size of the field")
         for axes in (pixels, world):
             axes.legend()
 
-    return drawing(draw, (11, 3.4), "Left: height against width of the slides. Right: histogram of the field's height in millimetres.")
+    return drawing(
+        draw,
+        (11, 3.4),
+        "Left: height against width of the slides. Right: histogram of the field's height in millimetres.",
+    )
 
 
 def coverage_drawing(tables: Tables) -> Picture:
@@ -121,15 +153,25 @@ def coverage_drawing(tables: Tables) -> Picture:
 
     def draw(figure: Figure) -> None:
         covered, units = figure.subplots(1, 2, sharey=True)
-        _strips(covered, tables.organs, [100 * tables.slides.loc[tables.slides["organ"] == organ, "coverage"] for organ in tables.organs])
-        _strips(units, tables.organs, [tables.slides.loc[tables.slides["organ"] == organ, "units"] for organ in tables.organs])
+        _strips(
+            covered,
+            tables.organs,
+            [100 * tables.slides.loc[tables.slides["organ"] == organ, "coverage"] for organ in tables.organs],
+        )
+        _strips(
+            units,
+            tables.organs,
+            [tables.slides.loc[tables.slides["organ"] == organ, "units"] for organ in tables.organs],
+        )
         covered.set(xlabel="% of the slide's pixels", title="coverage (bar: mean)")
         units.set(xlabel="units in a slide", title="units, 8 neighbours (bar: mean)")
         units.set_xscale("symlog", linthresh=1)  # a slide may have none
         units.set_xlim(left=-0.3)
         units.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
-    return drawing(draw, (11, 0.9 + 0.6 * len(tables.organs)), "Dots: coverage and number of units of every slide, by organ.")
+    return drawing(
+        draw, (11, 0.9 + 0.6 * len(tables.organs)), "Dots: coverage and number of units of every slide, by organ."
+    )
 
 
 def _strips(axes: Axes, names: Sequence[str], values: Sequence[pd.Series]) -> None:
@@ -157,18 +199,24 @@ def shapes_drawing(tables: Tables) -> Picture:
                     axes.hist(values, bins=_edges(whole[column], log), weights=shares, **style)
             axes.set(xlabel=label, ylabel="share of the organ's units", xscale="log" if log else "linear")
             if log:
-                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))  # powers of ten alone may be one label, or none
+                axes.xaxis.set_major_locator(
+                    LogLocator(subs=(1.0, 3.0))
+                )  # powers of ten alone may be one label, or none
                 axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
                 axes.xaxis.set_minor_formatter(NullFormatter())
         panels[0].legend()
 
-    return drawing(draw, (11, 6.4), "Histograms of the units' area, length, eccentricity and solidity, one line for each organ.")
+    return drawing(
+        draw, (11, 6.4), "Histograms of the units' area, length, eccentricity and solidity, one line for each organ."
+    )
 
 
 SHAPES = (
-    ("area_um2", "area, µm²", True), ("length_um", "length, µm", True),
-    ("eccentricity", "eccentricity (0: disc)", False), ("solidity", "solidity (1: convex)", False),
-)  # fmt: skip
+    ("area_um2", "area, µm²", True),
+    ("length_um", "length, µm", True),
+    ("eccentricity", "eccentricity (0: disc)", False),
+    ("solidity", "solidity (1: convex)", False),
+)
 
 
 def _edges(values: pd.Series, log: bool) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Self-contained HTML pages: pictures travel as data URIs, nothing is fetched, light and dark follow the reader's own setting.
+"""Self-contained HTML pages: pictures travel as data URIs, nothing is fetched, light and dark follow the reader's own
+setting.
 
 A page is a list of sections, a section a list of blocks: `Note`, `Table`, `Picture`, `Gallery`. Text is escaped.
 """
@@ -99,7 +100,9 @@ def data_uri(data: bytes, mime: str) -> str:
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The HTML of a page; `lead` is the paragraph under the title."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(TEMPLATE).render(title=title, lead=lead, sections=sections)
 
 

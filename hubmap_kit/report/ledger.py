@@ -1,4 +1,7 @@
-"""The list of submissions: ledger.csv, one row each, in a run's folder or beside the runs. Rows are added and completed, never removed."""
+"""The list of submissions: ledger.csv, one row each, in a run's folder or beside the runs.
+
+Rows are added and completed, never removed.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,19 @@ from hubmap_kit.files import atomic_path
 
 NAME = "ledger.csv"
 COLUMNS = (
-    "time_utc", "run", "kernel", "version", "build_id", "message", "ref", "status", "public_score", "private_score", "oof_dice", "weights_id",
-)  # fmt: skip
+    "time_utc",
+    "run",
+    "kernel",
+    "version",
+    "build_id",
+    "message",
+    "ref",
+    "status",
+    "public_score",
+    "private_score",
+    "oof_dice",
+    "weights_id",
+)
 _NEEDED = COLUMNS[:-1]  # ledgers of earlier releases end there
 # ASKED: the request was sent and no answer has come; REFUSED: Kaggle did not take it.
 ASKED, PENDING, REFUSED = "ASKED", "PENDING", "REFUSED"
@@ -24,7 +38,9 @@ Row = dict[str, str]
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a ledger, in the order of submission; none where there is no file yet. Raises TableError for a damaged one.
+    """The rows of a ledger, in the order of submission; none where there is no file yet.
+
+    Raises TableError for a damaged one.
 
     Columns that somebody added are kept.
     """
@@ -33,7 +49,9 @@ def read(path: Path) -> list[Row]:
     try:
         return [row for _, row in read_rows(path, _NEEDED)]
     except TableError as error:
-        raise TableError(f"the ledger is damaged: {error}; mend it or move it away, nothing of it was changed") from error
+        raise TableError(
+            f"the ledger is damaged: {error}; mend it or move it away, nothing of it was changed"
+        ) from error
 
 
 def append(path: Path, row: Mapping[str, object]) -> None:
@@ -72,7 +90,9 @@ def oof_dice(run: Path) -> float | None:
     try:
         values = [float(row["dice"]) for _, row in rows]
     except ValueError as error:
-        raise TableError(f"{path} has a dice that is no number ({error}); run 'hubmap evaluate {run}' to write it anew") from error
+        raise TableError(
+            f"{path} has a dice that is no number ({error}); run 'hubmap evaluate {run}' to write it anew"
+        ) from error
     return math.fsum(values) / len(values) if values else None
 
 

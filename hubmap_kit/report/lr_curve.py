@@ -14,7 +14,12 @@ from hubmap_kit.report.curves import COLOURS, DPI
 
 
 def save_lr_curve(
-    path: str | Path, rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggestions: Mapping[str, float | None], title: str = ""
+    path: str | Path,
+    rates: np.ndarray,
+    losses: np.ndarray,
+    smoothed: np.ndarray,
+    suggestions: Mapping[str, float | None],
+    title: str = "",
 ) -> None:
     """Write a PNG with the loss (dots) and the smoothed loss (line), all (S,), against the rate on a logarithmic axis.
 
@@ -26,14 +31,29 @@ def save_lr_curve(
     axes.plot(rates, smoothed, color=COLOURS[0], linewidth=1.8, label="smoothed loss")
     for position, (name, rate) in enumerate(suggestions.items()):
         if rate is not None:
-            height, colour = float(np.interp(np.log(rate), np.log(rates), smoothed)), COLOURS[1 + position % (len(COLOURS) - 1)]
-            axes.plot(rate, height, "o", color=colour, markersize=10, markeredgecolor="white", zorder=3, label=f"{name}: {rate:.2g}")
+            height, colour = (
+                float(np.interp(np.log(rate), np.log(rates), smoothed)),
+                COLOURS[1 + position % (len(COLOURS) - 1)],
+            )
+            axes.plot(
+                rate,
+                height,
+                "o",
+                color=colour,
+                markersize=10,
+                markeredgecolor="white",
+                zorder=3,
+                label=f"{name}: {rate:.2g}",
+            )
     axes.set_xscale("log")
     axes.set_xlabel("learning rate (training.lr)")
     axes.set_ylabel("training loss")
     # The last losses may be any number; what matters is where the smoothed one comes from and how deep it goes.
     if len(smoothed):
-        low, high = min(smoothed.min(), np.percentile(losses, 2)), max(smoothed[: max(len(smoothed) // 2, 1)].max(), smoothed.min() * 1.5)
+        low, high = (
+            min(smoothed.min(), np.percentile(losses, 2)),
+            max(smoothed[: max(len(smoothed) // 2, 1)].max(), smoothed.min() * 1.5),
+        )
         space = 0.1 * (high - low) or 0.1
         axes.set_ylim(low - space, high + 3 * space)
     axes.set_title(title or "learning-rate range test", fontsize=11)

@@ -1,4 +1,6 @@
-"""Overlays: truth and prediction drawn on a slide, in colours that stay apart for colour-blind readers and on stained tissue."""
+"""Overlays: truth and prediction drawn on a slide, in colours that stay apart for colour-blind readers and on stained
+tissue.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from hubmap_kit.files import atomic_path
 Colour = tuple[int, int, int]
 Item = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, str]
 
-# Yellow and blue differ in lightness and on the blue-yellow axis, which red-green blindness keeps (after Okabe and Ito, 2008).
+# Yellow and blue differ in lightness and on the blue-yellow axis, which red-green blindness keeps (after Okabe and Ito,
+# 2008).
 TRUTH: Colour = (255, 200, 0)
 PREDICTION: Colour = (0, 90, 200)
 CORRECT: Colour = (0, 158, 115)
@@ -34,11 +37,11 @@ def overlay(
 ) -> np.ndarray:
     """Draw the outlines of truth (yellow) and prediction (blue) on a slide; the input stays as it is.
 
-    With both masks given, correct pixels are tinted green, missed ones orange and wrong ones blue. The truth's outline runs
-    just outside its region and the prediction's just inside, so that both are seen where they agree.
+    With both masks given, correct pixels are tinted green, missed ones orange and wrong ones blue. The truth's outline
+    runs just outside its region and the prediction's just inside, so that both are seen where they agree.
 
-    image: `(H, W, 3)` uint8; masks: `(H, W)`, any value above 0 is foreground. Returns `(h, w, 3)` uint8: `(H, W)`, or smaller by
-    one factor when the longer side exceeds `max_side` pixels. Raises ValueError for shapes that do not fit.
+    image: `(H, W, 3)` uint8; masks: `(H, W)`, any value above 0 is foreground. Returns `(h, w, 3)` uint8: `(H, W)`, or
+    smaller by one factor when the longer side exceeds `max_side` pixels. Raises ValueError for shapes that do not fit.
     """
     masks = [_checked_mask(image, mask, name) for mask, name in ((truth, "truth"), (prediction, "prediction"))]
     image, *masks = _shrink(image, masks, max_side)
@@ -58,7 +61,8 @@ def save_overlay(
 ) -> None:
     """Write a PNG with the slide on the left, the overlay on the right, a one-line title above and a legend below.
 
-    Arrays as in `overlay`; slides whose longer side is below 400 pixels are enlarged by a whole factor. The write is atomic.
+    Arrays as in `overlay`; slides whose longer side is below 400 pixels are enlarged by a whole factor. The write is
+    atomic.
     """
     factor = max(1, -(-MIN_PANEL // max(image.shape[:2])))
     image, truth, prediction = (_enlarge(array, factor) for array in (image, truth, prediction))
@@ -77,7 +81,8 @@ def save_overlay(
 
 
 def contact_sheet(path: str | Path, items: Sequence[Item], columns: int = 3) -> None:
-    """Write one PNG with an overlay for each `(image, truth, prediction, title)`, row by row, with one legend at the foot.
+    """Write one PNG with an overlay for each `(image, truth, prediction, title)`, row by row, with one legend at the
+    foot.
 
     The longer side of every overlay is 480 pixels. Raises ValueError when there is nothing to draw.
     """
@@ -109,7 +114,9 @@ def _checked_mask(image: np.ndarray, mask: np.ndarray | None, name: str) -> np.n
 
 
 def _shrink(image: np.ndarray, masks: list[np.ndarray | None], max_side: int) -> list[np.ndarray | None]:
-    """Copies of image and masks with the longer side at most `max_side`; a mask pixel is on when half of its area is."""
+    """Copies of image and masks with the longer side at most `max_side`; a mask pixel is on when half of its area
+    is.
+    """
     height, width = image.shape[:2]
     factor = max_side / max(height, width)
     if factor >= 1:

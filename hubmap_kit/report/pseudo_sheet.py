@@ -23,8 +23,12 @@ class Shown:
     order: float
 
 
-def save_sheet(path: Path, slides: Sequence[Shown], read: Callable[[str], tuple[np.ndarray, np.ndarray]], most: int) -> int:
-    """Draw up to `most` of the slides, spread evenly over their order, lowest first; returns how many. Without any, no sheet is left.
+def save_sheet(
+    path: Path, slides: Sequence[Shown], read: Callable[[str], tuple[np.ndarray, np.ndarray]], most: int
+) -> int:
+    """Draw up to `most` of the slides, spread evenly over their order, lowest first; returns how many.
+
+    Without any, no sheet is left.
 
     `read` gives the pixels (H, W, 3) and the mask (H, W) of an id; one slide is in memory at full size at a time.
     """
@@ -40,7 +44,9 @@ def spread(slides: Sequence[Shown], most: int) -> list[Shown]:
     """At most `most` of them at even distances, the first and the last among them."""
     if len(slides) <= most:
         return list(slides)
-    return [slides[round(place)] for place in np.linspace(0, len(slides) - 1, most)] if most > 1 else list(slides[:most])
+    return (
+        [slides[round(place)] for place in np.linspace(0, len(slides) - 1, most)] if most > 1 else list(slides[:most])
+    )
 
 
 def _item(pixels: np.ndarray, mask: np.ndarray, title: str) -> Item:

@@ -1,4 +1,6 @@
-"""What an experiment does with each organ, as one table: scale, random scale, stains, weight, threshold and what follows it."""
+"""What an experiment does with each organ, as one table: scale, random scale, stains, weight, threshold and what
+follows it.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,27 @@ from hubmap_kit.report.tables import text_table
 from hubmap_kit.tiles.scaling import scaled_shape
 
 EXTENT_UM = 1200.0  # width of an HPA slide: 3000 px of 0.4 um; HuBMAP's are about as wide
-HEADER = ("organ", "um/px HPA", "um/px HuBMAP", "zoom", "detail", "stain", "drawn", "threshold", "smallest", "opening", "shrink")
+HEADER = (
+    "organ",
+    "um/px HPA",
+    "um/px HuBMAP",
+    "zoom",
+    "detail",
+    "stain",
+    "drawn",
+    "threshold",
+    "smallest",
+    "opening",
+    "shrink",
+)
 
 
 def recipe_table(settings: Experiment) -> str:
     """One row an organ.
 
-    um/px: width of a network pixel on a slide of 1.2 mm, by source; zoom: random scale; detail: share of tiles coarsened to HuBMAP's
-    pixel size; drawn: how often, against 1; smallest: smallest part kept, as a share of the slide; opening and shrink in slide pixels.
+    um/px: width of a network pixel on a slide of 1.2 mm, by source; zoom: random scale; detail: share of tiles
+    coarsened to HuBMAP's pixel size; drawn: how often, against 1; smallest: smallest part kept, as a share of the
+    slide; opening and shrink in slide pixels.
     """
     return text_table(HEADER, [_row(settings, organ) for organ in ORGANS])
 
@@ -27,10 +42,17 @@ def _row(settings: Experiment, organ: str) -> list[str]:
     if organ == "prostate" and settings.augment.coarse_prostate:
         detail += f", far {settings.augment.coarse_prostate:g}"
     return [
-        organ, *(_network_um(settings, organ, source) for source in ("HPA", "Hubmap")), "{:g}-{:g}".format(*augment.zoom), detail,
-        _stain(augment), f"{settings.training.organ_shares.get(organ, 1):g}", _threshold(settings, organ), f"{after.min_area:g}", f"{after.opening}",
+        organ,
+        *(_network_um(settings, organ, source) for source in ("HPA", "Hubmap")),
+        "{:g}-{:g}".format(*augment.zoom),
+        detail,
+        _stain(augment),
+        f"{settings.training.organ_shares.get(organ, 1):g}",
+        _threshold(settings, organ),
+        f"{after.min_area:g}",
+        f"{after.opening}",
         f"{after.shrink}",
-    ]  # fmt: skip
+    ]
 
 
 def _network_um(settings: Experiment, organ: str, source: str) -> str:

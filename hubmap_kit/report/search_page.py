@@ -25,7 +25,12 @@ COLUMNS = 3
 
 
 def save_page(
-    path: Path, name: str, outcomes: Sequence[Outcome], space: Sequence[Dimension], importance: Mapping[str, float], folds: Sequence[int]
+    path: Path,
+    name: str,
+    outcomes: Sequence[Outcome],
+    space: Sequence[Dimension],
+    importance: Mapping[str, float],
+    folds: Sequence[int],
 ) -> None:
     """Write the page; `outcomes` by number, at least one; `importance` may be empty."""
     write_page(path, f"Search: {name}", _lead(outcomes, folds), sections(outcomes, space, importance))
@@ -41,7 +46,11 @@ def sections(outcomes: Sequence[Outcome], space: Sequence[Dimension], importance
         found.append(Section("Each setting", [_slices(done, space)]))
     if len(done) > 1 and len(space) > 1:
         found.append(Section("Settings together", [_parallel(done, space)]))
-    return [*found, Section("Importance", _importance(importance, done, space)), Section("Trials", _trials(outcomes, space))]
+    return [
+        *found,
+        Section("Importance", _importance(importance, done, space)),
+        Section("Trials", _trials(outcomes, space)),
+    ]
 
 
 def _complete(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -54,14 +63,21 @@ def _top(outcomes: Sequence[Outcome]) -> Outcome | None:
 
 def _lead(outcomes: Sequence[Outcome], folds: Sequence[int]) -> str:
     states = [each.state for each in outcomes]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed") if state in states)
+    counts = ", ".join(
+        f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed") if state in states
+    )
     seconds = sum(each.seconds for each in outcomes)
     time = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
     names = f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
     top = _top(outcomes)
-    best = f" The best is trial {top.number} with a mean Dice of {top.value:.4f} on the held-out slides of {names}." if top else ""
+    best = (
+        f" The best is trial {top.number} with a mean Dice of {top.value:.4f} on the held-out slides of {names}."
+        if top
+        else ""
+    )
     return (
-        f"{len(outcomes)} trials ({counts}) in {time}.{best} The best of many is a little lucky: the slides that chose it also scored it."
+        f"{len(outcomes)} trials ({counts}) in {time}.{best} The best of many is a little lucky: the slides that chose"
+        " it also scored it."
     )
 
 
@@ -71,15 +87,36 @@ def _history(outcomes: Sequence[Outcome]) -> Picture:
         for state, colour, marker in (("complete", COMPLETE, "o"), ("pruned", PRUNED, "x")):
             mine = [each for each in outcomes if each.state == state and each.value is not None]
             if mine:
-                axes.scatter([each.number for each in mine], [each.value for each in mine], color=colour, marker=marker, label=state, s=28)
+                axes.scatter(
+                    [each.number for each in mine],
+                    [each.value for each in mine],
+                    color=colour,
+                    marker=marker,
+                    label=state,
+                    s=28,
+                )
         failed = [each.number for each in outcomes if each.state == "failed"]
         if failed:
-            axes.plot(failed, np.full(len(failed), 0.02), "v", color=FAILED, transform=axes.get_xaxis_transform(), label="failed")
+            axes.plot(
+                failed,
+                np.full(len(failed), 0.02),
+                "v",
+                color=FAILED,
+                transform=axes.get_xaxis_transform(),
+                label="failed",
+            )
         done = _complete(outcomes)
         if done:
             numbers = [each.number for each in done]
             rising = np.maximum.accumulate([each.value or 0.0 for each in done])
-            axes.step([*numbers, outcomes[-1].number], [*rising, rising[-1]], where="post", color=BEST, linewidth=1.6, label="best so far")
+            axes.step(
+                [*numbers, outcomes[-1].number],
+                [*rising, rising[-1]],
+                where="post",
+                color=BEST,
+                linewidth=1.6,
+                label="best so far",
+            )
         axes.set(xlabel="trial", ylabel="Dice")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
@@ -96,9 +133,17 @@ def _curves(outcomes: Sequence[Outcome]) -> Picture:
         for each in shown:
             colour = {"complete": COMPLETE, "pruned": PRUNED}.get(each.state, FAILED)
             marker = "." if len(each.curve) == 1 else None
-            axes.plot(list(each.curve), list(each.curve.values()), color=colour, alpha=0.75, linewidth=1.1, marker=marker)
+            axes.plot(
+                list(each.curve), list(each.curve.values()), color=colour, alpha=0.75, linewidth=1.1, marker=marker
+            )
         if top is not None and top.curve:
-            axes.plot(list(top.curve), list(top.curve.values()), color=BEST, linewidth=2.2, label=f"trial {top.number}, the best")
+            axes.plot(
+                list(top.curve),
+                list(top.curve.values()),
+                color=BEST,
+                linewidth=2.2,
+                label=f"trial {top.number}, the best",
+            )
         for state, colour in (("complete", COMPLETE), ("pruned", PRUNED)):
             axes.plot([], [], color=colour, label=state)
         axes.set(xlabel="epoch", ylabel="Dice of the first fold")
@@ -121,7 +166,7 @@ def _slices(done: Sequence[Outcome], space: Sequence[Dimension]) -> Picture:
                 axes.scatter([places[list(done).index(top)]], [top.value], color=BEST, marker="*", s=130, zorder=3)
             _scale(axes, dimension)
             axes.set_xlabel(dimension.key)
-        for axes in panels[len(space):]:
+        for axes in panels[len(space) :]:
             axes.set_visible(False)
         for axes in panels[::columns]:
             axes.set_ylabel("Dice")
@@ -133,7 +178,11 @@ def _slices(done: Sequence[Outcome], space: Sequence[Dimension]) -> Picture:
 def _places(dimension: Dimension, outcomes: Sequence[Outcome]) -> list[float]:
     """Where trials lie on the axis of a setting: its number, or the position of their choice."""
     texts = [each.words[dimension.key] for each in outcomes]
-    return [float(dimension.choices.index(text)) for text in texts] if dimension.kind == "choice" else [float(text) for text in texts]
+    return (
+        [float(dimension.choices.index(text)) for text in texts]
+        if dimension.kind == "choice"
+        else [float(text) for text in texts]
+    )
 
 
 def _scale(axes: Axes, dimension: Dimension) -> None:
@@ -164,7 +213,9 @@ def _parallel(done: Sequence[Outcome], space: Sequence[Dimension]) -> Picture:
         for column, dimension in enumerate(space):
             _labels(axes, column, dimension)
         for share in (0.0, 0.5, 1.0):
-            axes.text(len(space) + 0.03, share, f"{low + share * np.ptp(values):.3f}", va="center", fontsize=8, color=INK)
+            axes.text(
+                len(space) + 0.03, share, f"{low + share * np.ptp(values):.3f}", va="center", fontsize=8, color=INK
+            )
         axes.set_xticks(range(len(space) + 1), [*(_cut(dimension.key, 30) for dimension in space), "Dice"])
         axes.set(yticks=[], ylim=(-0.06, 1.06), xlim=(-0.15, len(space) + 0.3))
         axes.grid(True, axis="x")
@@ -187,7 +238,10 @@ def _shares(dimension: Dimension, outcomes: Sequence[Outcome]) -> np.ndarray:
 
 def _labels(axes: Axes, column: int, dimension: Dimension) -> None:
     if dimension.kind == "choice":
-        marks = [((number + 0.5) / len(dimension.choices), _cut(choice, 16)) for number, choice in enumerate(dimension.choices)]
+        marks = [
+            ((number + 0.5) / len(dimension.choices), _cut(choice, 16))
+            for number, choice in enumerate(dimension.choices)
+        ]
     else:
         marks = [(0.0, f"{dimension.low:g}"), (1.0, f"{dimension.high:g}")]
     for share, text in marks:
@@ -208,8 +262,14 @@ def _importance(importance: Mapping[str, float], done: Sequence[Outcome], space:
         axes.set_xlim(0, max(1e-9, ordered[-1][1]) * 1.15)
         axes.set_xlabel("share of the variance of Dice")
 
-    note = f"Functional analysis of variance (fANOVA) of {len(done)} complete trials. A few dozen trials say something; fewer are a hint."
-    return [drawing(draw, (8, 0.8 + 0.4 * len(ordered)), "Bars: how much each setting matters."), Note(note, warn=len(done) < 20)]
+    note = (
+        f"Functional analysis of variance (fANOVA) of {len(done)} complete trials. A few dozen trials say something;"
+        " fewer are a hint."
+    )
+    return [
+        drawing(draw, (8, 0.8 + 0.4 * len(ordered)), "Bars: how much each setting matters."),
+        Note(note, warn=len(done) < 20),
+    ]
 
 
 def _trials(outcomes: Sequence[Outcome], space: Sequence[Dimension]) -> list[Block]:

@@ -27,21 +27,29 @@ from hubmap_kit.training.shift_fit import MixtureFit
 ALL = "all"
 WORST = 5
 JPEG_QUALITY = 90
-COLOUR = dict(zip(SHIFTS, (COLOURS[0], COLOURS[4], COLOURS[3], COLOURS[2], COLOURS[5], "#8a929b", "#b59a6a", COLOURS[1]), strict=True))
+COLOUR = dict(
+    zip(
+        SHIFTS,
+        (COLOURS[0], COLOURS[4], COLOURS[3], COLOURS[2], COLOURS[5], "#8a929b", "#b59a6a", COLOURS[1]),
+        strict=True,
+    )
+)
 MARKER = dict(zip(SHIFTS, "osPDv^<X", strict=True))  # shapes tell the shifts apart where colours do not
 IN_SAMPLE = (
-    "The run's thresholds were fitted on these very slides and its epoch was chosen on them, so Dice is a little optimistic, of plain slides the "
-    "most; a comparison of two runs suffers less from it."
+    "The run's thresholds were fitted on these very slides and its epoch was chosen on them, so Dice is a little"
+    " optimistic, of plain slides the most; a comparison of two runs suffers less from it."
 )
 LOST = (
-    "Cross-fitted, thresholds fitted to both are worse than those fitted to plain slides: these slides are too few to fit to. "
-    "thresholds.plain.json, copied over thresholds.json, brings the former ones back."
+    "Cross-fitted, thresholds fitted to both are worse than those fitted to plain slides: these slides are too few to"
+    " fit to. thresholds.plain.json, copied over thresholds.json, brings the former ones back."
 )
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run's name, its table (one row a slide and shift), the fit of thresholds if there was one, and notes for the reader."""
+    """A run's name, its table (one row a slide and shift), the fit of thresholds if there was one, and notes for the
+    reader.
+    """
 
     name: str
     table: pd.DataFrame
@@ -79,19 +87,23 @@ class WorstSlide:
 
 
 def worst_of(table: pd.DataFrame, shift: str) -> list[dict[str, Any]]:
-    """The rows of the five slides with the lowest Dice under `shift`, with their plain Dice; of equals, the larger drop first."""
+    """The rows of the five slides with the lowest Dice under `shift`, with their plain Dice; of equals, the larger drop
+    first.
+    """
     plain = table[table["shift"] == PLAIN].set_index("id")["dice"]
     rows = table[table["shift"] == shift].assign(plain=lambda found: found["id"].map(plain))
     return rows.sort_values(["dice", "plain", "id"], ascending=[True, False, True]).head(WORST).to_dict("records")
 
 
 def shift_summary(results: Results) -> str:
-    """Mean Dice by organ: plain, under every shift, and the drop under the last one; what a fit of thresholds is worth."""
+    """Mean Dice by organ: plain, under every shift, and the drop under the last one; what a fit of thresholds is
+    worth.
+    """
     means, last = results.means(), results.shifts[-1]
     rows = [
         [organ, str(results.count(organ)), *(f"{value:.4f}" for value in row), f"{row[PLAIN] - row[last]:.4f}"]
         for organ, row in means.iterrows()
-    ]  # fmt: skip
+    ]
     text = text_table(["held out", "slides", *results.shifts, f"drop, {last}"], rows)
     return text if results.fits is None else f"{text}\n\n{text_table(FIT_HEADER, _fit_rows(results.fits))}"
 
@@ -111,7 +123,11 @@ def save_shift_page(path: Path, results: Results, worst: Sequence[WorstSlide]) -
     """Write the page; the pictures of `worst` are read from their files and travel inside it."""
     means, last = results.means().loc[ALL], results.shifts[-1]
     lead = f"{results.count(ALL)} held-out slides: mean Dice {means[PLAIN]:.4f} as they are"
-    lead += f", {means[last]:.4f} under the shift {last}; {means[PLAIN] - means[last]:.4f} are lost." if last != PLAIN else "."
+    lead += (
+        f", {means[last]:.4f} under the shift {last}; {means[PLAIN] - means[last]:.4f} are lost."
+        if last != PLAIN
+        else "."
+    )
     sections = [Section("Dice", _dice(results)), Section("What each shift costs", _costs(results))]
     if worst:
         sections.append(Section(f"The {len(worst)} worst slides", _pictures(worst, last)))
@@ -124,20 +140,40 @@ def save_shift_page(path: Path, results: Results, worst: Sequence[WorstSlide]) -
 def _dice(results: Results) -> list[Block]:
     means, half, last = results.means(), results.means("dice@0.5"), results.shifts[-1]
     rows = [
-        [organ, str(results.count(organ)), f"{row[PLAIN]:.4f}", f"{row[last]:.4f}", f"{row[PLAIN] - row[last]:.4f}",
-         f"{half.loc[organ, PLAIN]:.4f}", f"{half.loc[organ, last]:.4f}"]
+        [
+            organ,
+            str(results.count(organ)),
+            f"{row[PLAIN]:.4f}",
+            f"{row[last]:.4f}",
+            f"{row[PLAIN] - row[last]:.4f}",
+            f"{half.loc[organ, PLAIN]:.4f}",
+            f"{half.loc[organ, last]:.4f}",
+        ]
         for organ, row in means.iterrows()
-    ]  # fmt: skip
+    ]
     header = ["organ", "slides", "plain", last, "drop", "plain, at 0.5", f"{last}, at 0.5"]
-    return [Table(header, rows, "Mean Dice of held-out slides at the run's thresholds, and at 0.5"), _drawing(results), Note(IN_SAMPLE)]
+    return [
+        Table(header, rows, "Mean Dice of held-out slides at the run's thresholds, and at 0.5"),
+        _drawing(results),
+        Note(IN_SAMPLE),
+    ]
 
 
 def _costs(results: Results) -> list[Block]:
     means, others = results.means(), [shift for shift in results.shifts if shift != PLAIN]
-    rows = [[organ, f"{row[PLAIN]:.4f}", *(f"{row[shift] - row[PLAIN]:+.4f}" for shift in others)] for organ, row in means.iterrows()]
+    rows = [
+        [organ, f"{row[PLAIN]:.4f}", *(f"{row[shift] - row[PLAIN]:+.4f}" for shift in others)]
+        for organ, row in means.iterrows()
+    ]
     if not others:
         return [Note("Only plain slides were asked for.")]
-    return [Table(["organ", PLAIN, *others], rows, "Mean difference of Dice from the same slides as they are, at the run's thresholds")]
+    return [
+        Table(
+            ["organ", PLAIN, *others],
+            rows,
+            "Mean difference of Dice from the same slides as they are, at the run's thresholds",
+        )
+    ]
 
 
 def _drawing(results: Results) -> Picture:
@@ -165,7 +201,10 @@ def _draw(figure: Figure, results: Results) -> None:
 
 
 def _pictures(worst: Sequence[WorstSlide], shift: str) -> list[Block]:
-    said = f"Lowest Dice under {shift}. Outlines: truth yellow, prediction at the run's threshold blue. Green is right, orange missed, blue wrong."
+    said = (
+        f"Lowest Dice under {shift}. Outlines: truth yellow, prediction at the run's threshold blue. Green is right,"
+        " orange missed, blue wrong."
+    )
     return [Note(said), *(_picture(slide, shift) for slide in worst)]
 
 
@@ -196,22 +235,30 @@ def _fit_dices(fits: Sequence[MixtureFit]) -> list[str]:
 
 def _fits(fits: Sequence[MixtureFit]) -> list[Block]:
     said = (
-        f"Thresholds for plain slides and the shift {HUBMAP}, with equal weight, are the run's now (thresholds.json; the former are kept beside it). "
-        "Dice is the mean over both kinds of slides. The first two figures are of the very slides that were fitted: the run's former threshold, "
-        "and the new one. Crossed: every slide at a threshold that was fitted without its fold, to plain slides alone and to both; what differs "
-        "there is the gain. The other figures of this page are at the former thresholds."
+        f"Thresholds for plain slides and the shift {HUBMAP}, with equal weight, are the run's now (thresholds.json;"
+        " the former are kept beside it). Dice is the mean over both kinds of slides. The first two figures are of the"
+        " very slides that were fitted: the run's former threshold, and the new one. Crossed: every slide at a"
+        " threshold that was fitted without its fold, to plain slides alone and to both; what differs there is the"
+        " gain. The other figures of this page are at the former thresholds."
     )
     blocks: list[Block] = [Note(said), Table(FIT_HEADER, _fit_rows(fits))]
     return [*blocks, Note(LOST, warn=True)] if gain_of(fits) < 0 else blocks
 
 
 def gain_of(fits: Sequence[MixtureFit]) -> float:
-    """What fitting to both kinds of slides is worth against fitting to plain ones, cross-fitted: mean Dice over slides."""
+    """What fitting to both kinds of slides is worth against fitting to plain ones, cross-fitted: mean Dice over
+    slides.
+    """
     return float(np.average([fit.crossed - fit.crossed_plain for fit in fits], weights=[fit.slides for fit in fits]))
 
 
 def _explained(results: Results) -> Table:
-    return Table(["shift", "the slide"], [[shift, IN_WORDS[shift]] for shift in results.shifts], "Fixed by the slide's id and the shift's name", 2)
+    return Table(
+        ["shift", "the slide"],
+        [[shift, IN_WORDS[shift]] for shift in results.shifts],
+        "Fixed by the slide's id and the shift's name",
+        2,
+    )
 
 
 def _sizes() -> Table:
@@ -219,4 +266,8 @@ def _sizes() -> Table:
     for organ, facts in FACTS.items():
         side = round(3000 * facts.um_per_px["HPA"] / facts.um_per_px["Hubmap"])
         rows.append([organ, f"{facts.um_per_px['Hubmap']:g}", f"{facts.thickness_um['Hubmap']:g}", str(side)])
-    return Table(["organ", "um per pixel", "thickness, um", "side of a slide of 3000 px"], rows, "HuBMAP's slides, by the competition's data page")
+    return Table(
+        ["organ", "um per pixel", "thickness, um", "side of a slide of 3000 px"],
+        rows,
+        "HuBMAP's slides, by the competition's data page",
+    )

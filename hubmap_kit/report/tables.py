@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import pandas as pd
 
 from hubmap_kit.competition.metric import summarise
@@ -21,7 +22,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def oof_summary(table: pd.DataFrame) -> str:
-    """Out-of-fold Dice per organ: slides, Dice at 0.5, Dice at the fitted threshold, the threshold; per source where several."""
+    """Out-of-fold Dice per organ: slides, Dice at 0.5, Dice at the fitted threshold, the threshold; per source where
+    several.
+    """
     half, fitted = _means(table, "dice@0.5"), _means(table, "dice")
     thresholds = dict(zip(table["organ"], table["threshold"], strict=True))
     sources = sorted(set(table["data_source"]))
@@ -29,7 +32,9 @@ def oof_summary(table: pd.DataFrame) -> str:
     rows = []
     for name in names:
         threshold = f"{thresholds[name]:.3f}" if name in thresholds else ""
-        rows.append([name, str(fitted[name]["n"]), f"{half[name]['dice']:.4f}", f"{fitted[name]['dice']:.4f}", threshold])
+        rows.append(
+            [name, str(fitted[name]["n"]), f"{half[name]['dice']:.4f}", f"{fitted[name]['dice']:.4f}", threshold]
+        )
     return text_table(["out of fold", "slides", "Dice at 0.5", "Dice fitted", "threshold"], rows)
 
 
@@ -39,9 +44,14 @@ def source_summary(scores: pd.DataFrame) -> str:
     by_source = [_means(scores[scores["data_source"] == source], "dice") for source in sources]
     total = _means(scores, "dice")
     names = [organ for organ in ORGANS if organ in total] + ["all"]
-    rows = [[name, str(total[name]["n"]), *(f"{means[name]['dice']:.4f}" if name in means else "" for means in by_source)] for name in names]
+    rows = [
+        [name, str(total[name]["n"]), *(f"{means[name]['dice']:.4f}" if name in means else "" for means in by_source)]
+        for name in names
+    ]
     return text_table(["test slides", "slides", *(f"Dice {source}" for source in sources)], rows)
 
 
 def _means(table: pd.DataFrame, column: str) -> dict[str, dict[str, float]]:
-    return summarise([{"organ": r["organ"], "source": r["data_source"], "dice": r[column]} for r in table.to_dict("records")])
+    return summarise(
+        [{"organ": r["organ"], "source": r["data_source"], "dice": r[column]} for r in table.to_dict("records")]
+    )

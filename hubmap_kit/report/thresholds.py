@@ -36,13 +36,26 @@ def in_words(choices: PostprocessChoices, rescue: bool = False) -> str:
 
 
 def tune_summary(results: Sequence[OrganResult], rescue: bool) -> str:
-    """One row an organ and one for all slides: threshold, Dice on the slides that were fitted, and cross-fitted Dice, each before
-    and after tuning. Thresholds of sources follow their organ's row."""
+    """One row an organ and one for all slides: threshold, Dice on the slides that were fitted, and cross-fitted Dice,
+    each before and after tuning. Thresholds of sources follow their organ's row.
+    """
     rows = []
     for result in in_order(results):
         words = in_words(CANDIDATES[result.choice.candidate], rescue)
-        rows.append([result.organ, str(result.slides), f"{result.plain_threshold:.3f}", f"{result.choice.threshold:.3f}", *_dices([result]), words])
-        rows += [[f"  {source}", "", "", f"{threshold:.3f}", "", "", "", "", ""] for source, threshold in result.choice.sources.items()]
+        rows.append(
+            [
+                result.organ,
+                str(result.slides),
+                f"{result.plain_threshold:.3f}",
+                f"{result.choice.threshold:.3f}",
+                *_dices([result]),
+                words,
+            ]
+        )
+        rows += [
+            [f"  {source}", "", "", f"{threshold:.3f}", "", "", "", "", ""]
+            for source, threshold in result.choice.sources.items()
+        ]
     rows.append(["all", str(sum(result.slides for result in results)), "", "", *_dices(results), ""])
     return text_table(HEADER, rows)
 
@@ -58,11 +71,14 @@ def in_order(results: Sequence[OrganResult]) -> list[OrganResult]:
     return sorted(results, key=lambda result: ORGANS.index(result.organ))
 
 
-def save_tuning(path: str | Path, scores: Scores, results: Sequence[OrganResult], rescue: bool, title: str = "") -> None:
+def save_tuning(
+    path: str | Path, scores: Scores, results: Sequence[OrganResult], rescue: bool, title: str = ""
+) -> None:
     """Write a PNG with a panel for each organ: mean Dice against the threshold.
 
-    Grey: nothing after the threshold, its best one as a hollow diamond. In colour: with the steps that were chosen, the chosen
-    threshold as a dot; shaded: the thresholds within one standard error of that curve's peak. Dashed: a source's own threshold.
+    Grey: nothing after the threshold, its best one as a hollow diamond. In colour: with the steps that were chosen, the
+    chosen threshold as a dot; shaded: the thresholds within one standard error of that curve's peak. Dashed: a source's
+    own threshold.
     """
     results = in_order(results)
     columns = min(3, len(results))
@@ -87,14 +103,35 @@ def _panel(axes: Axes, scores: Scores, result: OrganResult, rescue: bool, colour
     plain = scores.bare[0][rows].mean(0)
     axes.axvspan(*result.band, color=colour, alpha=0.12, linewidth=0, label="within a standard error of the peak")
     axes.plot(THRESHOLDS, plain, color=GREY, linewidth=1.4, label="nothing after the threshold")
-    axes.plot(grid, curve, color=colour, linewidth=1.8, label=f"tuned: {in_words(CANDIDATES[choice.candidate], rescue)}")
-    axes.plot(result.plain_threshold, np.interp(result.plain_threshold, THRESHOLDS, plain), "D", markersize=8, color=GREY, markerfacecolor="white",
-              label=f"plain best: {result.plain_threshold:.3f}, crossed {result.plain_crossed:.3f}", zorder=3)  # fmt: skip
-    axes.plot(choice.threshold, np.interp(choice.threshold, grid, curve), "o", markersize=9, color=colour, markeredgecolor="white",
-              label=f"chosen: {choice.threshold:.3f}, crossed {result.crossed:.3f}", zorder=4)  # fmt: skip
+    axes.plot(
+        grid, curve, color=colour, linewidth=1.8, label=f"tuned: {in_words(CANDIDATES[choice.candidate], rescue)}"
+    )
+    axes.plot(
+        result.plain_threshold,
+        np.interp(result.plain_threshold, THRESHOLDS, plain),
+        "D",
+        markersize=8,
+        color=GREY,
+        markerfacecolor="white",
+        label=f"plain best: {result.plain_threshold:.3f}, crossed {result.plain_crossed:.3f}",
+        zorder=3,
+    )
+    axes.plot(
+        choice.threshold,
+        np.interp(choice.threshold, grid, curve),
+        "o",
+        markersize=9,
+        color=colour,
+        markeredgecolor="white",
+        label=f"chosen: {choice.threshold:.3f}, crossed {result.crossed:.3f}",
+        zorder=4,
+    )
     for source, threshold in choice.sources.items():
         axes.axvline(threshold, color=colour, linestyle="--", linewidth=1.6, label=f"{source}: {threshold:.3f}")
-    axes.set_title(f"{result.organ}, {result.slides} slides ({'plain threshold kept' if result.rule == 'plain' else result.rule})", fontsize=11)
+    axes.set_title(
+        f"{result.organ}, {result.slides} slides ({'plain threshold kept' if result.rule == 'plain' else result.rule})",
+        fontsize=11,
+    )
     axes.set_xlabel("threshold on the probability")
     axes.set_ylabel("mean Dice")
     axes.set_xlim(0, 1)

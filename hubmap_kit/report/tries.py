@@ -1,4 +1,6 @@
-"""The list of tries: one row for each run, with its settings, its Dice and its scores, beside those that the first team published."""
+"""The list of tries: one row for each run, with its settings, its Dice and its scores, beside those that the first team
+published.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from hubmap_kit.report.tries_theirs import OURS, first_team
 
 @dataclass(frozen=True)
 class Tries:
-    """The rows in the order shown, the runs that ours are of, by name, and a sentence for everything that could not be read."""
+    """The rows in the order shown, the runs that ours are of, by name, and a sentence for everything that could not be
+    read.
+    """
 
     rows: list[Row]
     runs: dict[str, Run]
@@ -36,7 +40,9 @@ def collect(folders: Sequence[Path], theirs: bool = True, sort: str = "") -> Tri
     runs, unread = read_each(paths, labels(paths))
     problems += unread
     notes = {run.path: _notes(run, problems) for run in runs}
-    owners, unclear = rows_by_run([run.path for run in runs], {path: kept.get("ref", "") for path, kept in notes.items()}, folders)
+    owners, unclear = rows_by_run(
+        [run.path for run in runs], {path: kept.get("ref", "") for path, kept in notes.items()}, folders
+    )
     problems += unclear
     for run in runs:
         run.row.update(_scores(run, owners[run.path], notes[run.path], problems))
@@ -57,7 +63,12 @@ def _scores(run: Run, rows: Sequence[dict[str, str]], notes: dict[str, Any], pro
     found: Row = {"note": notes.get("note", "")}
     try:
         sent = submissions(rows)
-        found |= {"public": sent.public, "private": sent.private, "submissions": sent.count or None, "submitted": sent.told}
+        found |= {
+            "public": sent.public,
+            "private": sent.private,
+            "submissions": sent.count or None,
+            "submitted": sent.told,
+        }
     except TableError as error:
         problems.append(f"{run.row['run']}: {error}")
     found |= {name: notes[name] for name in ("public", "private") if name in notes}
@@ -73,8 +84,12 @@ def _order(sort: str) -> tuple[str, bool]:
 
 
 def _sorted(rows: list[Row], key: str, down: bool) -> list[Row]:
-    """Rows without a value come last, whatever the direction. Without a key ours come first, by Dice, then theirs by leaderboard."""
+    """Rows without a value come last, whatever the direction.
+
+    Without a key ours come first, by Dice, then theirs by leaderboard.
+    """
     if not key:
+
         def rank(row: Row) -> tuple[bool, float, float]:
             cv, lb = -float(row.get("cv") or 0), -float(row.get("lb") or 0)
             return (row["whose"] != OURS, *((cv, lb) if row["whose"] == OURS else (lb, cv)))

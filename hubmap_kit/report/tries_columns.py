@@ -15,7 +15,10 @@ SCORE = "score"  # two decimals, as people pass scores on, to five, as Kaggle gi
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `form` is how a number is written, empty for text; `down`: the largest value comes first when the list is sorted by it.
+    """One column.
+
+    `form` is how a number is written, empty for text; `down`: the largest value comes first when the list is sorted by
+    it.
 
     `short` heads it in the terminal, where it is at most `widest` characters wide.
     """

@@ -40,12 +40,19 @@ def curves_drawing(metrics: Mapping[str, pd.DataFrame], folds: bool = False) -> 
         for axes, title in ((loss, "loss"), (dice, "Dice, mean over held-out slides")):
             axes.set(title=title, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-        handles = [Line2D([], [], color=colour(position), linewidth=2.5, label=name) for position, name in enumerate(metrics)]
-        styles = [Line2D([], [], color=INK, linestyle=style, label=name) for name, style in (("training", "-"), ("validation", "--"))]
+        handles = [
+            Line2D([], [], color=colour(position), linewidth=2.5, label=name) for position, name in enumerate(metrics)
+        ]
+        styles = [
+            Line2D([], [], color=INK, linestyle=style, label=name)
+            for name, style in (("training", "-"), ("validation", "--"))
+        ]
         figure.legend(handles=handles + styles, loc="outside lower center", ncols=4, fontsize=9)
 
     alt = f"Curves of {', '.join(metrics)}. Left: training and validation loss by epoch. Right: Dice by epoch."
-    return drawing(draw, (11, 3.8 + 0.25 * legend_rows), alt, CAPTION + (" Thin lines are single folds." if folds else ""))
+    return drawing(
+        draw, (11, 3.8 + 0.25 * legend_rows), alt, CAPTION + (" Thin lines are single folds." if folds else "")
+    )
 
 
 def _lines(axes: Axes, table: pd.DataFrame, column: str, tint: str, style: str, folds: bool) -> None:

@@ -14,9 +14,11 @@ CONFIG = "config.yaml"
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The run folders (those with a config.yaml) in some folders, however deep, and what is wrong with others, a sentence each.
+    """The run folders (those with a config.yaml) in some folders, however deep, and what is wrong with others, a
+    sentence each.
 
-    Hidden folders are passed over, and a run is not looked into. Raises TableError for a named folder that does not exist.
+    Hidden folders are passed over, and a run is not looked into. Raises TableError for a named folder that does not
+    exist.
     """
     runs: dict[Path, Path] = {}
     problems: list[str] = []
@@ -37,7 +39,9 @@ def labels(runs: Sequence[Path]) -> list[str]:
 def _label(number: int, parts: Sequence[tuple[str, ...]]) -> str:
     own = parts[number]
     others = [other for place, other in enumerate(parts) if place != number and other != own]
-    length = next((length for length in range(1, len(own)) if all(other[-length:] != own[-length:] for other in others)), len(own))
+    length = next(
+        (length for length in range(1, len(own)) if all(other[-length:] != own[-length:] for other in others)), len(own)
+    )
     return shown("/".join(own[-length:]))
 
 
@@ -61,7 +65,10 @@ def _walk(top: Path, runs: dict[Path, Path], problems: list[str], seen: set[Path
             runs[real] = folder
             inner.clear()
         elif any(_is_fold(folder / each) for each in inner):
-            problems.append(f"{folder} has trained folds, but no {CONFIG}; take that from the original run, nobody knows its settings without it")
+            problems.append(
+                f"{folder} has trained folds, but no {CONFIG}; take that from the original run, nobody knows its"
+                " settings without it"
+            )
             inner.clear()
         else:
             inner[:] = sorted(each for each in inner if not each.startswith("."))

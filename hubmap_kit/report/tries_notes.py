@@ -1,4 +1,6 @@
-"""tries.json in a run folder: what a person typed in about the run, scores of the leaderboard, a submission's number, a note."""
+"""tries.json in a run folder: what a person typed in about the run, scores of the leaderboard, a submission's number, a
+note.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def read_notes(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as error:
-        raise TableError(f"{path} is damaged ({str(error)[:80]}); mend it, or delete it and type its scores in again") from error
+        raise TableError(
+            f"{path} is damaged ({str(error)[:80]}); mend it, or delete it and type its scores in again"
+        ) from error
     wrong = _wrong(found)
     if wrong:
         raise TableError(f"{path} {wrong}; mend it, or delete it and type its scores in again")
@@ -33,9 +37,10 @@ def read_notes(run: Path) -> dict[str, Any]:
 def keep_notes(run: Path, scores: str = "", note: str | None = None, ref: str = "") -> dict[str, Any]:
     """Set what is given, keep the rest, and return all of it.
 
-    `scores` is 'public=0.61,private=0.58' or one of the two; an empty value takes a score away, an empty note the note. `ref` is the
-    number of the submission at Kaggle, which finds its row in a ledger.csv that does not name the run. Raises TableError for words
-    that are no scores, a folder that is no run, and a damaged tries.json, which is left as it is.
+    `scores` is 'public=0.61,private=0.58' or one of the two; an empty value takes a score away, an empty note the note.
+    `ref` is the number of the submission at Kaggle, which finds its row in a ledger.csv that does not name the run.
+    Raises TableError for words that are no scores, a folder that is no run, and a damaged tries.json, which is left as
+    it is.
     """
     changes: dict[str, Any] = dict(parse_scores(scores))
     if note is not None:

@@ -14,11 +14,20 @@ from hubmap_kit.report.tries_script import sortable
 from hubmap_kit.report.tries_theirs import OURS, THEIRS
 
 WAYS = {
-    "results": "Dice is the mean over held-out slides, each predicted by the fold that did not see it, at thresholds that were fitted on the same "
-    "slides. LB is the score of the leaderboard: our public one, or the private one where there is no other.",
-    "theirs": "Rows in italics are the first team's, as published. Their Dice is MMSegmentation's mDice; on which slides it was taken, and whether the "
-    "background counts in it, is not said, so it does not compare with ours. Which leaderboard their scores are from is not said either.",
-    "record": "Hours are those of all epochs with their validation, over all folds and sessions; the prediction of the held-out slides comes on top.",
+    "results": (
+        "Dice is the mean over held-out slides, each predicted by the fold that did not see it, at thresholds that were"
+        " fitted on the same slides. LB is the score of the leaderboard: our public one, or the private one where there"
+        " is no other."
+    ),
+    "theirs": (
+        "Rows in italics are the first team's, as published. Their Dice is MMSegmentation's mDice; on which slides it"
+        " was taken, and whether the background counts in it, is not said, so it does not compare with ours. Which"
+        " leaderboard their scores are from is not said either."
+    ),
+    "record": (
+        "Hours are those of all epochs with their validation, over all folds and sessions; the prediction of the"
+        " held-out slides comes on top."
+    ),
 }
 
 
@@ -36,7 +45,11 @@ def tries_page(found: Tries, curves: Mapping[str, pd.DataFrame]) -> str:
     if ours:
         sections.append(Section("Record", [Note(WAYS["record"]), _table(ours, RECORD)]))
     runs = f"{len(ours)} run{'s' * (len(ours) != 1)}"
-    lead = runs + (f" of ours and {len(theirs)} published tries of the first team" if theirs else "") + ". A click on a column's name sorts by it."
+    lead = (
+        runs
+        + (f" of ours and {len(theirs)} published tries of the first team" if theirs else "")
+        + ". A click on a column's name sorts by it."
+    )
     return sortable(page("Tries", lead, sections))
 
 
@@ -45,7 +58,9 @@ def _table(rows: Sequence[Row], group: str) -> Table:
     named = [column for column in COLUMNS if column.group == group or column.key in ("run", "whose")]
     columns = sorted((column for column in named if _holds(column, rows)), key=lambda column: column.is_number)
     cells = [[text(column, row.get(column.key)) for column in columns] for row in rows]
-    return Table([column.title for column in columns], cells, text_columns=sum(not column.is_number for column in columns))
+    return Table(
+        [column.title for column in columns], cells, text_columns=sum(not column.is_number for column in columns)
+    )
 
 
 def _holds(column: Column, rows: Sequence[Row]) -> bool:
@@ -56,5 +71,11 @@ def _curves(curves: Mapping[str, pd.DataFrame], ours: Sequence[Row]) -> list[Blo
     losses = {str(row["loss"]) for row in ours if row["run"] in curves}
     blocks: list[Block] = [curves_drawing(curves)]
     if len(losses) > 1:
-        blocks.append(Note(f"These runs have different losses ({', '.join(sorted(losses))}): their values do not compare, their shapes do.", warn=True))
+        blocks.append(
+            Note(
+                f"These runs have different losses ({', '.join(sorted(losses))}): their values do not compare, their"
+                " shapes do.",
+                warn=True,
+            )
+        )
     return blocks

@@ -29,7 +29,9 @@ _BUFFERS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that could be read: its settings, its row of the list, and a sentence for each file that is damaged."""
+    """A run folder that could be read: its settings, its row of the list, and a sentence for each file that is
+    damaged.
+    """
 
     path: Path
     settings: Experiment
@@ -54,11 +56,18 @@ def _state(run: Path, settings: Experiment) -> Row:
     try:
         left = unfinished(run, settings.training)
     except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{run} has a fold<k>/metrics.csv without what an epoch leaves ({error!r}); delete it, --resume writes it anew") from error
+        raise CheckpointError(
+            f"{run} has a fold<k>/metrics.csv without what an epoch leaves ({error!r}); delete it, --resume writes it"
+            " anew"
+        ) from error
     begun = [number for folder in run.glob("fold*") if (number := fold_number(folder)) is not None and folder.is_dir()]
     done = len(begun) - len(left)
     split = run / "folds.csv"
-    planned = len({row["fold"] for _, row in read_rows(split, ("fold",))}) if split.is_file() else max(len(begun), settings.data.n_folds)
+    planned = (
+        len({row["fold"] for _, row in read_rows(split, ("fold",))})
+        if split.is_file()
+        else max(len(begun), settings.data.n_folds)
+    )
     finished = "finished" if done >= planned else f"{done} of {planned} folds finished"
     state = "; ".join(left.values()) if left else finished if begun else "not begun"
     return {"state": state, "done": f"{done}/{planned}{'…' if left else ''}"}
@@ -77,7 +86,9 @@ def parameters(path: Path) -> int:
     try:
         with safe_open(path, "np") as file:
             slices = {name: file.get_slice(name) for name in list(file.keys())}
-            return sum(math.prod(part.get_shape()) for name, part in slices.items() if _is_parameter(name, part.get_dtype()))
+            return sum(
+                math.prod(part.get_shape()) for name, part in slices.items() if _is_parameter(name, part.get_dtype())
+            )
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged ({str(error)[:80]}); copy it again or train its fold anew") from error
 
@@ -97,7 +108,11 @@ def _dice(run: Path, _settings: Experiment) -> Row:
 
 def _time(run: Path, _settings: Experiment) -> Row:
     timing = read_timing(run)
-    return {"hours": float(timing["seconds"].sum()) / 3600, "epoch_s": statistics.median(timing["seconds"])} if len(timing) else {}
+    return (
+        {"hours": float(timing["seconds"].sum()) / 3600, "epoch_s": statistics.median(timing["seconds"])}
+        if len(timing)
+        else {}
+    )
 
 
 def _machine(run: Path, _settings: Experiment) -> Row:
@@ -107,9 +122,11 @@ def _machine(run: Path, _settings: Experiment) -> Row:
     latest = sessions[0]
     machines = dict.fromkeys(machine(session) for session in sessions)
     return {
-        "begun": str(sessions[-1].get("time_utc") or "")[:16].replace("T", " "), "machine": ", ".join(filter(None, machines)),
-        "git": _short_sha(latest.get("git_sha")), "build": str(latest.get("build_id") or ""),
-    }  # fmt: skip
+        "begun": str(sessions[-1].get("time_utc") or "")[:16].replace("T", " "),
+        "machine": ", ".join(filter(None, machines)),
+        "git": _short_sha(latest.get("git_sha")),
+        "build": str(latest.get("build_id") or ""),
+    }
 
 
 def machine(session: dict[str, Any]) -> str:
@@ -117,7 +134,13 @@ def machine(session: dict[str, Any]) -> str:
     found = session.get("accelerator")
     found = found if isinstance(found, dict) else {}
     count = f" x{found['count']}" if found.get("count", 1) != 1 else ""
-    name = f"{found['name']}{count}" if found.get("name") else f"{found['type']}, {session.get('cpus', '?')} cores" if found.get("type") else ""
+    name = (
+        f"{found['name']}{count}"
+        if found.get("name")
+        else f"{found['type']}, {session.get('cpus', '?')} cores"
+        if found.get("type")
+        else ""
+    )
     return f"{name} (Kaggle)" if name and session.get("kaggle_image") else name
 
 
@@ -131,7 +154,10 @@ def _thresholds(run: Path, _settings: Experiment) -> Row:
 
 
 def read_each(paths: Sequence[Path], names: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """Read run folders; those that cannot be read are left out. The sentences say which and why, damaged files of the others too."""
+    """Read run folders; those that cannot be read are left out.
+
+    The sentences say which and why, damaged files of the others too.
+    """
     runs, problems = [], []
     for path, name in zip(paths, names, strict=True):
         try:

@@ -16,7 +16,9 @@ Owners = dict[Path, list[ledger.Row]]
 
 @dataclass(frozen=True)
 class Submissions:
-    """A run's submissions: the scores of the best one (by its public score), how many there are, and what became of them."""
+    """A run's submissions: the scores of the best one (by its public score), how many there are, and what became of
+    them.
+    """
 
     public: float | None = None
     private: float | None = None
@@ -27,9 +29,9 @@ class Submissions:
 def rows_by_run(runs: Sequence[Path], refs: Mapping[Path, str], folders: Sequence[Path]) -> tuple[Owners, list[str]]:
     """The ledger rows of each run, and sentences about damaged ledgers and rows whose run is not known.
 
-    Ledgers are looked for in the runs, beside them, in `folders`, and in runs/. A row is a run's by the path that it names, as it was typed or
-    seen from the ledger; by the folder's name alone where that path is gone and one run only has the name; by the submission's
-    number in `refs`; or because it lies in the run's own ledger and names none.
+    Ledgers are looked for in the runs, beside them, in `folders`, and in runs/. A row is a run's by the path that it
+    names, as it was typed or seen from the ledger; by the folder's name alone where that path is gone and one run only
+    has the name; by the submission's number in `refs`; or because it lies in the run's own ledger and names none.
     """
     owners: Owners = {run: [] for run in runs}
     problems = []
@@ -48,7 +50,10 @@ def rows_by_run(runs: Sequence[Path], refs: Mapping[Path, str], folders: Sequenc
             elif row["status"] != ledger.REFUSED and not _elsewhere(row, path):
                 lost += 1
         if lost and path.resolve().parent in listed:  # where one run alone is listed, rows of others are no wonder
-            problems.append(f"{path} has {lost} row{'s' * (lost > 1)} without a run that is there; 'hubmap ledger RUN --ref NUMBER' says whose one is")
+            problems.append(
+                f"{path} has {lost} row{'s' * (lost > 1)} without a run that is there; 'hubmap ledger RUN --ref NUMBER'"
+                " says whose one is"
+            )
     return owners, problems
 
 
@@ -102,4 +107,6 @@ def _number(row: ledger.Row, column: str) -> float | None:
     try:
         return float(row[column]) if row[column] else None
     except ValueError as error:
-        raise TableError(f"the ledger says {column} = '{row[column]}' of submission {row['ref']}, which is no number; mend that row") from error
+        raise TableError(
+            f"the ledger says {column} = '{row[column]}' of submission {row['ref']}, which is no number; mend that row"
+        ) from error

@@ -21,7 +21,8 @@ document.querySelectorAll("table").forEach((table) => {
   const heads = [...table.tHead.rows[0].cells];
   const whose = heads.findIndex((head) => head.textContent.trim() === "whose");
   table.classList.toggle("tries", whose >= 0);
-  for (const row of body.rows) row.classList.toggle("theirs", whose >= 0 && row.cells[whose].textContent.trim() === "theirs");
+  for (const row of body.rows)
+    row.classList.toggle("theirs", whose >= 0 && row.cells[whose].textContent.trim() === "theirs");
   if (body.rows.length < 3) return;
   heads.forEach((head, column) => {
     const button = document.createElement("button");
@@ -52,7 +53,9 @@ document.querySelectorAll("table").forEach((table) => {
 
 
 def sortable(page: str) -> str:
-    """A page of `html.page` whose tables of three rows and more sort by a click on a column's name; without scripts it is as before."""
+    """A page of `html.page` whose tables of three rows and more sort by a click on a column's name; without scripts it
+    is as before.
+    """
     head, _, rest = page.partition("</style>")
     body, _, end = rest.rpartition("</body>")
     return f"{head}{STYLE}</style>{body}<script>{SCRIPT}</script>\n</body>{end}"

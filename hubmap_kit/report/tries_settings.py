@@ -13,13 +13,28 @@ def settings_row(settings: Experiment) -> Row:
     """The cells that config.yaml alone fills."""
     augment, model, training = settings.augment, settings.model, settings.training
     return {
-        "model": model.arch, "encoder": model.encoder, "conversion": settings.data.conversion or conversion(settings.scale), "size": settings.tiles.size,
-        "overlap": settings.tiles.overlap, "augment": augment.pipeline, "engine": augment.engine, "mixing": _weighted(augment.mixing),
-        "stain": _stain(augment), "loss": training.loss, "optimizer": training.optimizer, "lr": training.lr, "schedule": training.schedule,
-        "epochs": training.epochs, "iterations": training.iterations or None, "batch": training.batch_size,
-        "accumulate": training.accumulate, "seed": training.seed, "classes": model.classes, "auxiliary": _weighted(model.auxiliary),
+        "model": model.arch,
+        "encoder": model.encoder,
+        "conversion": settings.data.conversion or conversion(settings.scale),
+        "size": settings.tiles.size,
+        "overlap": settings.tiles.overlap,
+        "augment": augment.pipeline,
+        "engine": augment.engine,
+        "mixing": _weighted(augment.mixing),
+        "stain": _stain(augment),
+        "loss": training.loss,
+        "optimizer": training.optimizer,
+        "lr": training.lr,
+        "schedule": training.schedule,
+        "epochs": training.epochs,
+        "iterations": training.iterations or None,
+        "batch": training.batch_size,
+        "accumulate": training.accumulate,
+        "seed": training.seed,
+        "classes": model.classes,
+        "auxiliary": _weighted(model.auxiliary),
         "start": PurePath(model.encoder_weights).stem or "random",
-    }  # fmt: skip
+    }
 
 
 def conversion(scale: ScaleConfig) -> str:
@@ -28,7 +43,11 @@ def conversion(scale: ScaleConfig) -> str:
 
 
 def _scale(choices: ScaleChoices) -> str:
-    return {"reduce": f"reduce {choices.reduce}", "physical": f"{choices.um_per_px:g} um/px", "fit": f"fit {choices.fit} px"}[choices.policy]
+    return {
+        "reduce": f"reduce {choices.reduce}",
+        "physical": f"{choices.um_per_px:g} um/px",
+        "fit": f"fit {choices.fit} px",
+    }[choices.policy]
 
 
 def _weighted(weights: Mapping[str, float]) -> str:

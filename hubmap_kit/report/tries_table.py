@@ -19,14 +19,34 @@ from hubmap_kit.report.tries_columns import COLUMNS, Column, Row, text
 
 # What stays when the terminal is narrow, the most wanted first; the organs come together or not at all.
 WANTED: tuple[tuple[str, ...], ...] = (
-    ("run",), ("model",), ("encoder",), ("cv",), ("lb",), ("whose",), ("size",), ORGANS, ("done",), ("epochs",), ("lr",), ("hours",), ("batch",),
-    ("parameters",), ("conversion",), ("private",), ("loss",), ("augment",), ("machine",), ("optimizer",),
-)  # fmt: skip
+    ("run",),
+    ("model",),
+    ("encoder",),
+    ("cv",),
+    ("lb",),
+    ("whose",),
+    ("size",),
+    ORGANS,
+    ("done",),
+    ("epochs",),
+    ("lr",),
+    ("hours",),
+    ("batch",),
+    ("parameters",),
+    ("conversion",),
+    ("private",),
+    ("loss",),
+    ("augment",),
+    ("machine",),
+    ("optimizer",),
+)
 GAP = 1
 
 
 def render(rows: Sequence[Row], width: int, everything: bool = False) -> str:
-    """The list as text: the most wanted columns that fit into `width`, or all that hold anything, each as wide as it must be."""
+    """The list as text: the most wanted columns that fit into `width`, or all that hold anything, each as wide as it
+    must be.
+    """
     columns = [column for column in COLUMNS if any(_cell(column, row) for row in rows) and not _idle(column, rows)]
     widths = {column.key: _width(column, rows, everything) for column in columns}
     if everything:
@@ -38,9 +58,13 @@ def render(rows: Sequence[Row], width: int, everything: bool = False) -> str:
         side = "right" if column.is_number else "left"
         last = place + 1 == len(columns)
         table.add_column(
-            Text(column.title if everything else column.head), justify=side, no_wrap=True, overflow="ellipsis",
-            min_width=widths[column.key], max_width=widths[column.key] if not last else None,
-        )  # fmt: skip
+            Text(column.title if everything else column.head),
+            justify=side,
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=widths[column.key],
+            max_width=widths[column.key] if not last else None,
+        )
     for row in rows:
         table.add_row(*(Text(_cell(column, row)) for column in columns))
     out = io.StringIO()
@@ -53,7 +77,9 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow([column.key for column in COLUMNS])
-        writer.writerows([["" if row.get(column.key) is None else row[column.key] for column in COLUMNS] for row in rows])
+        writer.writerows(
+            [["" if row.get(column.key) is None else row[column.key] for column in COLUMNS] for row in rows]
+        )
 
 
 def _cell(column: Column, row: Row) -> str:

@@ -54,7 +54,11 @@ def detect() -> Profile:
         return PROFILES["cpu"]
     cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     kinds = {(card.major, card.minor) for card in cards}
-    name = {(7, 5): "t4x2" if len(cards) == 2 else "cuda", (6, 0): "p100"}.get(kinds.pop(), "cuda") if len(kinds) == 1 else "cuda"
+    name = (
+        {(7, 5): "t4x2" if len(cards) == 2 else "cuda", (6, 0): "p100"}.get(kinds.pop(), "cuda")
+        if len(kinds) == 1
+        else "cuda"
+    )
     known, memory = PROFILES[name], min(card.total_memory for card in cards) / 2**30
     return Profile(name, known.machine_shape, len(cards), known.precision, round(memory, 1), known.batch_scale)
 
@@ -62,37 +66,51 @@ def detect() -> Profile:
 def prove(name: str) -> list[torch.device]:
     """The devices of the accelerator that was asked for, each after one real operation whose result is that of the CPU.
 
-    Another card than asked for is taken with a warning: Kaggle replaces retired ones. Raises KernelError where there is none, or
-    where torch cannot compute on it.
+    Another card than asked for is taken with a warning: Kaggle replaces retired ones. Raises KernelError where there is
+    none, or where torch cannot compute on it.
     """
     wanted = profile(name)
     if wanted.name == "cpu":
         prove_device(torch.device("cpu"))
         return [torch.device("cpu")]
     if not torch.cuda.is_available():
-        raise KernelError(f"the accelerator {name} was asked for, but this session has no card that torch sees; choose a GPU, such as NvidiaTeslaT4")
+        raise KernelError(
+            f"the accelerator {name} was asked for, but this session has no card that torch sees; choose a GPU, such as"
+            " NvidiaTeslaT4"
+        )
     found = detect()
     if name not in (found.name, "cuda"):
-        log.warning("the accelerator %s was asked for, the session has %d x %s", name, found.devices, torch.cuda.get_device_name(0))
+        log.warning(
+            "the accelerator %s was asked for, the session has %d x %s",
+            name,
+            found.devices,
+            torch.cuda.get_device_name(0),
+        )
     devices = [torch.device("cuda", number) for number in range(found.devices)]
     for device in devices[::-1]:  # so that the first card is the current one afterwards
-        check_supported(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), torch.cuda.get_arch_list())
+        check_supported(
+            torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+        )
         prove_device(device)
     return devices
 
 
 def check_supported(card: str, capability: tuple[int, int], arches: Sequence[str]) -> None:
-    """Raise KernelError where none of torch's builds (`torch.cuda.get_arch_list()`) runs on a card of this compute capability."""
+    """Raise KernelError where none of torch's builds (`torch.cuda.get_arch_list()`) runs on a card of this compute
+    capability.
+    """
     if any(_runs_on(arch, capability) for arch in arches):
         return
     raise KernelError(
-        f"the card is {card}, sm_{capability[0]}{capability[1]}, and this torch {torch.__version__} has no kernels for it, only "
-        f"{', '.join(arches) or 'none'}; choose NvidiaTeslaT4"
+        f"the card is {card}, sm_{capability[0]}{capability[1]}, and this torch {torch.__version__} has no kernels for"
+        f" it, only {', '.join(arches) or 'none'}; choose NvidiaTeslaT4"
     )
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """sm_XY is machine code for cards X.Y and later X.Z, sm_XYa for X.Y alone; compute_XY is compiled on any later card."""
+    """sm_XY is machine code for cards X.Y and later X.Z, sm_XYa for X.Y alone; compute_XY is compiled on any later
+    card.
+    """
     match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)
     if match is None:
         return False
@@ -115,13 +133,19 @@ def prove_device(device: torch.device) -> None:
         error = float((found.cpu() - expected).abs().max() / expected.abs().max())
     except RuntimeError as failure:
         reason = (str(failure).strip().splitlines() or ["no reason given"])[0]
-        raise KernelError(f"{device} cannot multiply two matrices ({reason}); choose NvidiaTeslaT4, or run the kernel again") from failure
+        raise KernelError(
+            f"{device} cannot multiply two matrices ({reason}); choose NvidiaTeslaT4, or run the kernel again"
+        ) from failure
     if not error <= TOLERANCE:
-        raise KernelError(f"{device} multiplies two matrices with a relative error of {error:.2g}; run the kernel again, on another machine")
+        raise KernelError(
+            f"{device} multiplies two matrices with a relative error of {error:.2g}; run the kernel again, on another"
+            " machine"
+        )
 
 
 def adapt(settings: Experiment, found: Profile, side_by_side: int) -> Experiment:
-    """The settings with the profile's choices where the experiment makes none; only such that no number of a training depends on.
+    """The settings with the profile's choices where the experiment makes none; only such that no number of a training
+    depends on.
 
     Beside every one of the `side_by_side` folds there is a process that computes; the other processors cut tiles.
     `training.precision: auto` needs no help: models.device decides it by the card.

@@ -26,14 +26,22 @@ COLUMNS = 4
 
 
 def preview(
-    name: str, out: Path, data: str = "", slide: str = "", references: str = "", size: int = 480, seed: int = 0, engine: str = "classic"
+    name: str,
+    out: Path,
+    data: str = "",
+    slide: str = "",
+    references: str = "",
+    size: int = 480,
+    seed: int = 0,
+    engine: str = "classic",
 ) -> int:
-    """Draw one slide under each transform that `name` stands for, masks outlined, into the PNG `out`; returns the number of pictures.
+    """Draw one slide under each transform that `name` stands for, masks outlined, into the PNG `out`; returns the
+    number of pictures.
 
-    `name`: a pipeline, a mixing or stain method, or "mixing" or "stain" for all of them. The slide is `slide` of the train.csv in
-    the folder `data` (its first one when empty), or an embedded one without data; it is seen whole, as a square of `size` pixels
-    cut from its middle. `engine`: that of `augment.engine`. `references`: folder of reference pictures; without one, embedded slides in eosin and PAS stand in.
-    Raises HubmapError.
+    `name`: a pipeline, a mixing or stain method, or "mixing" or "stain" for all of them. The slide is `slide` of the
+    train.csv in the folder `data` (its first one when empty), or an embedded one without data; it is seen whole, as a
+    square of `size` pixels cut from its middle. `engine`: that of `augment.engine`. `references`: folder of reference
+    pictures; without one, embedded slides in eosin and PAS stand in. Raises HubmapError.
     """
     previews.check(name, engine)
     if slide and not data:
@@ -52,7 +60,15 @@ def preview(
     return len(items)
 
 
-def mosaics(settings: Experiment, out: Path, count: int, size: int, seed: int = 0, same_organ: bool = False, stores: Path | None = None) -> Path:
+def mosaics(
+    settings: Experiment,
+    out: Path,
+    count: int,
+    size: int,
+    seed: int = 0,
+    same_organ: bool = False,
+    stores: Path | None = None,
+) -> Path:
     """Make `count` mosaics of `size` pixels from the slides of an experiment at its scale; returns their table.
 
     The tile store is taken from or made in `stores`, by default `out`/stores. Raises HubmapError.
@@ -71,7 +87,9 @@ def _tiles_of(folder: Path, wanted: str, size: int) -> list[Tile]:
     slides = read_train(folder / "train.csv", check_files=False)
     ids = [slide.id for slide in slides]
     if wanted and wanted not in ids:
-        raise TableError(f"{folder / 'train.csv'} has no slide {wanted}{did_you_mean(wanted, ids)}; name one of its ids with --slide")
+        raise TableError(
+            f"{folder / 'train.csv'} has no slide {wanted}{did_you_mean(wanted, ids)}; name one of its ids with --slide"
+        )
     first = slides[ids.index(wanted)] if wanted else slides[0]
     rest = [slide for slide in slides if slide is not first]
     # Half from the same organ, half from others, so that both ways of mixing are seen.
@@ -90,7 +108,9 @@ def square(image: np.ndarray, mask: np.ndarray, size: int) -> Tile:
     side = min(mask.shape)
     top, left = ((length - side) // 2 for length in mask.shape)
     here = slice(top, top + side), slice(left, left + side)
-    return np.ascontiguousarray(resize_image(image[here], (size, size))), np.ascontiguousarray(resize_mask(mask[here], (size, size)))
+    return np.ascontiguousarray(resize_image(image[here], (size, size))), np.ascontiguousarray(
+        resize_mask(mask[here], (size, size))
+    )
 
 
 def _embedded_tiles(size: int, seed: int) -> list[Tile]:

@@ -1,8 +1,8 @@
 """The out-of-fold planes of several runs at one small size, one file a slide and run: what blends are fitted on.
 
-BLEND/planes/<run>/fold<k>-<mark>/<id>.npy is what fold k of a run, which never saw the slide, says of it: probabilities of 0..255,
-(h, w) uint8. The mark stands for weights, settings, slides and size, so a file is never another network's. A file is there whole
-or not at all; what is there is not predicted again.
+BLEND/planes/<run>/fold<k>-<mark>/<id>.npy is what fold k of a run, which never saw the slide, says of it: probabilities
+of 0..255, (h, w) uint8. The mark stands for weights, settings, slides and size, so a file is never another network's. A
+file is there whole or not at all; what is there is not predicted again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ APART = {"threshold", "thresholds", "source_thresholds", "postprocess", "ladder"
 
 @dataclass(frozen=True)
 class Member:
-    """A run that may become part of a blend: its name in it, its folder and settings, the organs that it knows, and their store at its scale."""
+    """A run that may become part of a blend: its name in it, its folder and settings, the organs that it knows, and
+    their store at its scale.
+    """
 
     name: str
     run: Path
@@ -48,7 +50,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Planes:
-    """Where the planes of the slides lie: `of[id]` has one file for each run that knows its organ, `truth[id]` its mask and tissue."""
+    """Where the planes of the slides lie: `of[id]` has one file for each run that knows its organ, `truth[id]` its mask
+    and tissue.
+    """
 
     of: dict[str, list[Path]]
     truth: dict[str, Path]
@@ -66,9 +70,16 @@ def small_shape(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def gather(
-    root: Path, members: Sequence[Member], slides: Sequence[Slide], folds: Mapping[str, int], side: int, device: torch.device, progress: tqdm
+    root: Path,
+    members: Sequence[Member],
+    slides: Sequence[Slide],
+    folds: Mapping[str, int],
+    side: int,
+    device: torch.device,
+    progress: tqdm,
 ) -> Planes:
-    """Predict what is not there yet of the `slides`, each by the fold that held it out; one slide is in memory at a time.
+    """Predict what is not there yet of the `slides`, each by the fold that held it out; one slide is in memory at a
+    time.
 
     Every run has trained all folds of the slides whose organ it knows. `progress` counts these slides over all runs.
     """
@@ -88,28 +99,46 @@ def gather(
 
 def _mark(member: Member, number: int, side: int) -> str:
     values = {
-        "weights": sha256(fold_folders(member.run)[number] / MODEL_FILE), "side": side, "slides": member.store.folder.name,
-        "model": member.settings.model.model_dump(mode="json"), "inference": member.settings.inference.model_dump(mode="json", exclude=APART),
-    }  # fmt: skip
+        "weights": sha256(fold_folders(member.run)[number] / MODEL_FILE),
+        "side": side,
+        "slides": member.store.folder.name,
+        "model": member.settings.model.model_dump(mode="json"),
+        "inference": member.settings.inference.model_dump(mode="json", exclude=APART),
+    }
     if member.settings.inference.normalise:
         values["references"] = digest_words(references_of(member.run, member.settings.inference, number))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _fill(folder: Path, member: Member, number: int, slides: Sequence[Slide], side: int, device: torch.device, progress: tqdm) -> None:
+def _fill(
+    folder: Path, member: Member, number: int, slides: Sequence[Slide], side: int, device: torch.device, progress: tqdm
+) -> None:
     rows = {slide_id: row for row, slide_id in enumerate(member.store.slides["id"])}
     sweep(folder, ".*.tmp.npy")
-    missing = [slide for slide in slides if not _is_whole(folder / f"{slide.id}.npy", _shape(member.store, rows[slide.id], side))]
+    missing = [
+        slide
+        for slide in slides
+        if not _is_whole(folder / f"{slide.id}.npy", _shape(member.store, rows[slide.id], side))
+    ]
     progress.update(len(slides) - len(missing))
     if not missing:
         return
     if len(missing) < len(slides):
-        log.info("%s fold %d: %d of %d planes are there already", member.name, number, len(slides) - len(missing), len(slides))
+        log.info(
+            "%s fold %d: %d of %d planes are there already",
+            member.name,
+            number,
+            len(slides) - len(missing),
+            len(slides),
+        )
     ensemble = load_fold(member.settings, fold_folders(member.run)[number], device)
     for slide in missing:
         progress.set_postfix_str(f"{member.name} fold {number} {slide.organ} {slide.id}", refresh=False)
         row = rows[slide.id]
-        plane = resize_plane(ensemble.plane(member.store.image(row), organ=slide.organ, source=slide.source), _shape(member.store, row, side))
+        plane = resize_plane(
+            ensemble.plane(member.store.image(row), organ=slide.organ, source=slide.source),
+            _shape(member.store, row, side),
+        )
         _save(folder / f"{slide.id}.npy", np.rint(plane * 255).astype(np.uint8))
         progress.update(1)
 

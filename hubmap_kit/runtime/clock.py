@@ -9,12 +9,16 @@ from pathlib import Path
 
 LARGEST_MARGIN_S = 300.0
 MARGIN_SHARE = 0.05
-BELIEVED_S = 900.0  # a kernel that is older than this when it first asks is in a container that tells another machine's time
+BELIEVED_S = (
+    900.0  # a kernel that is older than this when it first asks is in a container that tells another machine's time
+)
 _STAT = Path("/proc/self/stat")
 
 
 def process_start(stat: Path = _STAT) -> float:
-    """When this process started, in seconds of `time.monotonic()`; now, where the system does not tell or is not to be believed."""
+    """When this process started, in seconds of `time.monotonic()`; now, where the system does not tell or is not to be
+    believed.
+    """
     now = time.monotonic()
     try:
         # Field 22 counts clock ticks since the machine started; the name of the program before it may hold blanks.
@@ -29,8 +33,8 @@ def process_start(stat: Path = _STAT) -> float:
 class SessionClock:
     """A limit in seconds, and a margin at its end for saving and for the tables.
 
-    `started` is in seconds of `time.monotonic()`, which all processes of a machine share, so a clock may travel to a worker
-    process. A process that is older than its limit is one whose age is not to be believed: it counts from now.
+    `started` is in seconds of `time.monotonic()`, which all processes of a machine share, so a clock may travel to a
+    worker process. A process that is older than its limit is one whose age is not to be believed: it counts from now.
     """
 
     limit_s: float

@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from hubmap_kit import experiment
-from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition import rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.csv_rows import read_rows
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import Slide, read_test
@@ -29,7 +30,9 @@ MARKER = ".hubmap-demo"  # only a folder that the demo made itself is ever clear
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made: the out-of-fold table, the submission, and the test slides' Dice (id, organ, data_source, dice)."""
+    """What the demo made: the out-of-fold table, the submission, and the test slides' Dice (id, organ, data_source,
+    dice).
+    """
 
     folder: Path
     oof: pd.DataFrame
@@ -38,12 +41,19 @@ class Demo:
 
 
 def demo(
-    folder: Path, overrides: Sequence[str] = (), device: str = "auto", seed: int = 0, slides_per_organ: int = 6, size: int = 1536
+    folder: Path,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    seed: int = 0,
+    slides_per_organ: int = 6,
+    size: int = 1536,
 ) -> Demo:
-    """Write the embedded slides, train two folds, predict with views and both folds, score against the known masks, draw.
+    """Write the embedded slides, train two folds, predict with views and both folds, score against the known masks,
+    draw.
 
-    `folder` gets data/, run/, submission.csv, overlays/<organ>.png and overview.png. A former demo there is replaced; any other
-    folder with files in it is refused. `slides_per_organ` and `size` (pixels) are those of the training slides.
+    `folder` gets data/, run/, submission.csv, overlays/<organ>.png and overview.png. A former demo there is replaced;
+    any other folder with files in it is refused. `slides_per_organ` and `size` (pixels) are those of the training
+    slides.
     """
     data = folder / "data"
     settings = experiment.load("demo", overrides, str(data))
@@ -57,7 +67,10 @@ def demo(
     slides = read_test(data / "test.csv")
     predicted, truth = read_masks(submission.path), read_masks(data / "test_truth.csv")
     scores = pd.DataFrame(
-        [{"id": s.id, "organ": s.organ, "data_source": s.source, "dice": rle.dice(predicted[s.id], truth[s.id])} for s in slides]
+        [
+            {"id": s.id, "organ": s.organ, "data_source": s.source, "dice": rle.dice(predicted[s.id], truth[s.id])}
+            for s in slides
+        ]
     )
     _draw(folder, slides, predicted, truth, scores)
     return Demo(folder, table, submission, scores)
@@ -79,7 +92,9 @@ def _clear(folder: Path) -> None:
     (folder / MARKER).touch()
 
 
-def _draw(folder: Path, slides: Sequence[Slide], predicted: dict[str, str], truth: dict[str, str], scores: pd.DataFrame) -> None:
+def _draw(
+    folder: Path, slides: Sequence[Slide], predicted: dict[str, str], truth: dict[str, str], scores: pd.DataFrame
+) -> None:
     """One overlay an organ (of the unseen stain and scale, where there is one), and all test slides on one sheet."""
     dice = dict(zip(scores["id"], scores["dice"], strict=True))
     items = []

@@ -35,32 +35,53 @@ class Eda:
     def summary(self) -> str:
         """The table per organ for the terminal."""
         rows = [
-            [row["organ"], f"{row['slides']}", f"{row['share']:.1%}", f"{row['coverage_mean']:.2%}", f"{row['units']}", f"{row['units_cut']}"]
+            [
+                row["organ"],
+                f"{row['slides']}",
+                f"{row['share']:.1%}",
+                f"{row['coverage_mean']:.2%}",
+                f"{row['units']}",
+                f"{row['units_cut']}",
+            ]
             for row in self.organs.to_dict("records")
         ]
-        total = ["all", f"{self.slides}", "100.0%", "", f"{self.organs['units'].sum()}", f"{self.organs['units_cut'].sum()}"]
+        total = [
+            "all",
+            f"{self.slides}",
+            "100.0%",
+            "",
+            f"{self.organs['units'].sum()}",
+            f"{self.organs['units_cut'].sum()}",
+        ]
         return text_table(["organ", "slides", "share", "coverage", "units", "cut at necks"], [*rows, total])
 
 
 def eda(source: Path, out: Path, images: Path | None = None) -> Eda:
-    """Write `out`/index.html, organs.csv, slides.csv, units.csv, sources.csv (where slides are present) and oddities.csv.
+    """Write `out`/index.html, organs.csv, slides.csv, units.csv, sources.csv (where slides are present) and
+    oddities.csv.
 
-    `source` is a train.csv, a train.csv.gz, or a folder with one. Slide files are looked for in `images`, by default train_images/
-    beside the table; without them, the parts of the page that need pixels say so. Raises TableError, RleError, and SlideError for
-    a folder that was named and is not there.
+    `source` is a train.csv, a train.csv.gz, or a folder with one. Slide files are looked for in `images`, by default
+    train_images/ beside the table; without them, the parts of the page that need pixels say so. Raises TableError,
+    RleError, and SlideError for a folder that was named and is not there.
     """
     csv = _table(source)
     if images is not None and not images.is_dir():
-        raise SlideError(f"{images} is not a folder, but the folder of the slides was expected there; check the path or leave it out")
+        raise SlideError(
+            f"{images} is not a folder, but the folder of the slides was expected there; check the path or leave it out"
+        )
     if out.is_file():
-        raise TableError(f"{out} is a file, but a folder for the page and its tables was expected; choose another with --out")
+        raise TableError(
+            f"{out} is a file, but a folder for the page and its tables was expected; choose another with --out"
+        )
     slides, people = eda_data.read(csv, images)
     tables = eda_data.measure(slides, people)
     examples = choose(tables)
     by_id = {slide.id: slide for slide in slides}
     pixels = eda_pixels.look(slides, [frame_of(by_id[row["id"]], row) for rows in examples.values() for row in rows])
     oddities = eda_oddities.find(slides, people, tables)
-    oddities = pd.concat([oddities, pd.DataFrame(pixels.oddities, columns=list(eda_oddities.COLUMNS))], ignore_index=True)
+    oddities = pd.concat(
+        [oddities, pd.DataFrame(pixels.oddities, columns=list(eda_oddities.COLUMNS))], ignore_index=True
+    )
     sources, organs = eda_pixels.per_source(pixels), eda_data.per_organ(tables)
     found = Findings(slides, tables, organs, sources, oddities, pixels, examples)
     _write(out, found)
@@ -74,14 +95,22 @@ def _table(source: Path) -> Path:
     for name in TABLES:
         if (source / name).is_file():
             return source / name
-    raise TableError(f"{source} holds neither {' nor '.join(TABLES)}; name the table itself or the folder that it lies in")
+    raise TableError(
+        f"{source} holds neither {' nor '.join(TABLES)}; name the table itself or the folder that it lies in"
+    )
 
 
 def _write(out: Path, found: Findings) -> None:
     slides = found.tables.slides
     if not found.pixels.slides.empty:
         slides = slides.merge(found.pixels.slides.drop(columns=["organ", "data_source"]), on="id", how="left")
-    tables = {"organs": found.organs, "slides": slides, "units": found.tables.units, "sources": found.sources, "oddities": found.oddities}
+    tables = {
+        "organs": found.organs,
+        "slides": slides,
+        "units": found.tables.units,
+        "sources": found.sources,
+        "oddities": found.oddities,
+    }
     for name, table in tables.items():
         path = out / f"{name}.csv"
         if table.columns.empty:

@@ -1,4 +1,6 @@
-"""`hubmap evaluate RUN --on DATA`: a run's folds together on the labelled slides of another folder, which none of them has seen."""
+"""`hubmap evaluate RUN --on DATA`: a run's folds together on the labelled slides of another folder, which none of them
+has seen.
+"""
 
 from __future__ import annotations
 
@@ -53,13 +55,20 @@ class _Seen:
     picture: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def evaluate_on(run: Path, data: Path, organs: Sequence[str] = (), folds: Sequence[int] | None = None, overrides: Sequence[str] = (),
-                device: str = "auto") -> Elsewhere:  # fmt: skip
-    """Predict the slides of `data`/train.csv as the hidden test would be, and write RUN/elsewhere/NAME.csv and NAME.png.
+def evaluate_on(
+    run: Path,
+    data: Path,
+    organs: Sequence[str] = (),
+    folds: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+) -> Elsewhere:
+    """Predict the slides of `data`/train.csv as the hidden test would be, and write RUN/elsewhere/NAME.csv and
+    NAME.png.
 
-    `organs` picks some. A slide that the run has learnt from, or one of its family, is refused. Dice is that of the finished mask, at
-    the run's own thresholds; beside it are Dice at 0.5 and at the threshold that is best for this very folder, which nobody knows
-    beforehand. Raises HubmapError.
+    `organs` picks some. A slide that the run has learnt from, or one of its family, is refused. Dice is that of the
+    finished mask, at the run's own thresholds; beside it are Dice at 0.5 and at the threshold that is best for this
+    very folder, which nobody knows beforehand. Raises HubmapError.
     """
     slides = _chosen(data, organs)
     _check_unseen(run, slides)
@@ -89,12 +98,16 @@ def _chosen(data: Path, organs: Sequence[str]) -> list[Slide]:
 def _check_unseen(run: Path, slides: Sequence[Slide]) -> None:
     families = Families({slide.id: slide.parent for slide in slides})
     # Sources number their slides as they like: one id for slides of two organs, or of two sources, is a coincidence.
-    known = {(families.of(row["id"]), row["organ"], row["data_source"]) for _, row in read_rows(folds_table(run), ("id", "organ", "data_source"))}
+    known = {
+        (families.of(row["id"]), row["organ"], row["data_source"])
+        for _, row in read_rows(folds_table(run), ("id", "organ", "data_source"))
+    }
     learnt = [slide.id for slide in slides if (families.of(slide.id), slide.organ, slide.source) in known]
     if learnt:
         raise TableError(
-            f"{run} has learnt from {len(learnt)} of these slides, or from their tissue ({', '.join(learnt[:3])}{', ...' if len(learnt) > 3 else ''}); "
-            "for those 'hubmap evaluate' without --on asks the folds that held them out"
+            f"{run} has learnt from {len(learnt)} of these slides, or from their tissue"
+            f" ({', '.join(learnt[:3])}{', ...' if len(learnt) > 3 else ''}); for those 'hubmap evaluate' without --on"
+            " asks the folds that held them out"
         )
 
 
@@ -108,14 +121,21 @@ def _judged(slide: Slide, team: Team) -> _Seen:
 
 def _table(seen: Sequence[_Seen]) -> pd.DataFrame:
     organs = [each.slide.organ for each in seen]
-    best = {organ: best_threshold(np.mean([each.curve for each in seen if each.slide.organ == organ], axis=0)) for organ in set(organs)}
+    best = {
+        organ: best_threshold(np.mean([each.curve for each in seen if each.slide.organ == organ], axis=0))
+        for organ in set(organs)
+    }
     return pd.DataFrame(
         {
-            "id": [each.slide.id for each in seen], "organ": organs, "source": [each.slide.source for each in seen],
-            "dice": [each.dice for each in seen], "dice@0.5": [each.curve[HALF] for each in seen],
-            "dice@best": [each.curve[level_of(best[each.slide.organ])] for each in seen], "best": [best[organ] for organ in organs],
+            "id": [each.slide.id for each in seen],
+            "organ": organs,
+            "source": [each.slide.source for each in seen],
+            "dice": [each.dice for each in seen],
+            "dice@0.5": [each.curve[HALF] for each in seen],
+            "dice@best": [each.curve[level_of(best[each.slide.organ])] for each in seen],
+            "best": [best[organ] for organ in organs],
         }
-    )  # fmt: skip
+    )
 
 
 def _summary(table: pd.DataFrame) -> str:
@@ -123,7 +143,14 @@ def _summary(table: pd.DataFrame) -> str:
     for name in [*(organ for organ in ORGANS if organ in set(table["organ"])), "all"]:
         mine = table if name == "all" else table[table["organ"] == name]
         best = "" if name == "all" else f"{mine['best'].iloc[0]:.3f}"
-        rows.append([name, f"{len(mine)}", *(f"{mine[column].mean():.4f}" for column in ("dice", "dice@0.5", "dice@best")), best])
+        rows.append(
+            [
+                name,
+                f"{len(mine)}",
+                *(f"{mine[column].mean():.4f}" for column in ("dice", "dice@0.5", "dice@best")),
+                best,
+            ]
+        )
     return text_table(["elsewhere", "slides", "Dice", "at 0.5", "at the best threshold", "which is"], rows)
 
 
@@ -131,4 +158,7 @@ def _pictures(seen: Sequence[_Seen]) -> list[tuple[np.ndarray, np.ndarray, np.nd
     """From the worst to the best, evenly."""
     order = sorted(seen, key=lambda each: each.dice)
     places = np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int))
-    return [(*order[place].picture, f"{order[place].slide.id} {order[place].slide.organ}: Dice {order[place].dice:.3f}") for place in places]
+    return [
+        (*order[place].picture, f"{order[place].slide.id} {order[place].slide.organ}: Dice {order[place].dice:.3f}")
+        for place in places
+    ]

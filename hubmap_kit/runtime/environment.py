@@ -1,11 +1,14 @@
-"""What a run ran on: versions, commit, BUILD_ID, processor and accelerator. No environment values but the image id, no secrets."""
+"""What a run ran on: versions, commit, BUILD_ID, processor and accelerator.
+
+No environment values but the image id, no secrets.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,26 @@ import torch
 import hubmap_kit
 
 PACKAGES = (
-    "torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "opencv-python-headless", "tifffile",
-    "imagecodecs", "ttach", "numpy", "pandas", "scikit-learn", "safetensors",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "timm",
+    "segmentation-models-pytorch",
+    "albumentations",
+    "opencv-python-headless",
+    "tifffile",
+    "imagecodecs",
+    "ttach",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "safetensors",
+)
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Everything that environment.json holds."""
     return {
-        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "hubmap_kit": hubmap_kit.__version__,
         "git_sha": _git_sha(),
         "build_id": _build_id(),
@@ -56,7 +70,9 @@ def _git_sha() -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20)
+    result = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
+    )
     return result.stdout.strip()
 
 
@@ -70,6 +86,10 @@ def _accelerator(device: torch.device) -> dict[str, Any]:
         return {"type": device.type, "threads": torch.get_num_threads()}
     facts = torch.cuda.get_device_properties(device)
     return {
-        "type": "cuda", "name": facts.name, "memory_gib": round(facts.total_memory / 2**30, 2),
-        "capability": f"{facts.major}.{facts.minor}", "count": torch.cuda.device_count(), "cuda": torch.version.cuda,
-    }  # fmt: skip
+        "type": "cuda",
+        "name": facts.name,
+        "memory_gib": round(facts.total_memory / 2**30, 2),
+        "capability": f"{facts.major}.{facts.minor}",
+        "count": torch.cuda.device_count(),
+        "cuda": torch.version.cuda,
+    }

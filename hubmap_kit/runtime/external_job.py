@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hubmap_kit.competition import external, rle, slides as slide_files
+from hubmap_kit.competition import external, rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.csv_rows import read_rows
 from hubmap_kit.competition.external import IMAGES, TEST, TRAIN, Row
 from hubmap_kit.competition.organs import FACTS, ORGANS, SOURCES
@@ -28,9 +29,9 @@ FULL = 0.98  # share of a slide from which a mask is likelier to mark the backgr
 
 @dataclass(frozen=True)
 class Source:
-    """What the files do not say: organ, width of a pixel in um, the source's short name, which source of the competition it stands for
-    (`like`: HPA or Hubmap, the column data_source), section thickness in um (None: usual for organ and source), licence, and where
-    the slides come from (a text or an address).
+    """What the files do not say: organ, width of a pixel in um, the source's short name, which source of the
+    competition it stands for (`like`: HPA or Hubmap, the column data_source), section thickness in um (None: usual for
+    organ and source), licence, and where the slides come from (a text or an address).
     """
 
     organ: str
@@ -45,18 +46,28 @@ class Source:
         """Raise TableError for what a table cannot hold."""
         for option, value, known in (("--organ", self.organ, ORGANS), ("--like", self.like, SOURCES)):
             if value not in known:
-                raise TableError(f"{option} is '{value}', but it is one of {', '.join(known)}{did_you_mean(value, known)}")
+                raise TableError(
+                    f"{option} is '{value}', but it is one of {', '.join(known)}{did_you_mean(value, known)}"
+                )
         sizes = (("--um-per-px", self.um_per_px), ("--thickness", self.thickness_um))
         for option, size in sizes:
             if size is not None and not 0 < size < 1000:
-                raise TableError(f"{option} is {size:g}, but a size in micrometres above 0 was expected; give that of a pixel of the files")
+                raise TableError(
+                    f"{option} is {size:g}, but a size in micrometres above 0 was expected; give that of a pixel of the"
+                    " files"
+                )
         if not self.name or any(blank.isspace() for blank in self.name):
-            raise TableError(f"--source-name is '{self.name}', but one word was expected, such as glas; it goes into the column provenance")
+            raise TableError(
+                f"--source-name is '{self.name}', but one word was expected, such as glas; it goes into the column"
+                " provenance"
+            )
 
 
 @dataclass
 class Added:
-    """The files that were new, those that were there already, and the reason for each one that was refused, by file name."""
+    """The files that were new, those that were there already, and the reason for each one that was refused, by file
+    name.
+    """
 
     new: list[str] = field(default_factory=list)
     known: list[str] = field(default_factory=list)
@@ -64,18 +75,26 @@ class Added:
 
 
 def add(
-    folder: Path, out: Path, source: Source, masks: Path | None = None, parents: Path | None = None, against: Path | None = None
+    folder: Path,
+    out: Path,
+    source: Source,
+    masks: Path | None = None,
+    parents: Path | None = None,
+    against: Path | None = None,
 ) -> Added:
-    """Bring the pictures of `folder` (with its sub-folders) into `out`, in the competition's format; several adds share one `out`.
+    """Bring the pictures of `folder` (with its sub-folders) into `out`, in the competition's format; several adds share
+    one `out`.
 
-    With `masks` (a folder of pictures named like the slides, also NAME_anno or NAME_mask; it may be `folder` itself), slides go to
-    train.csv and train_images/<id>.tiff; without, nobody knows their units, and an empty mask would teach that there are none, so
-    they go to test.csv and test_images/, which `hubmap pseudo` and `hubmap predict` read. Ids are made of the pixels, so what was
-    added once is not added again. Tables take their place when all is done; a killed add is simply repeated.
+    With `masks` (a folder of pictures named like the slides, also NAME_anno or NAME_mask; it may be `folder` itself),
+    slides go to train.csv and train_images/<id>.tiff; without, nobody knows their units, and an empty mask would teach
+    that there are none, so they go to test.csv and test_images/, which `hubmap pseudo` and `hubmap predict` read. Ids
+    are made of the pixels, so what was added once is not added again. Tables take their place when all is done; a
+    killed add is simply repeated.
 
-    `parents` is a CSV (file,parent) of slides that descend from others; `against` is a data folder whose slides are compared, so
-    that a copy of one becomes its descendant. A file that is no RGB slide, or whose mask is missing or does not fit, is refused with
-    its reason, in refused.csv too; the others are taken. Raises HubmapError where nothing can be taken.
+    `parents` is a CSV (file,parent) of slides that descend from others; `against` is a data folder whose slides are
+    compared, so that a copy of one becomes its descendant. A file that is no RGB slide, or whose mask is missing or
+    does not fit, is refused with its reason, in refused.csv too; the others are taken. Raises HubmapError where nothing
+    can be taken.
     """
     source.check()
     table = TEST if masks is None else TRAIN
@@ -93,7 +112,10 @@ def add(
             if (first := names.setdefault(row["id"], name)) != name:
                 raise SlideError(f"{path} holds the same pixels as {first}; one of them is enough")
             if column := external.difference(known.get(row["id"], row), row):
-                raise SlideError(f"{path} is in {out / table} as {row['id']} with another {column}; take that row away first, if this one is right")
+                raise SlideError(
+                    f"{path} is in {out / table} as {row['id']} with another {column}; take that row away first, if"
+                    " this one is right"
+                )
         except HubmapError as error:
             done.refused[name] = str(error)
             log.warning("refused: %s", error)
@@ -106,7 +128,9 @@ def add(
         (done.known if row["id"] in known else done.new).append(name)
     _note_refused(out, source.name, done)
     if not (done.new or done.known):
-        raise SlideError(f"{folder}: none of its {len(files)} pictures could be taken; {out / REFUSED} says why for each")
+        raise SlideError(
+            f"{folder}: none of its {len(files)} pictures could be taken; {out / REFUSED} says why for each"
+        )
     if new:
         external.write_table(out / table, [*rows, *new], external.COLUMNS[table])
     return done
@@ -118,7 +142,10 @@ def _own(out: Path, table: str) -> list[Row]:
         return []
     rows = external.read_table(out / table, TEST_COLUMNS)
     if rows and "provenance" not in rows[0]:
-        raise TableError(f"{out / table} was not made by 'hubmap external' and is left as it is; add into a folder of its own, then merge both")
+        raise TableError(
+            f"{out / table} was not made by 'hubmap external' and is left as it is; add into a folder of its own, then"
+            " merge both"
+        )
     return rows
 
 
@@ -126,7 +153,11 @@ def _pictures(folder: Path, masks: Path | None) -> dict[str, Path]:
     """Every picture below a folder, by its name within it; masks that lie between them are not slides."""
     if not folder.is_dir():
         raise SlideError(f"{folder} is not a folder, but a folder of slides was expected there; check the path")
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()}
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    }
     found = {name: path for name, path in found.items() if not any(part.startswith(".") for part in name.split("/"))}
     if masks is not None:
         if not masks.is_dir():
@@ -144,7 +175,10 @@ def _pictures(folder: Path, masks: Path | None) -> dict[str, Path]:
 def _colours(path: Path) -> np.ndarray:
     pixels = slide_files.read(path)
     if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
-        raise SlideError(f"{path} is grey in every pixel, but a stained slide in RGB was expected; leave it out, or export it in colour")
+        raise SlideError(
+            f"{path} is grey in every pixel, but a stained slide in RGB was expected; leave it out, or export it in"
+            " colour"
+        )
     return pixels
 
 
@@ -157,7 +191,10 @@ def _mask_of(name: str, path: Path, masks: Path | None, pixels: np.ndarray) -> s
                 mask = place / f"{path.stem}{end}{suffix}"
                 if mask.is_file():
                     return _checked(mask, external.mask_text(mask, *pixels.shape[:2]), pixels)
-    raise SlideError(f"{path} has no mask in {masks}, but {path.stem}.png or the like was expected; add slides without masks by themselves")
+    raise SlideError(
+        f"{path} has no mask in {masks}, but {path.stem}.png or the like was expected; add slides without masks by"
+        " themselves"
+    )
 
 
 def _checked(mask: Path, text: str, pixels: np.ndarray) -> str:
@@ -167,16 +204,25 @@ def _checked(mask: Path, text: str, pixels: np.ndarray) -> str:
     return text
 
 
-def _row(name: str, pixels: np.ndarray, source: Source, mask: str | None, descent: Mapping[str, str], ours: Mapping[str, str]) -> Row:
+def _row(
+    name: str, pixels: np.ndarray, source: Source, mask: str | None, descent: Mapping[str, str], ours: Mapping[str, str]
+) -> Row:
     height, width = pixels.shape[:2]
     slide_id = external.content_id(pixels)
     thickness = source.thickness_um or FACTS[source.organ].thickness_um[source.like]
     row = {
-        "id": slide_id, "organ": source.organ, "data_source": source.like, "img_height": str(height), "img_width": str(width),
-        "pixel_size": f"{source.um_per_px:g}", "tissue_thickness": f"{thickness:g}", "licence": source.licence,
+        "id": slide_id,
+        "organ": source.organ,
+        "data_source": source.like,
+        "img_height": str(height),
+        "img_width": str(width),
+        "pixel_size": f"{source.um_per_px:g}",
+        "tissue_thickness": f"{thickness:g}",
+        "licence": source.licence,
         "provenance": " ".join(f"external:{source.name} {source.provenance}".split()),
-        "parent": descent.get(name, "") or ours.get(slide_id, ""), "file": name,
-    }  # fmt: skip
+        "parent": descent.get(name, "") or ours.get(slide_id, ""),
+        "file": name,
+    }
     return row if mask is None else {**row, "rle": mask}
 
 
@@ -187,7 +233,11 @@ def _descent(table: Path | None) -> dict[str, str]:
 def _against(folder: Path, files: Mapping[str, Path]) -> dict[str, str]:
     """Content id -> id of those slides of a data folder that have the size of one of the files."""
     sizes = set(_sizes(files.values()))
-    slides = [slide for slide in read_train(folder / TRAIN if folder.is_dir() else folder) if slide_files.size(slide.path) in sizes]
+    slides = [
+        slide
+        for slide in read_train(folder / TRAIN if folder.is_dir() else folder)
+        if slide_files.size(slide.path) in sizes
+    ]
     return {external.content_id(slide_files.read(slide.path)): slide.id for slide in track(slides, "compare", "slide")}
 
 
@@ -203,6 +253,8 @@ def _note_refused(out: Path, source: str, done: Added) -> None:
     """Keep refused.csv of all adds: what this source refuses now stands for what it refused before."""
     path = out / REFUSED
     old = [row for _, row in read_rows(path, ("source", "file", "reason"))] if path.is_file() else []
-    rows = [row for row in old if row["source"] != source] + [{"source": source, "file": name, "reason": why} for name, why in done.refused.items()]
+    rows = [row for row in old if row["source"] != source] + [
+        {"source": source, "file": name, "reason": why} for name, why in done.refused.items()
+    ]
     if rows or old:
         external.write_table(path, rows, ("source", "file", "reason"))

@@ -1,4 +1,7 @@
-"""One line of facts about the machine, for the top of a log. Of the environment it tells names, and one value: the image's id."""
+"""One line of facts about the machine, for the top of a log.
+
+Of the environment it tells names, and one value: the image's id.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,21 @@ IMAGE = "KAGGLE_DOCKER_IMAGE"
 
 
 def facts_line(working: Path) -> str:
-    """UTC time, image, Python, torch and its kernels, cards, processors, memory, free space in `working`, names of KAGGLE_* variables."""
+    """UTC time, image, Python, torch and its kernels, cards, processors, memory, free space in `working`, names of
+    KAGGLE_* variables.
+    """
     names = sorted(name for name in os.environ if name.startswith("KAGGLE_"))
     parts = [
-        f"utc {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", f"image {os.environ.get(IMAGE, 'none')}", f"python {platform.python_version()}",
-        f"torch {torch.__version__} for {' '.join(arch_list()) or 'cpu'}", f"cards {', '.join(_cards()) or 'none'}", f"cpus {cpu_count()}",
-        f"memory {_memory_gib():.1f} GiB", f"free {shutil.disk_usage(working).free / 2**30:.1f} GiB in {working}",
+        f"utc {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        f"image {os.environ.get(IMAGE, 'none')}",
+        f"python {platform.python_version()}",
+        f"torch {torch.__version__} for {' '.join(arch_list()) or 'cpu'}",
+        f"cards {', '.join(_cards()) or 'none'}",
+        f"cpus {cpu_count()}",
+        f"memory {_memory_gib():.1f} GiB",
+        f"free {shutil.disk_usage(working).free / 2**30:.1f} GiB in {working}",
         f"variables {' '.join(names) or 'none'}",
-    ]  # fmt: skip
+    ]
     return "; ".join(parts)
 
 

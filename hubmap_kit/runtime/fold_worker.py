@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What all workers share: the folds to train, how many of them are taken (a shared number), and the event that stops all."""
+    """What all workers share: the folds to train, how many of them are taken (a shared number), and the event that
+    stops all.
+    """
 
     planned: Plan
     numbers: Sequence[int]
@@ -46,9 +48,9 @@ class Job:
 def work(job: Job, device: str, messages: Connection) -> None:
     """The life of a worker process (see `hubmap_kit.processes`) on one device.
 
-    Sends ("begun", fold), ("epoch", fold, the new row), ("stopped", how far it came) or ("error", class, sentence) as they come,
-    and ("end",) as its last word. After an error that a sentence explains, the next fold has its turn; after any other the
-    process is not to be trusted, and the others take what is left.
+    Sends ("begun", fold), ("epoch", fold, the new row), ("stopped", how far it came) or ("error", class, sentence) as
+    they come, and ("end",) as its last word. After an error that a sentence explains, the next fold has its turn; after
+    any other the process is not to be trusted, and the others take what is left.
     """
     lines = _Lines(sys.stderr, device)
     sys.stdout = sys.stderr = lines  # type: ignore[assignment]
@@ -89,7 +91,11 @@ def _work(job: Job, device: str, messages: Connection, lines: _Lines) -> None:
         except Exception as error:
             traceback.print_exc()
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            advice = "; lower training.batch_size, inference.batch_size or tiles.size with --set" if "out of memory" in reason else ""
+            advice = (
+                "; lower training.batch_size, inference.batch_size or tiles.size with --set"
+                if "out of memory" in reason
+                else ""
+            )
             messages.send(("error", "HubmapError", f"{type(error).__name__}: {reason}{advice}"))
             return
 

@@ -1,4 +1,7 @@
-"""The infer job: test table + run folders -> submission.csv, checked. A verb and a Kaggle kernel call the same function."""
+"""The infer job: test table + run folders -> submission.csv, checked.
+
+A verb and a Kaggle kernel call the same function.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ log = logging.getLogger(__name__)
 class Submission:
     """A written submission, what its check found, and the slides that got an empty mask because of a fault.
 
-    `tolerated` is the share of slides that may; `doubt` is what the check refused, where the file was kept all the same.
+    `tolerated` is the share of slides that may; `doubt` is what the check refused, where the file was kept all the
+    same.
     """
 
     path: Path
@@ -55,28 +59,37 @@ class Submission:
         usual, count = Counter(alike).most_common(1)[0]
         first = self.failures[alike.index(usual)]
         return (
-            f"{self.path}: {len(self.failures)} of {self.report.rows} slides failed and have empty masks, more than the {self.tolerated:.0%} of "
-            f"inference.tolerated_failures; {count} failed as slide {first.id} did: {first.reason}"
+            f"{self.path}: {len(self.failures)} of {self.report.rows} slides failed and have empty masks, more than the"
+            f" {self.tolerated:.0%} of inference.tolerated_failures; {count} failed as slide {first.id} did:"
+            f" {first.reason}"
         )
 
 
 def predict(
-    runs: Sequence[Path], test_csv: Path, out: Path, folds: Sequence[int] | None = None, overrides: Sequence[str] = (),
-    device: str = "auto", on_error: OnError = "raise", overlays: Path | None = None, left: Callable[[], float] | None = None,
-    deadline: float | None = None, blend: Path | None = None,
-) -> Submission:  # fmt: skip
+    runs: Sequence[Path],
+    test_csv: Path,
+    out: Path,
+    folds: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    on_error: OnError = "raise",
+    overlays: Path | None = None,
+    left: Callable[[], float] | None = None,
+    deadline: float | None = None,
+    blend: Path | None = None,
+) -> Submission:
     """Predict every slide of `test_csv` with all runs' folds and write `out`.
 
-    Before the file takes its name, the checker reads it back; what it knows of run-length strings is its own, not the writer's.
-    `overlays` is a folder for one picture a slide. Missing slide files and rows that are not as they should be are an error with
-    on_error="raise"; with "degrade" they cost an empty mask at most, and a table without rows gives a file without. Several devices
-    (cuda:0,cuda:1) share the slides.
+    Before the file takes its name, the checker reads it back; what it knows of run-length strings is its own, not the
+    writer's. `overlays` is a folder for one picture a slide. Missing slide files and rows that are not as they should
+    be are an error with on_error="raise"; with "degrade" they cost an empty mask at most, and a table without rows
+    gives a file without. Several devices (cuda:0,cuda:1) share the slides.
 
-    `left` gives the seconds left, see `predict_slides`; `deadline` does the same in seconds since the start of this process, less a
-    twentieth of it (five minutes at most) for what comes after the last slide.
+    `left` gives the seconds left, see `predict_slides`; `deadline` does the same in seconds since the start of this
+    process, less a twentieth of it (five minutes at most) for what comes after the last slide.
 
-    `blend` is a blend.json, or the folder of one, that weighs the `runs`, which are given in its order (`blend.runs_at`,
-    `blend.runs_among`); its thresholds go before those of the runs.
+    `blend` is a blend.json, or the folder of one, that weighs the `runs`, which are given in its order
+    (`blend.runs_at`, `blend.runs_among`); its thresholds go before those of the runs.
     """
     if deadline is not None:
         left = _earlier(left, SessionClock(deadline).left)
@@ -93,7 +106,13 @@ def predict(
 
     def draw(slide: Slide, pixels: np.ndarray, mask: np.ndarray) -> None:
         assert overlays is not None
-        save_overlay(overlays / f"{slide.path.stem}.png", pixels, None, mask, f"{slide.organ} {slide.id} ({slide.source}), covered {mask.mean():.1%}")
+        save_overlay(
+            overlays / f"{slide.path.stem}.png",
+            pixels,
+            None,
+            mask,
+            f"{slide.organ} {slide.id} ({slide.source}), covered {mask.mean():.1%}",
+        )
 
     checked: list[tuple[SubmissionReport, str]] = []
 
@@ -107,7 +126,9 @@ def predict(
             checked.append((_counted(partial), str(error)))
 
     drawn = draw if overlays is not None else None
-    failures = predict_slides(slides, teams, out, on_error, drawn, check, left, spare=lambda: team(choose_device("cpu")))
+    failures = predict_slides(
+        slides, teams, out, on_error, drawn, check, left, spare=lambda: team(choose_device("cpu"))
+    )
     inference = teams[0].inference if isinstance(teams[0], Blended) else teams[0][0].experiment.inference
     return Submission(out, checked[0][0], failures, inference.tolerated_failures, checked[0][1])
 

@@ -1,4 +1,6 @@
-"""Train tables joined by links, with folds that keep families together; and the odd lung slides of one taken out or down."""
+"""Train tables joined by links, with folds that keep families together; and the odd lung slides of one taken out or
+down.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,16 @@ class Merged:
     by_table: dict[str, int]
 
 
-def merge(tables: Sequence[Path], out: Path, replace: bool = False, folds_csv: Path | None = None, n_folds: int | None = None) -> Merged:
-    """Join data folders (or train tables) into `out`: train.csv with the columns of all, links to their slides, and folds.csv.
+def merge(
+    tables: Sequence[Path], out: Path, replace: bool = False, folds_csv: Path | None = None, n_folds: int | None = None
+) -> Merged:
+    """Join data folders (or train tables) into `out`: train.csv with the columns of all, links to their slides, and
+    folds.csv.
 
-    Nothing is copied. folds.csv keeps descendants with their parents, which training on the joined table needs (`data.folds_csv`);
-    known numbers come from `folds_csv` and from the tables' own column `fold`. With `replace` later rows win over earlier ones of the
-    same id. `n_folds`: as many as are known, or 5. Raises TableError, and SlideError for slides that are missing.
+    Nothing is copied. folds.csv keeps descendants with their parents, which training on the joined table needs
+    (`data.folds_csv`); known numbers come from `folds_csv` and from the tables' own column `fold`. With `replace` later
+    rows win over earlier ones of the same id. `n_folds`: as many as are known, or 5. Raises TableError, and SlideError
+    for slides that are missing.
     """
     paths = [table / TRAIN if table.is_dir() else table for table in tables]
     if len(paths) != len(set(paths)) or not paths:
@@ -46,20 +52,30 @@ def merge(tables: Sequence[Path], out: Path, replace: bool = False, folds_csv: P
     folds = _folds(kept, folds_csv, n_folds)
     external.write_table(out / TRAIN, kept, TRAIN_COLUMNS)
     write_folds(out / FOLDS, folds, read_train(out / TRAIN))
-    return Merged(len(kept), max(folds.values()) + 1, {str(path): sum(origin == path for origin, _ in rows.values()) for path in paths})
+    return Merged(
+        len(kept),
+        max(folds.values()) + 1,
+        {str(path): sum(origin == path for origin, _ in rows.values()) for path in paths},
+    )
 
 
 def lungs(table: Path, out: Path, style: str = "third-place", weight: float | None = None) -> int:
-    """Write `table` (a data folder or train.csv) to `out` without its odd lung slides, or, with `weight`, with less weight on them.
+    """Write `table` (a data folder or train.csv) to `out` without its odd lung slides, or, with `weight`, with less
+    weight on them.
 
-    `style` names a list of `lung_styles.LISTS`. Slides become links. Returns the number of odd slides. Raises TableError.
+    `style` names a list of `lung_styles.LISTS`. Slides become links. Returns the number of odd slides. Raises
+    TableError.
     """
     if style not in lung_styles.LISTS:
         known = lung_styles.LISTS
-        raise TableError(f"there is no list '{style}' of lung slides; known are {', '.join(known)}{did_you_mean(style, known)}")
+        raise TableError(
+            f"there is no list '{style}' of lung slides; known are {', '.join(known)}{did_you_mean(style, known)}"
+        )
     path = table / TRAIN if table.is_dir() else table
     if out.resolve() == path.parent.resolve():
-        raise TableError(f"{out} is the folder of the table itself, which would be overwritten; choose a new one with --out")
+        raise TableError(
+            f"{out} is the folder of the table itself, which would be overwritten; choose a new one with --out"
+        )
     ids, rows = lung_styles.LISTS[style], external.read_table(path)
     kept = lung_styles.dropped(rows, ids) if weight is None else lung_styles.weighted(rows, weight, ids)
     files = {slide.id: slide.path for slide in read_train(path)}
@@ -74,7 +90,9 @@ def link(slide: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / slide.name
     if place.exists() and not place.is_symlink():
-        raise SlideError(f"{place} is a slide file of its own, but a link to {slide} should take its place; choose a new --out")
+        raise SlideError(
+            f"{place} is a slide file of its own, but a link to {slide} should take its place; choose a new --out"
+        )
     growing = folder / f".{slide.name}.{os.getpid()}.tmp"
     growing.symlink_to(os.path.relpath(slide.resolve(), folder.resolve()))
     os.replace(growing, place)

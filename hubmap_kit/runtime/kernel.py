@@ -23,8 +23,9 @@ SUBMISSION = "submission.csv"
 
 
 class Outcome(NamedTuple):
-    """How a kernel ended: status complete, degraded (a valid submission, but too many slides failed), stopped (all is saved, the next session
-    goes on) or failed; one sentence; more for kernel.json."""
+    """How a kernel ended: status complete, degraded (a valid submission, but too many slides failed), stopped (all is
+    saved, the next session goes on) or failed; one sentence; more for kernel.json.
+    """
 
     status: str
     sentence: str
@@ -32,14 +33,22 @@ class Outcome(NamedTuple):
 
 
 def train(
-    config: str, folds: Sequence[int] = (), overrides: Sequence[str] = (), hours: float = 11.5, accelerator: str = "t4x2",
-    root: Path = INPUT, working: Path = WORKING, scratch: Path | None = None, resume: bool = False,
-) -> Outcome:  # fmt: skip
-    """Train `folds` (none: all) of a shipped experiment into `working`/<its name>, on all cards, within `hours` of the process's start.
+    config: str,
+    folds: Sequence[int] = (),
+    overrides: Sequence[str] = (),
+    hours: float = 11.5,
+    accelerator: str = "t4x2",
+    root: Path = INPUT,
+    working: Path = WORKING,
+    scratch: Path | None = None,
+    resume: bool = False,
+) -> Outcome:
+    """Train `folds` (none: all) of a shipped experiment into `working`/<its name>, on all cards, within `hours` of the
+    process's start.
 
-    Goes on with the run of that name where a kernel's output with one is attached; with `resume` its absence is an error, for a
-    session that begins anew without a word costs a week's quota. A tile store that is attached is used where
-    it lies. `model.encoder_weights` may be the bare name of a file in an attached dataset.
+    Goes on with the run of that name where a kernel's output with one is attached; with `resume` its absence is an
+    error, for a session that begins anew without a word costs a week's quota. A tile store that is attached is used
+    where it lies. `model.encoder_weights` may be the bare name of a file in an attached dataset.
     """
 
     def job(temporary: Path) -> Outcome:
@@ -51,28 +60,36 @@ def train(
         from hubmap_kit.training.clock import OutOfTime
 
         try:
-            return Outcome("complete", train_attached(config, folds, overrides, clock, devices, root, working, temporary, resume))
+            return Outcome(
+                "complete", train_attached(config, folds, overrides, clock, devices, root, working, temporary, resume)
+            )
         except OutOfTime as stop:
             return Outcome(
-                "stopped", f"{stop.cause}: {stop.where}; everything so far is saved in {working}, to go on "
+                "stopped",
+                f"{stop.cause}: {stop.where}; everything so far is saved in {working}, to go on "
                 "attach this kernel's output to the next session (--resume)",
-            )  # fmt: skip
+            )
 
     return _guarded(job, working, scratch)
 
 
 def infer(
-    overrides: Sequence[str] = (), hours: float = 8.5, accelerator: str = "t4x2",
-    root: Path = INPUT, working: Path = WORKING, scratch: Path | None = None, weights: str = "",
-) -> Outcome:  # fmt: skip
+    overrides: Sequence[str] = (),
+    hours: float = 8.5,
+    accelerator: str = "t4x2",
+    root: Path = INPUT,
+    working: Path = WORKING,
+    scratch: Path | None = None,
+    weights: str = "",
+) -> Outcome:
     """Segment test.csv as it is mounted with every attached run, and write `working`/submission.csv.
 
-    `weights` is the build of published weights that must be mounted, "" takes whichever is; kernel.json names those that were used.
-    Weights that were published as a blend are weighed as it says, and other runs left out; where one of its runs is missing, all runs
-    count alike, because a mean scores more than empty masks.
-    The file is always complete: a slide that fails, or for which no time is left, gets an empty mask. The facts count all slides and those
-    that failed; with more than the share `inference.tolerated_failures` of them the outcome is degraded, and where nothing worked at all
-    every mask is empty and the outcome is failed.
+    `weights` is the build of published weights that must be mounted, "" takes whichever is; kernel.json names those
+    that were used. Weights that were published as a blend are weighed as it says, and other runs left out; where one of
+    its runs is missing, all runs count alike, because a mean scores more than empty masks. The file is always complete:
+    a slide that fails, or for which no time is left, gets an empty mask. The facts count all slides and those that
+    failed; with more than the share `inference.tolerated_failures` of them the outcome is degraded, and where nothing
+    worked at all every mask is empty and the outcome is failed.
     """
 
     def job(temporary: Path) -> Outcome:
@@ -82,18 +99,33 @@ def infer(
         from hubmap_kit.runtime.clock import SessionClock
         from hubmap_kit.runtime.infer_job import predict
 
-        (working / SUBMISSION).unlink(missing_ok=True)  # one that was there would pass for this session's, should this one fail
+        (working / SUBMISSION).unlink(
+            missing_ok=True
+        )  # one that was there would pass for this session's, should this one fail
         clock = SessionClock(hours * 3600)
         devices = ",".join(str(device) for device in prove(accelerator))
         attached = mounts.with_weights(root, temporary, weights)
         runs = attached.runs()
         if not runs:
-            raise KernelError(f"no trained run is attached; attach the weights dataset or the output of a training; mounted are {attached.tree()}")
+            raise KernelError(
+                "no trained run is attached; attach the weights dataset or the output of a training; mounted are"
+                f" {attached.tree()}"
+            )
         runs, blend = _weighed(runs, attached.blend())
         log.info("runs: %s", ", ".join(str(run) for run in runs))
         facts = {"weights": attached.weights_ids()} | ({"blend": [run.name for run in runs]} if blend else {})
         try:
-            done = predict(runs, attached.test_table(), working / SUBMISSION, None, overrides, devices, "degrade", left=clock.left, blend=blend)
+            done = predict(
+                runs,
+                attached.test_table(),
+                working / SUBMISSION,
+                None,
+                overrides,
+                devices,
+                "degrade",
+                left=clock.left,
+                blend=blend,
+            )
         except NothingWorkedError as error:
             return Outcome("failed", str(error), facts | _counts(error.slides, error.slides))
         report, failed = done.report, len(done.failures)
@@ -101,7 +133,9 @@ def infer(
             f"{done.path}: {report.rows} rows, {report.empty} empty masks, {failed} of them after a failure, "
             f"mean coverage {report.mean_coverage:.2%}"
         )
-        return Outcome("degraded" if done.trouble else "complete", done.trouble or sentence, facts | _counts(report.rows, failed))
+        return Outcome(
+            "degraded" if done.trouble else "complete", done.trouble or sentence, facts | _counts(report.rows, failed)
+        )
 
     outcome = _guarded(job, working, scratch)
     if outcome.status == "failed" and not (working / SUBMISSION).is_file():
@@ -116,7 +150,9 @@ def infer(
 def tiles(
     config: str, overrides: Sequence[str] = (), root: Path = INPUT, working: Path = WORKING, scratch: Path | None = None
 ) -> Outcome:
-    """Cut the training slides at an experiment's scale into `working`/stores/<fingerprint>, for training kernels to attach."""
+    """Cut the training slides at an experiment's scale into `working`/stores/<fingerprint>, for training kernels to
+    attach.
+    """
 
     def job(temporary: Path) -> Outcome:
         from hubmap_kit import experiment
@@ -129,7 +165,9 @@ def tiles(
         settings = experiment.load(config, overrides, str(data))
         slides = of_organs(read_train(data / "train.csv"), settings.data)
         store = open_or_build(working / "stores", slides, settings.scale, settings.tiles)
-        return Outcome("complete", f"{store.folder}: {len(store)} slides, {len(store.tiles)} tiles of {settings.tiles.size} px")
+        return Outcome(
+            "complete", f"{store.folder}: {len(store)} slides, {len(store.tiles)} tiles of {settings.tiles.size} px"
+        )
 
     return _guarded(job, working, scratch)
 
@@ -158,7 +196,10 @@ def _guarded(job: Callable[[Path], Outcome], working: Path, scratch: Path | None
         # A traceback belongs into the log; its last line must still be the script's marker.
         log.exception("unexpected")
         if "out of memory" in str(error):
-            return Outcome("failed", "the card ran out of memory; lower training.batch_size, inference.batch_size or tiles.size with --set")
+            return Outcome(
+                "failed",
+                "the card ran out of memory; lower training.batch_size, inference.batch_size or tiles.size with --set",
+            )
         return Outcome("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 

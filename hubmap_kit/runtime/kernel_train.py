@@ -26,9 +26,16 @@ log = logging.getLogger(__name__)
 
 
 def train_attached(
-    config: str, folds: Sequence[int], overrides: Sequence[str], clock: Clock, devices: Sequence[torch.device], root: Path,
-    working: Path, scratch: Path, must_resume: bool = False,
-) -> str:  # fmt: skip
+    config: str,
+    folds: Sequence[int],
+    overrides: Sequence[str],
+    clock: Clock,
+    devices: Sequence[torch.device],
+    root: Path,
+    working: Path,
+    scratch: Path,
+    must_resume: bool = False,
+) -> str:
     """Train, and return one sentence about the result. Raises HubmapError, OutOfTime among them."""
     attached = mounts.inputs(root, scratch)
     data = attached.competition()
@@ -37,21 +44,28 @@ def train_attached(
     resume = _bring_back(attached, out)
     if must_resume and not resume:
         raise KernelError(
-            f"no attached output holds a begun run '{out.name}' to go on with; mounted are {attached.tree()}; attach the output of a session "
-            "that trained an epoch, or push without --resume to begin anew"
+            f"no attached output holds a begun run '{out.name}' to go on with; mounted are {attached.tree()}; attach"
+            " the output of a session that trained an epoch, or push without --resume to begin anew"
         )
     settings = _with_weights(settings, attached, resume)
     settings = adapt(settings, detect() if devices[0].type == "cuda" else profile("cpu"), len(devices))
-    stores = _link_store(attached, of_organs(read_train(data / "train.csv"), settings.data), settings, scratch / "stores")
+    stores = _link_store(
+        attached, of_organs(read_train(data / "train.csv"), settings.data), settings, scratch / "stores"
+    )
     names = ",".join(str(device) for device in devices)
     try:
         table = train(settings, out, list(folds) or None, resume, names, stores, clock, degrade=True)
     except CheckpointError as error:
         if not resume:
             raise
-        raise KernelError(f"{error}; in a kernel, detach the former output or give the run another name with --set name=NAME") from error
+        raise KernelError(
+            f"{error}; in a kernel, detach the former output or give the run another name with --set name=NAME"
+        ) from error
     done, left = table[table["finished"]], list(unfinished(out, settings.training).values())
-    sentence = f"{out}: {done['fold'].nunique()} folds done, out-of-fold Dice {done['dice'].mean():.4f} over {len(done)} slides"
+    sentence = (
+        f"{out}: {done['fold'].nunique()} folds done, out-of-fold Dice {done['dice'].mean():.4f} over {len(done)}"
+        " slides"
+    )
     return sentence + (f"; not finished, but used if this output is attached: {', '.join(left)}" if left else "")
 
 
@@ -61,7 +75,10 @@ def _bring_back(attached: mounts.Inputs, out: Path) -> bool:
     if found is None:
         return False
     if out.exists():
-        raise KernelError(f"{out} is there already although {found} is to be copied to it; start the kernel with an empty {out.parent}")
+        raise KernelError(
+            f"{out} is there already although {found} is to be copied to it; start the kernel with an empty"
+            f" {out.parent}"
+        )
     log.info("going on with %s", found)
     # File by file: copytree would take over the mount's modes, which allow no writing.
     for source in sorted(path for path in found.rglob("*") if path.is_file()):

@@ -49,21 +49,36 @@ class Found:
         if not suggested:
             advice = "a lower --low" if self.test.exploded else "more --steps, or a larger training.batch_size"
             suggested = f"none: the loss never fell; try {advice}"
-        ended = f"the loss exploded at {self.test.rates[-1]:.2g}" if self.test.exploded and len(self.test.rates) else "the loss never exploded"
+        ended = (
+            f"the loss exploded at {self.test.rates[-1]:.2g}"
+            if self.test.exploded and len(self.test.rates)
+            else "the loss never exploded"
+        )
         if self.test.exploded and not len(self.test.rates):
             ended = "the first loss was no number"
-        return f"suggested learning rate: {suggested} ({ended})\nwritten: {self.table}, {self.picture}\nnext: {self.command}"
+        return (
+            f"suggested learning rate: {suggested} ({ended})\nwritten: {self.table}, {self.picture}\nnext:"
+            f" {self.command}"
+        )
 
 
 def lr_find(
-    settings: Experiment, out: Path, fold: int = 0, steps: int = 100, device: str = "auto", stores: Path | None = None,
-    low: float = 1e-7, high: float = 10.0, words: Sequence[str] = (),
-) -> Found:  # fmt: skip
-    """Train fold `fold` for up to `steps` optimiser steps at rates from `low` to `high`, and write lr_find.csv and lr_find.png to `out`.
+    settings: Experiment,
+    out: Path,
+    fold: int = 0,
+    steps: int = 100,
+    device: str = "auto",
+    stores: Path | None = None,
+    low: float = 1e-7,
+    high: float = 10.0,
+    words: Sequence[str] = (),
+) -> Found:
+    """Train fold `fold` for up to `steps` optimiser steps at rates from `low` to `high`, and write lr_find.csv and
+    lr_find.png to `out`.
 
-    Nothing else in `out` is read, but for a folds.csv, or written: it may be a run folder, whose training is not touched. The whole
-    network learns, also where `training.freeze_epochs` will keep the encoder back. `words` are the arguments of a `hubmap train`
-    that the next command repeats. Raises HubmapError.
+    Nothing else in `out` is read, but for a folds.csv, or written: it may be a run folder, whose training is not
+    touched. The whole network learns, also where `training.freeze_epochs` will keep the encoder back. `words` are the
+    arguments of a `hubmap train` that the next command repeats. Raises HubmapError.
     """
     if not settings.data.folder:
         raise ConfigError("a range test trains on slides; name the folder of their train.csv with --data")
@@ -77,12 +92,18 @@ def lr_find(
     rows = [folds[slide_id] for slide_id in store.slides["id"]]
     valid = [row for row, number in enumerate(rows) if number == fold]
     if len(valid) == len(rows):
-        raise TableError(f"the split puts every slide into fold {fold}, so nothing is left to learn from; use another split")
+        raise TableError(
+            f"the split puts every slide into fold {fold}, so nothing is left to learn from; use another split"
+        )
     tiles = converted_store(settings, slides, stores or out.parent / "stores") or store
     train = [row for row, slide_id in enumerate(tiles.slides["id"]) if folds[slide_id] != fold]
     # The folder of this task is never made: there is no checkpoint to take over, and none is written.
     trainer = FoldTrainer(settings, FoldTask(fold, store, train, valid, out / ".lr-find", chosen, tiles=tiles))
-    with closing(trainer), preserved(trainer.network, trainer.learner.optimizer, chosen), bar(steps, "range test", "step") as progress:
+    with (
+        closing(trainer),
+        preserved(trainer.network, trainer.learner.optimizer, chosen),
+        bar(steps, "range test", "step") as progress,
+    ):
         test = sweep(_stepper(trainer, progress.update), trainer.learner.optimizer, low, high, steps)
     return _written(test, settings, out, fold, words)
 
@@ -90,8 +111,15 @@ def lr_find(
 def _plain(settings: Experiment) -> Experiment:
     """The same experiment without what would change rates, or has no meaning in so few steps."""
     changes = {
-        "schedule": "constant", "ema_decay": 0.0, "swa": 0.0, "hard_share": 0.0, "keep_last": 0, "average_last": False, "freeze_epochs": 0, "sinks": [],
-    }  # fmt: skip
+        "schedule": "constant",
+        "ema_decay": 0.0,
+        "swa": 0.0,
+        "hard_share": 0.0,
+        "keep_last": 0,
+        "average_last": False,
+        "freeze_epochs": 0,
+        "sinks": [],
+    }
     return settings.model_copy(update={"training": settings.training.model_copy(update=changes)})
 
 
@@ -119,7 +147,9 @@ def _written(test: Sweep, settings: Experiment, out: Path, fold: int, words: Seq
     with atomic_path(out / TABLE) as temporary:
         pd.DataFrame({"lr": test.rates, "loss": test.losses, "smoothed": test.smoothed}).to_csv(temporary, index=False)
     places = {"valley": test.valley, "steep": test.steep}
-    save_lr_curve(out / PICTURE, test.rates, test.losses, test.smoothed, places, f"{settings.name}, fold {fold}: range test")
+    save_lr_curve(
+        out / PICTURE, test.rates, test.losses, test.smoothed, places, f"{settings.name}, fold {fold}: range test"
+    )
     rate = test.valley if test.valley is not None else test.steep
     setting = [] if rate is None else ["--set", f"training.lr={rate:.2g}"]
     command = shlex.join(["hubmap", "train", *words, *setting]) if words else " ".join(["hubmap train ...", *setting])

@@ -12,25 +12,36 @@ from hubmap_kit.models import catalog
 from hubmap_kit.models.catalog import ESTIMATE, HEADER, NETWORKS, Cost, Network
 
 LEGEND = (
-    "GFLOP: one 512 x 512 tile, forward; GMAC, multiply-adds, is half of that. MiB: what training keeps of one tile between forward and backward.\n"
-    f"batch: {ESTIMATE} of the largest batch of such tiles on one 16 GB card (T4, P100) with AdamW and averaged weights; no GPU has run it."
+    "GFLOP: one 512 x 512 tile, forward; GMAC, multiply-adds, is half of that. MiB: what training keeps of one tile"
+    f" between forward and backward.\nbatch: {ESTIMATE} of the largest batch of such tiles on one 16 GB card (T4, P100)"
+    " with AdamW and averaged weights; no GPU has run it."
 )
 
 
 def models_table(families: Sequence[str] = (), wide: bool = False) -> str:
-    """The catalog as text, of some families if given; `wide` adds columns that 120 characters have no room for. Raises ConfigError."""
+    """The catalog as text, of some families if given; `wide` adds columns that 120 characters have no room for.
+
+    Raises ConfigError.
+    """
     from hubmap_kit.report.tables import text_table
 
     chosen = _chosen(families)
     costs = catalog.costs()
-    columns = range(len(HEADER)) if wide else [HEADER.index(name) for name in HEADER if name not in ("was", "GMAC", "fp32 MiB", "fp16 MiB")]
+    columns = (
+        range(len(HEADER))
+        if wide
+        else [HEADER.index(name) for name in HEADER if name not in ("was", "GMAC", "fp32 MiB", "fp16 MiB")]
+    )
     rows = [catalog.table_row(network, costs.get(network.name)) for network in chosen]
     table = text_table([HEADER[column] for column in columns], [[row[column] for column in columns] for row in rows])
     return f"{table}\n\n{LEGEND}\nnext: hubmap models NAME, hubmap train --config net-NAME"
 
 
 def model_details(name: str) -> str:
-    """One network in lines: a name of the catalog, or a shipped experiment or file, whose network is counted now. Raises ConfigError."""
+    """One network in lines: a name of the catalog, or a shipped experiment or file, whose network is counted now.
+
+    Raises ConfigError.
+    """
     try:
         network: Network | None = catalog.find(name)
     except ConfigError as unknown:
@@ -45,7 +56,9 @@ def _chosen(families: Sequence[str]) -> list[Network]:
     known = {network.family.lower() for network in NETWORKS}
     for family in families:
         if family.lower() not in known:
-            raise ConfigError(f"no network of the catalog is of the family '{family}'; there are {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"no network of the catalog is of the family '{family}'; there are {', '.join(sorted(known))}"
+            )
     wanted = {family.lower() for family in families} or known
     return [network for network in NETWORKS if network.family.lower() in wanted]
 
@@ -59,7 +72,11 @@ def _other(name: str, unknown: ConfigError) -> ModelConfig:
 def _lines(name: str, network: Network | None, model: ModelConfig, found: Cost) -> list[str]:
     options = ", ".join(f"{key}: {value}" for key, value in model.options.items()) or "none"
     auxiliary = ", ".join(f"{key} (weight {value:g})" for key, value in model.auxiliary.items()) or "none"
-    whose = [("family", network.family), ("used by", f"{network.whose}: {network.theirs}"), ("experiment", network.config)] if network else []
+    whose = (
+        [("family", network.family), ("used by", f"{network.whose}: {network.theirs}"), ("experiment", network.config)]
+        if network
+        else []
+    )
     facts = [
         *whose,
         ("arch", model.arch),
@@ -67,10 +84,22 @@ def _lines(name: str, network: Network | None, model: ModelConfig, found: Cost) 
         ("options", options),
         ("only in training", auxiliary),
         ("input", f"mean {_triple(model.mean)}, std {_triple(model.std)} of RGB in 0..1"),
-        ("weights", f"{found.parameters:,}, of which {found.encoder_parameters:,} in the encoder ({found.parameters * 4 / 2**20:.0f} MiB in float32)"),
-        ("forward at 512", f"{found.multiply_adds / 1e9:.1f} G multiply-adds = {2 * found.multiply_adds / 1e9:.1f} GFLOP a tile"),
+        (
+            "weights",
+            (
+                f"{found.parameters:,}, of which {found.encoder_parameters:,} in the encoder"
+                f" ({found.parameters * 4 / 2**20:.0f} MiB in float32)"
+            ),
+        ),
+        (
+            "forward at 512",
+            f"{found.multiply_adds / 1e9:.1f} G multiply-adds = {2 * found.multiply_adds / 1e9:.1f} GFLOP a tile",
+        ),
         ("kept for backward", f"{found.saved_fp32_mib} MiB a tile in fp32, {found.saved_fp16_mib} MiB in fp16"),
-        ("batch on 16 GB", f"{_fits(found.batch_fp32)} in fp32, {_fits(found.batch_fp16)} in fp16 ({ESTIMATE}; no GPU has run it)"),
+        (
+            "batch on 16 GB",
+            f"{_fits(found.batch_fp32)} in fp32, {_fits(found.batch_fp16)} in fp16 ({ESTIMATE}; no GPU has run it)",
+        ),
     ]
     width = max(len(key) for key, _ in facts)
     return [name, *(f"  {key.ljust(width)}  {value}" for key, value in facts)]

@@ -1,7 +1,8 @@
 """What is attached to a kernel: the competition's data, published datasets, runs, tile stores.
 
-Kaggle's paths have moved before (`/kaggle/input/<slug>`, then `/kaggle/input/datasets/<owner>/<slug>`), so everything is found by
-what lies in it, at limited depth. Folders with very many entries, such as those of slides, are never gone through.
+Kaggle's paths have moved before (`/kaggle/input/<slug>`, then `/kaggle/input/datasets/<owner>/<slug>`), so everything
+is found by what lies in it, at limited depth. Folders with very many entries, such as those of slides, are never gone
+through.
 """
 
 from __future__ import annotations
@@ -57,13 +58,15 @@ class Inputs:
         if len(found) != 1:
             seen = ", ".join(str(path) for path in found) or "none"
             raise KernelError(
-                f"{self.root} holds {len(found)} folders with {' and '.join(tables)} ({seen}), expected one; attach the competition "
-                f"{COMPETITION} and accept its rules; mounted are {self.tree()}"
+                f"{self.root} holds {len(found)} folders with {' and '.join(tables)} ({seen}), expected one; attach the"
+                f" competition {COMPETITION} and accept its rules; mounted are {self.tree()}"
             )
         return found[0]
 
     def test_table(self) -> Path:
-        """test.csv of the competition; where it is not mounted, its place beside what else tells the ids. Raises KernelError as `competition`.
+        """test.csv of the competition; where it is not mounted, its place beside what else tells the ids.
+
+        Raises KernelError as `competition`.
 
         A rerun need not mount what training uses.
         """
@@ -73,7 +76,8 @@ class Inputs:
         return self.competition(("test.csv",))
 
     def runs(self) -> list[Path]:
-        """All trained runs: folders in the outputs of kernels, and those of published weights, whose hashes are checked.
+        """All trained runs: folders in the outputs of kernels, and those of published weights, whose hashes are
+        checked.
 
         A run whose weights are all in another one too, such as an earlier output of the same training, is left out.
         """
@@ -92,7 +96,9 @@ class Inputs:
             if any(facts["path"] == BLEND_FILE for facts in build.files.values()):
                 found.append(build_id.unfold(dataset, self.scratch / build.build_id) / BLEND_FILE)
         if len(found) > 1:
-            raise KernelError(f"{len(found)} attached datasets of weights hold a {BLEND_FILE}; attach the one that is to be used")
+            raise KernelError(
+                f"{len(found)} attached datasets of weights hold a {BLEND_FILE}; attach the one that is to be used"
+            )
         return found[0] if found else None
 
     def weights_ids(self) -> list[str]:
@@ -100,7 +106,9 @@ class Inputs:
         return [build_id.read(dataset).build_id for dataset in self.datasets.get("weights", [])]
 
     def run_to_resume(self, name: str) -> Path | None:
-        """The run folder `name` in the output of a kernel, with its checkpoints; of several the one with most epochs."""
+        """The run folder `name` in the output of a kernel, with its checkpoints; of several the one with most
+        epochs.
+        """
         found = [folder.path for folder in self.folders if folder.path.name == name and "config.yaml" in folder.names]
         begun = [path for path in found if any(path.glob("fold*/last.ckpt"))]
         return max(begun, key=_progress) if begun else None
@@ -111,11 +119,16 @@ class Inputs:
             # Not hashed again: a store is gigabytes, and whoever opens it compares its sizes.
             build_id.unfold(dataset, self.scratch / build_id.read(dataset).build_id)
         unfolded = sorted(self.scratch.glob(f"tiles-*/*/{tile_store.META}"))
-        candidates = [*(folder.path for folder in self.folders if tile_store.META in folder.names), *(path.parent for path in unfolded)]
+        candidates = [
+            *(folder.path for folder in self.folders if tile_store.META in folder.names),
+            *(path.parent for path in unfolded),
+        ]
         return next((path for path in candidates if tile_store.is_finished(path, fingerprint)), None)
 
     def weights_file(self, name: str) -> Path:
-        """The pretrained weights `name`; safetensors of the same name serve too. Raises KernelError unless there is one.
+        """The pretrained weights `name`; safetensors of the same name serve too.
+
+        Raises KernelError unless there is one.
 
         Published datasets come first, and their hashes are checked.
         """
@@ -124,20 +137,31 @@ class Inputs:
             if any(Path(facts["path"]).name in wanted for facts in build_id.read(dataset).files.values()):
                 build = build_id.verify(dataset)
                 unfolded = build_id.unfold(dataset, self.scratch / build.build_id)
-                return next(unfolded / facts["path"] for facts in build.files.values() if Path(facts["path"]).name in wanted)
+                return next(
+                    unfolded / facts["path"] for facts in build.files.values() if Path(facts["path"]).name in wanted
+                )
         found = [folder.path / match for folder in self.folders for match in sorted(wanted & folder.names)]
         if not found:
-            raise KernelError(f"{name} is in none of the attached inputs; attach the pretrained dataset; mounted are {self.tree()}")
+            raise KernelError(
+                f"{name} is in none of the attached inputs; attach the pretrained dataset; mounted are {self.tree()}"
+            )
         return found[0]
 
     def tree(self) -> str:
         """The folders at the top, for messages."""
-        shown = [str(folder.path.relative_to(self.root)) for folder in self.folders if len(folder.path.relative_to(self.root).parts) <= 3]
+        shown = [
+            str(folder.path.relative_to(self.root))
+            for folder in self.folders
+            if len(folder.path.relative_to(self.root).parts) <= 3
+        ]
         return ", ".join(shown[1:SHOWN]) or "no folders"
 
 
 def inputs(root: Path, scratch: Path) -> Inputs:
-    """Look through `root`; nothing is read but names and the small BUILD_ID.json files. `scratch` is for symbolic links."""
+    """Look through `root`; nothing is read but names and the small BUILD_ID.json files.
+
+    `scratch` is for symbolic links.
+    """
     folders = sorted(_walk(root, DEPTH), key=lambda folder: (len(folder.path.parts), folder.path))
     datasets: dict[str, dict[str, Path]] = {}
     for folder in folders:
@@ -169,13 +193,16 @@ def with_weights(root: Path, scratch: Path, wanted: str) -> Inputs:
         return found  # the file that is missing or cut off is named by whoever reads it
     held = f"the weights {', '.join(whole)}" if whole else "no published weights"
     raise KernelError(
-        f"{root} holds {held}, expected build {wanted}: the dataset's new version has not propagated, or is not attached; run this again, or push "
-        "weights and kernel again"
+        f"{root} holds {held}, expected build {wanted}: the dataset's new version has not propagated, or is not"
+        " attached; run this again, or push weights and kernel again"
     )
 
 
 def _is_whole(folder: Path) -> bool:
-    return all((folder / name).is_file() and (folder / name).stat().st_size == facts["bytes"] for name, facts in build_id.read(folder).files.items())
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == facts["bytes"]
+        for name, facts in build_id.read(folder).files.items()
+    )
 
 
 def _walk(top: Path, depth: int) -> Iterator[Folder]:

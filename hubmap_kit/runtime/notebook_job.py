@@ -1,4 +1,6 @@
-"""The notebook job: papermill executes the shipped notebook for an experiment and leaves the executed copy in the run folder."""
+"""The notebook job: papermill executes the shipped notebook for an experiment and leaves the executed copy in the run
+folder.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,21 @@ def shipped_notebook() -> Path:
 
 
 def notebook(
-    config: str, out: Path, data: str = "", overrides: Sequence[str] = (), folds: Sequence[int] | None = None, device: str = "auto",
-    stores: Path | None = None, resume: bool = False,
-) -> Path:  # fmt: skip
-    """Train and report by the shipped notebook; returns its executed copy, `out`/notebook.ipynb, which holds every picture.
+    config: str,
+    out: Path,
+    data: str = "",
+    overrides: Sequence[str] = (),
+    folds: Sequence[int] | None = None,
+    device: str = "auto",
+    stores: Path | None = None,
+    resume: bool = False,
+) -> Path:
+    """Train and report by the shipped notebook; returns its executed copy, `out`/notebook.ipynb, which holds every
+    picture.
 
-    With `resume` an empty `config` is the run's own; a run that is finished is only reported.
-    While it runs, the copy grows beside `out`, as <name>.notebook.ipynb, because a training wants a new folder. After an error it is
-    in the run if that has begun, else it stays there. Raises ConfigError and CheckpointError before anything runs, and HubmapError
+    With `resume` an empty `config` is the run's own; a run that is finished is only reported. While it runs, the copy
+    grows beside `out`, as <name>.notebook.ipynb, because a training wants a new folder. After an error it is in the run
+    if that has begun, else it stays there. Raises ConfigError and CheckpointError before anything runs, and HubmapError
     for an error in the notebook and where papermill is not installed.
     """
     papermill = _import_papermill()
@@ -53,9 +62,15 @@ def notebook(
     if not resume and (any(out.glob(f"fold*/{CHECKPOINT_FILE}")) or any(out.glob(f"fold*/{MODEL_FILE}"))):
         raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     values = {
-        "config": config, "data": data, "out": str(out), "overrides": list(overrides), "folds": list(folds) if folds is not None else None,
-        "device": device, "stores": str(stores) if stores else "", "resume": resume,
-    }  # fmt: skip
+        "config": config,
+        "data": data,
+        "out": str(out),
+        "overrides": list(overrides),
+        "folds": list(folds) if folds is not None else None,
+        "device": device,
+        "stores": str(stores) if stores else "",
+        "resume": resume,
+    }
     growing = out.parent / f"{out.name}.{COPY_FILE}"
     growing.parent.mkdir(parents=True, exist_ok=True)
     log.info("the notebook runs; its copy grows in %s", growing)
@@ -67,10 +82,14 @@ def notebook(
 
 
 def draw_run_overlays(run: Path, device: str = "auto") -> list[Path]:
-    """Draw, for each organ, a run's held-out slide with the median Dice, from its oof.csv; returns the paths of the pictures."""
+    """Draw, for each organ, a run's held-out slide with the median Dice, from its oof.csv; returns the paths of the
+    pictures.
+    """
     settings = run_settings(run)
     table = pd.read_csv(run / "oof.csv", dtype={"id": str})
-    return train_job.draw_overlays(run, settings, read_train(train_job.train_csv(settings)), table, choose_device(device.partition(",")[0]))
+    return train_job.draw_overlays(
+        run, settings, read_train(train_job.train_csv(settings)), table, choose_device(device.partition(",")[0])
+    )
 
 
 def _import_papermill() -> Any:
@@ -78,7 +97,10 @@ def _import_papermill() -> Any:
         importlib.import_module("ipykernel")
         return importlib.import_module("papermill")
     except ImportError as error:
-        raise HubmapError(f"{error.name or 'papermill'}, which executes notebooks, is not installed; pip install 'hubmap-kit[notebook]'") from error
+        raise HubmapError(
+            f"{error.name or 'papermill'}, which executes notebooks, is not installed; pip install"
+            " 'hubmap-kit[notebook]'"
+        ) from error
 
 
 def _execute(papermill: Any, copy: Path, values: dict[str, Any]) -> str:
@@ -87,13 +109,17 @@ def _execute(papermill: Any, copy: Path, values: dict[str, Any]) -> str:
     from papermill.exceptions import PapermillExecutionError
 
     try:
-        papermill.execute_notebook(str(shipped_notebook()), str(copy), values, kernel_name=KERNEL, progress_bar=False, log_output=False)
+        papermill.execute_notebook(
+            str(shipped_notebook()), str(copy), values, kernel_name=KERNEL, progress_bar=False, log_output=False
+        )
     except PapermillExecutionError as error:
         said = _COLOURS.sub("", str(error.evalue)).strip().splitlines() or [""]
         kind = "" if _is_ours(error.ename) else f"{error.ename}: "
         return f"the notebook stopped in its cell {error.exec_count}: {kind}{said[0].rstrip('.')}"
     except DeadKernelError:
-        return "the notebook's process died, mostly for want of memory; lower training.batch_size or tiles.size with --set"
+        return (
+            "the notebook's process died, mostly for want of memory; lower training.batch_size or tiles.size with --set"
+        )
     return ""
 
 

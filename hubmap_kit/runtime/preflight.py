@@ -16,17 +16,24 @@ from hubmap_kit.training.sinks import check_sinks
 
 
 def check_experiment(settings: Experiment, device: torch.device, pretrained: bool = True) -> None:
-    """Build the loss and the network, weights included, and put one batch of zeros through both, as training and inference will.
+    """Build the loss and the network, weights included, and put one batch of zeros through both, as training and
+    inference will.
 
-    Catches misspelt names, weights of another encoder, networks that need another tile size, and batches too small for batch
-    norm. With `pretrained` off the encoder's weights file is not asked for: a run that goes on may not need it any more.
-    Raises ConfigError and WeightsError.
+    Catches misspelt names, weights of another encoder, networks that need another tile size, and batches too small for
+    batch norm. With `pretrained` off the encoder's weights file is not asked for: a run that goes on may not need it
+    any more. Raises ConfigError and WeightsError.
     """
     loss = Objective(settings)
     if settings.augment.mixing.get("mixup") and "lovasz" in settings.training.loss.lower():
-        raise ConfigError("augment.mixing has mixup, whose masks are soft, but training.loss has lovasz, which takes hard ones; drop one of them")
+        raise ConfigError(
+            "augment.mixing has mixup, whose masks are soft, but training.loss has lovasz, which takes hard ones; drop"
+            " one of them"
+        )
     if settings.augment.mixing.get("mixup") and settings.model.classes == "organs":
-        raise ConfigError("augment.mixing has mixup, whose masks are shares of a unit, but model.classes is organs, whose masks are indices; drop one")
+        raise ConfigError(
+            "augment.mixing has mixup, whose masks are shares of a unit, but model.classes is organs, whose masks are"
+            " indices; drop one"
+        )
     Changes(settings.augment)
     autocast_dtype(settings.training.precision, device)
     check_conversion(settings)
@@ -43,18 +50,24 @@ def check_experiment(settings: Experiment, device: torch.device, pretrained: boo
             _check_shape(logits_of(outputs), (batch, channels, size, size))
             about = About(torch.zeros(batch, dtype=torch.int64, device=device), torch.zeros(batch, device=device))
             loss(outputs, torch.zeros(batch, 1, size, size, device=device), about)
-            _check_shape(network.eval()(torch.zeros(1, 3, window, window, device=device)), (1, channels, window, window))
+            _check_shape(
+                network.eval()(torch.zeros(1, 3, window, window, device=device)), (1, channels, window, window)
+            )
     except HubmapError:
         raise
     except Exception as error:
         # Networks refuse a size or a batch in as many ways as there are networks.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{settings.model.arch} on {settings.model.encoder} cannot take batches of {batch} tiles of {size} px and windows of {window} px "
-            f"({reason}); change tiles.size, inference.window, training.batch_size or the network"
+            f"{settings.model.arch} on {settings.model.encoder} cannot take batches of {batch} tiles of {size} px and"
+            f" windows of {window} px ({reason}); change tiles.size, inference.window, training.batch_size or the"
+            " network"
         ) from error
 
 
 def _check_shape(logits: torch.Tensor, expected: tuple[int, ...]) -> None:
     if tuple(logits.shape) != expected:
-        raise ConfigError(f"the network turns input into logits of shape {tuple(logits.shape)} where {expected} is needed; mend model.options")
+        raise ConfigError(
+            f"the network turns input into logits of shape {tuple(logits.shape)} where {expected} is needed; mend"
+            " model.options"
+        )

@@ -1,4 +1,6 @@
-"""`hubmap pseudo`: an ensemble labels slides, rules keep the labels that it is sure of, and a versioned train table holds them."""
+"""`hubmap pseudo`: an ensemble labels slides, rules keep the labels that it is sure of, and a versioned train table
+holds them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hubmap_kit.competition import external, rle, slides as slide_files
+from hubmap_kit.competition import external, rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.external import IMAGES, TEST, TRAIN, Row
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import TEST_COLUMNS, Slide, read_test
@@ -36,31 +39,48 @@ class Pseudo:
 
 
 def pseudo(
-    runs: Sequence[Path], data: Path, out: Path, rules: Rules | None = None, folds: Sequence[int] | None = None, overrides: Sequence[str] = (),
-    device: str = "auto", only: Sequence[str] = (), weight: float = 1.0,
-) -> Pseudo:  # fmt: skip
-    """Label the slides of `data` (a table, or a folder with test.csv or else train.csv, whose own masks are not looked at).
+    runs: Sequence[Path],
+    data: Path,
+    out: Path,
+    rules: Rules | None = None,
+    folds: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    only: Sequence[str] = (),
+    weight: float = 1.0,
+) -> Pseudo:
+    """Label the slides of `data` (a table, or a folder with test.csv or else train.csv, whose own masks are not looked
+    at).
 
-    Who may label a slide is the rule of `pseudo_voices.Choir`. Writes into `out`: pseudo.csv, every slide with its scores, kept or why
-    not; train.csv of the kept, with provenance pseudo:<weights id>, parent, fold, weight and version, and links to the slides;
-    pseudo.json with rules and weights; kept.png and refused.png. The tables are kept for each version in versions/<version>/ too.
-    Predictions are kept as they are made, so a killed job goes on, and other rules cost no prediction. A slide that cannot be read
-    is refused with that reason. Raises CheckpointError, TableError for `only` ids that are not there and for runs that do not fit.
+    Who may label a slide is the rule of `pseudo_voices.Choir`. Writes into `out`: pseudo.csv, every slide with its
+    scores, kept or why not; train.csv of the kept, with provenance pseudo:<weights id>, parent, fold, weight and
+    version, and links to the slides; pseudo.json with rules and weights; kept.png and refused.png. The tables are kept
+    for each version in versions/<version>/ too. Predictions are kept as they are made, so a killed job goes on, and
+    other rules cost no prediction. A slide that cannot be read is refused with that reason. Raises CheckpointError,
+    TableError for `only` ids that are not there and for runs that do not fit.
     """
     rules = rules or Rules()
     if not 0 < weight <= 1:
-        raise TableError(f"--weight is {weight:g}, but the weight of a label lies above 0 and is at most 1; pass such a number")
+        raise TableError(
+            f"--weight is {weight:g}, but the weight of a label lies above 0 and is at most 1; pass such a number"
+        )
     slides, rows = _slides(data, only)
     choir = Choir(runs, parents_of(list(rows.values())), folds, overrides, device)
     who = {slide.id: (choir.may_label(slide.id), choir.fold_of(slide.id)) for slide in slides}
     key = choir.key
     judged = []
-    with Predictions(out / VERSIONS / f"predictions-{key}.jsonl") as kept, bar(len(slides), "pseudo", "slide") as progress:
+    with (
+        Predictions(out / VERSIONS / f"predictions-{key}.jsonl") as kept,
+        bar(len(slides), "pseudo", "slide") as progress,
+    ):
         for slide in slides:
             judged.append(_judge(slide, rows[slide.id], *who[slide.id], rules, kept))
             progress.set_postfix_str(f"{slide.organ} {slide.id}", refresh=False)
             progress.update(1)
-    cells = [{name: cell for name, cell in rows[slide.id].items() if name != "rle"} | {"fold": who[slide.id][1]} for slide in slides]
+    cells = [
+        {name: cell for name, cell in rows[slide.id].items() if name != "rle"} | {"fold": who[slide.id][1]}
+        for slide in slides
+    ]
     version = short_hash([key, rules.plain(), weight, cells])
     write_tables(out, judged, choir, rules, version, weight, runs)
     _draw(out, judged)
@@ -69,7 +89,10 @@ def pseudo(
 
 
 def rules_from(confidence: float, inside: float, agreement: float, coverage: Sequence[str]) -> Rules:
-    """Rules from the words of a command line; `coverage` as ORGAN=LEAST:MOST in shares of the slide. Raises TableError."""
+    """Rules from the words of a command line; `coverage` as ORGAN=LEAST:MOST in shares of the slide.
+
+    Raises TableError.
+    """
     default = Rules()
     bounds = dict(default.coverage)
     for text in coverage:
@@ -79,9 +102,16 @@ def rules_from(confidence: float, inside: float, agreement: float, coverage: Seq
         except ValueError:
             least, most = math.nan, math.nan
         if organ not in ORGANS or not 0 <= least < most <= 1:
-            raise TableError(f"--coverage {text} has no ORGAN=LEAST:MOST form with 0 <= LEAST < MOST <= 1; write for instance lung=0.001:0.1")
+            raise TableError(
+                f"--coverage {text} has no ORGAN=LEAST:MOST form with 0 <= LEAST < MOST <= 1; write for instance"
+                " lung=0.001:0.1"
+            )
         bounds[organ] = (least, most)
-    for option, value, top in (("--confidence", confidence, 0.5), ("--inside", inside, 1.0), ("--agreement", agreement, 1.0)):
+    for option, value, top in (
+        ("--confidence", confidence, 0.5),
+        ("--inside", inside, 1.0),
+        ("--agreement", agreement, 1.0),
+    ):
         if not 0 <= value <= top:
             raise TableError(f"{option} is {value:g}, but it lies between 0 and {top:g}; pass such a number")
     return Rules(confidence, inside, agreement, bounds)
@@ -131,4 +161,8 @@ def _shown(one: Judged) -> Shown:
     scores = one.label.scores
     told = {"sure": scores.confidence, "inside": scores.inside, "agree": scores.agreement, "cover": scores.coverage}
     line = "  ".join(f"{name} {value:.3f}" for name, value in told.items() if not math.isnan(value))
-    return Shown(one.slide.id, f"{one.slide.organ} {one.slide.id}  {line}", 0.0 if math.isnan(scores.confidence) else scores.confidence)
+    return Shown(
+        one.slide.id,
+        f"{one.slide.organ} {one.slide.id}  {line}",
+        0.0 if math.isnan(scores.confidence) else scores.confidence,
+    )

@@ -30,7 +30,9 @@ FORMAT = 1  # of the scores: predictions that are kept under another one are mad
 
 @dataclass(frozen=True)
 class Voice:
-    """One fold of one run: its number, the run's place among the runs, its name in tables, its weights' sha256, and its network."""
+    """One fold of one run: its number, the run's place among the runs, its name in tables, its weights' sha256, and its
+    network.
+    """
 
     run: int
     fold: int
@@ -52,17 +54,26 @@ class Labelled:
 class Choir:
     """All voices, and which of them may label a slide.
 
-    The rule against leaks: a slide of a run's training table, a slide that descends from one (column `parent`, of either table), and
-    one of the same known duplicate tissue are labelled only by the fold of that run for which this tissue was held out. Every other
-    fold has learnt the tissue's own labels, and would hand them on. The label's row keeps the fold number, so that the slide is held
-    out again together with its tissue. Slides that no run knows may be labelled by all folds.
+    The rule against leaks: a slide of a run's training table, a slide that descends from one (column `parent`, of
+    either table), and one of the same known duplicate tissue are labelled only by the fold of that run for which this
+    tissue was held out. Every other fold has learnt the tissue's own labels, and would hand them on. The label's row
+    keeps the fold number, so that the slide is held out again together with its tissue. Slides that no run knows may be
+    labelled by all folds.
 
-    What remains: the folds that label a foreign slide have, together, learnt from all training slides, so a fold that is later
-    trained on that label meets a faint echo of its own held-out slides. Labels made with one fold only (`folds`), used for training
-    that fold only, are free of that too. And a run's kept epochs and thresholds were chosen on its held-out slides: a few numbers a run.
+    What remains: the folds that label a foreign slide have, together, learnt from all training slides, so a fold that
+    is later trained on that label meets a faint echo of its own held-out slides. Labels made with one fold only
+    (`folds`), used for training that fold only, are free of that too. And a run's kept epochs and thresholds were
+    chosen on its held-out slides: a few numbers a run.
     """
 
-    def __init__(self, runs: Sequence[Path], parents: Mapping[str, str], folds: Sequence[int] | None, overrides: Sequence[str], device: str) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Path],
+        parents: Mapping[str, str],
+        folds: Sequence[int] | None,
+        overrides: Sequence[str],
+        device: str,
+    ) -> None:
         chosen = choose_device(device)
         tables, links = [], [parents]
         self._names = [str(run) for run in runs]
@@ -93,16 +104,30 @@ class Choir:
         parts: list[object] = [FORMAT]
         for voice in self.voices:
             settings = voice.ensemble.experiment.model_dump(mode="json", include={"model", "scale", "inference"})
-            parts.append([voice.name, voice.digest, settings, voice.ensemble.thresholds, *digest_words(voice.ensemble.references)])
+            parts.append(
+                [
+                    voice.name,
+                    voice.digest,
+                    settings,
+                    voice.ensemble.thresholds,
+                    *digest_words(voice.ensemble.references),
+                ]
+            )
         return short_hash(parts)
 
     def fold_of(self, slide_id: str) -> int | None:
-        """The fold that a slide's tissue lies in; None where no run knows it. Raises TableError where runs do not agree on it."""
+        """The fold that a slide's tissue lies in; None where no run knows it.
+
+        Raises TableError where runs do not agree on it.
+        """
         found = self._held_out(slide_id)
         numbers = {fold: self._names[place] for place, fold in enumerate(found) if fold is not None}
         if len(numbers) > 1:
             told = ", ".join(f"{fold} in {name}" for fold, name in sorted(numbers.items()))
-            raise TableError(f"slide {slide_id} or its tissue lies in fold {told}; labels that are trained on together need runs of one split")
+            raise TableError(
+                f"slide {slide_id} or its tissue lies in fold {told}; labels that are trained on together need runs of"
+                " one split"
+            )
         return next(iter(numbers), None)
 
     def may_label(self, slide_id: str) -> list[Voice]:
@@ -117,9 +142,14 @@ class Choir:
 
 
 def label(slide: Slide, pixels: np.ndarray, voices: Sequence[Voice]) -> Labelled:
-    """The mask of a slide (H, W, 3) by the mean of its voices: folds within a run first, then runs, as `hubmap predict` does."""
+    """The mask of a slide (H, W, 3) by the mean of its voices: folds within a run first, then runs, as `hubmap predict`
+    does.
+    """
     masks, total, team = [], np.zeros(pixels.shape[:2], np.float32), []
-    of_run = {place: [voice for voice in voices if voice.run == place] for place in dict.fromkeys(voice.run for voice in voices)}
+    of_run = {
+        place: [voice for voice in voices if voice.run == place]
+        for place in dict.fromkeys(voice.run for voice in voices)
+    }
     for members in of_run.values():
         team.append(members[0].ensemble)
         for voice in members:
@@ -134,7 +164,12 @@ def label(slide: Slide, pixels: np.ndarray, voices: Sequence[Voice]) -> Labelled
 def _parents(run: Path, folder: Path) -> dict[str, str]:
     """Parents among a run's own training slides, as far as its table is still where it was."""
     if not (folder / TRAIN).is_file():
-        log.warning("%s was trained on %s, which is not here; which of its slides descend from others is not known, only their ids are", run, folder)
+        log.warning(
+            "%s was trained on %s, which is not here; which of its slides descend from others is not known, only their"
+            " ids are",
+            run,
+            folder,
+        )
         return {}
     return parents_of(external.read_table(folder / TRAIN))
 

@@ -1,4 +1,6 @@
-"""`hubmap external restain`: copies of training slides in other stains, as a data folder of their own that is joined with the originals'."""
+"""`hubmap external restain`: copies of training slides in other stains, as a data folder of their own that is joined
+with the originals'.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ SPARE = 1.25  # copies have more contrast than many a slide, and so compress les
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be made: of each slide its copies (id -> look), the rows of the slides by id, and the bytes of all and of missing copies."""
+    """What will be made: of each slide its copies (id -> look), the rows of the slides by id, and the bytes of all and
+    of missing copies.
+    """
 
     recipe: Recipe
     slides: Sequence[Slide]
@@ -56,11 +60,17 @@ class Plan:
     def told(self) -> str:
         """One line on what will be made and how large it is."""
         count = sum(map(len, self.copies.values()))
-        text = f"{count} copies of {len(self.slides)} slides ({', '.join(self.recipe.looks)}), about {_bytes(self.size)} in all"
+        text = (
+            f"{count} copies of {len(self.slides)} slides ({', '.join(self.recipe.looks)}), about {_bytes(self.size)}"
+            " in all"
+        )
         if self.missing < count:
             text += f"; {count - self.missing} are there, {self.missing} to make"
         if self.size > NOTEBOOK_BYTES / 2 and self.recipe.reduce < REDUCES[-1]:
-            text += f"; a Kaggle notebook may write {_bytes(NOTEBOOK_BYTES)}, and --reduce {2 * self.recipe.reduce} makes it about {_bytes(self.size / 4)}"
+            text += (
+                f"; a Kaggle notebook may write {_bytes(NOTEBOOK_BYTES)}, and --reduce {2 * self.recipe.reduce} makes"
+                f" it about {_bytes(self.size / 4)}"
+            )
         return text
 
 
@@ -74,34 +84,50 @@ class Restained:
 
 
 def prepare(
-    data: Path, out: Path, copies: int | None = None, looks: str = "", references: Path | None = None, reduce: int = 1, test: Sequence[Path] = ()
+    data: Path,
+    out: Path,
+    copies: int | None = None,
+    looks: str = "",
+    references: Path | None = None,
+    reduce: int = 1,
+    test: Sequence[Path] = (),
 ) -> Plan:
-    """Plan `copies` (None: one a look) of every slide of `data` (a data folder or train table) in the colours of the `looks`.
+    """Plan `copies` (None: one a look) of every slide of `data` (a data folder or train table) in the colours of the
+    `looks`.
 
-    `looks` are some of pas, he and test ("pas,he"; empty: all). The first two are the `references` (a folder; None: drawn slides) whose
-    names tell them; test are the pictures `test`, or those of test_images/ beside the table. `reduce` makes copies 1, 2 or 4 times
-    coarser. Copies are not copied again. Raises ConfigError, TableError, SlideError, and HubmapError where the disk is too small.
+    `looks` are some of pas, he and test ("pas,he"; empty: all). The first two are the `references` (a folder; None:
+    drawn slides) whose names tell them; test are the pictures `test`, or those of test_images/ beside the table.
+    `reduce` makes copies 1, 2 or 4 times coarser. Copies are not copied again. Raises ConfigError, TableError,
+    SlideError, and HubmapError where the disk is too small.
     """
     table = data / TRAIN if data.is_dir() else data
     if reduce not in REDUCES:
-        raise ConfigError(f"--reduce is {reduce}, but copies are {', '.join(map(str, REDUCES))} times coarser than their slides; choose one of them")
+        raise ConfigError(
+            f"--reduce is {reduce}, but copies are {', '.join(map(str, REDUCES))} times coarser than their slides;"
+            " choose one of them"
+        )
     _check_out(table, out)
-    rows = {row["id"]: row for row in external.read_table(table) if not row.get("provenance", "").startswith(f"{KIND}:")}
+    rows = {
+        row["id"]: row for row in external.read_table(table) if not row.get("provenance", "").startswith(f"{KIND}:")
+    }
     slides = [slide for slide in read_train(table) if slide.id in rows]
     if not slides:
         raise TableError(f"{table} holds nothing but restained copies; name the table of their originals")
     recipe = Recipe(_references(_names(looks), references, table.parent, test), reduce, out / IMAGES[TRAIN])
     count = len(recipe.looks) if copies is None else copies
     if count < 1:
-        raise ConfigError(f"--copies is {count}, but at least one copy of each slide was expected; pass a larger number")
+        raise ConfigError(
+            f"--copies is {count}, but at least one copy of each slide was expected; pass a larger number"
+        )
     return _sized(recipe, slides, rows, {slide.id: recipe.copies(slide.id, count) for slide in slides}, out)
 
 
 def restain(plan: Plan, jobs: int = 1) -> Restained:
     """Make the copies of a plan with `jobs` threads, and write train.csv, left_out.csv and copies.png beside them.
 
-    A copy that is there is not made again; a slide that cannot be read, or with too little tissue, is left out with its reason. Each
-    thread takes about 0.6 GB for a slide of 3000 x 3000 pixels. Raises SlideError where nothing could be made.
+    A copy that is there is not made again; a slide that cannot be read, or with too little tissue, is left out with its
+    reason. Each thread takes about 0.6 GB for a slide of 3000 x 3000 pixels. Raises SlideError where nothing could be
+    made.
     """
     sweep(plan.recipe.folder, ".*.tmp*")
     done = Restained()
@@ -116,7 +142,10 @@ def restain(plan: Plan, jobs: int = 1) -> Restained:
             done.rows += rows
             done.kept += kept
     if not done.rows:
-        raise SlideError(f"{plan.out}: none of {len(plan.slides)} slides could be restained, the first because: {next(iter(done.left_out.values()))}")
+        raise SlideError(
+            f"{plan.out}: none of {len(plan.slides)} slides could be restained, the first because:"
+            f" {next(iter(done.left_out.values()))}"
+        )
     left_out = [{"id": slide_id, "reason": reason} for slide_id, reason in done.left_out.items()]
     external.write_table(plan.out / LEFT_OUT, left_out, ("id", "reason"))
     external.write_table(plan.out / TRAIN, done.rows, external.COLUMNS[TRAIN])
@@ -130,18 +159,25 @@ def _check_out(table: Path, out: Path) -> None:
         raise TableError(f"{out} is the folder of the slides themselves; choose another one for the copies with --out")
     own = external.read_table(out / TRAIN) if (out / TRAIN).is_file() else []
     if any(not row.get("provenance", "").startswith(f"{KIND}:") for row in own):
-        raise TableError(f"{out / TRAIN} holds other slides than restained copies, and would be overwritten; choose a new folder with --out")
+        raise TableError(
+            f"{out / TRAIN} holds other slides than restained copies, and would be overwritten; choose a new folder"
+            " with --out"
+        )
 
 
 def _names(text: str) -> list[str]:
     names = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip())) or list(LOOK_NAMES)
     for name in names:
         if name not in LOOK_NAMES:
-            raise ConfigError(f"there is no look '{name}'; known are {', '.join(LOOK_NAMES)}{did_you_mean(name, LOOK_NAMES)}")
+            raise ConfigError(
+                f"there is no look '{name}'; known are {', '.join(LOOK_NAMES)}{did_you_mean(name, LOOK_NAMES)}"
+            )
     return names
 
 
-def _references(names: Sequence[str], folder: Path | None, data: Path, test: Sequence[Path]) -> dict[str, tuple[Reference, ...]]:
+def _references(
+    names: Sequence[str], folder: Path | None, data: Path, test: Sequence[Path]
+) -> dict[str, tuple[Reference, ...]]:
     sorted_ = Looks(pas=(), he=())
     if set(names) & set(LOOKS):
         sorted_ = Looks.of(references_or_drawn(folder or ""))
@@ -150,7 +186,10 @@ def _references(names: Sequence[str], folder: Path | None, data: Path, test: Seq
         found[name] = _test_references(data / IMAGES[TEST], test) if name == TEST_LOOK else getattr(sorted_, name)
         if not found[name]:
             words = " or ".join(LOOKS[name])
-            raise ConfigError(f"no picture in {folder} has {words} as a word of its name, but the look {name} needs one; rename one so, or give other --looks")
+            raise ConfigError(
+                f"no picture in {folder} has {words} as a word of its name, but the look {name} needs one; rename one"
+                " so, or give other --looks"
+            )
     return found
 
 
@@ -159,17 +198,24 @@ def _test_references(folder: Path, named: Sequence[Path]) -> tuple[Reference, ..
     if named:
         return tuple(Reference.of(slide_files.read(path), str(path)) for path in named)
     found = []
-    for path in sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")):
+    for path in sorted(
+        path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    ):
         try:
             found.append(Reference.of(slide_files.read(path), str(path)))
         except HubmapError as error:
             log.warning("%s is no example of the look %s: %s", path, TEST_LOOK, error)
     if not found:
-        raise ConfigError(f"{folder} holds no slide that could show the look {TEST_LOOK}; name one with --test, or leave it out with --looks pas,he")
+        raise ConfigError(
+            f"{folder} holds no slide that could show the look {TEST_LOOK}; name one with --test, or leave it out with"
+            " --looks pas,he"
+        )
     return tuple(found)
 
 
-def _sized(recipe: Recipe, slides: Sequence[Slide], rows: dict[str, Row], copies: dict[str, dict[str, str]], out: Path) -> Plan:
+def _sized(
+    recipe: Recipe, slides: Sequence[Slide], rows: dict[str, Row], copies: dict[str, dict[str, str]], out: Path
+) -> Plan:
     """The plan with its size. Raises HubmapError where the disk has not that much left."""
     share = _bytes_per_pixel(slides, recipe.reduce)
     size, missing, missing_size = 0.0, 0, 0.0
@@ -182,8 +228,8 @@ def _sized(recipe: Recipe, slides: Sequence[Slide], rows: dict[str, Row], copies
     free = shutil.disk_usage(here).free
     if SPARE * missing_size > free:
         raise HubmapError(
-            f"{here} has {_bytes(free)} free, but {missing} copies need about {_bytes(missing_size)}; make room, choose another --out, or make fewer or "
-            f"smaller ones with --copies and --reduce (now {recipe.reduce})"
+            f"{here} has {_bytes(free)} free, but {missing} copies need about {_bytes(missing_size)}; make room, choose"
+            f" another --out, or make fewer or smaller ones with --copies and --reduce (now {recipe.reduce})"
         )
     return plan
 
@@ -198,7 +244,10 @@ def _bytes_per_pixel(slides: Sequence[Slide], reduce: int) -> float:
             continue  # it will be left out when its turn comes
         strip = resize_image(pixels, reduced_shape(pixels.shape[:2], reduce))
         strip = strip[len(strip) // 3 :][:256]
-        shares.append(len(zlib.compress(np.diff(strip, axis=1, prepend=np.uint8(0)).tobytes(), 6)) / (strip.shape[0] * strip.shape[1]))
+        shares.append(
+            len(zlib.compress(np.diff(strip, axis=1, prepend=np.uint8(0)).tobytes(), 6))
+            / (strip.shape[0] * strip.shape[1])
+        )
     return float(np.mean(shares)) if shares else 3.0
 
 
@@ -215,7 +264,9 @@ def _one(plan: Plan, slide: Slide) -> tuple[list[Row], int] | str:
         height, width = slide_files.size(slide.path) if pixels is None else pixels.shape[:2]
         if not all(found.values()):
             return "it shows too little tissue to be restained"
-        return _rows(plan, slide, height, width, {copy_id: provenance or "" for copy_id, provenance in found.items()}), kept
+        return _rows(
+            plan, slide, height, width, {copy_id: provenance or "" for copy_id, provenance in found.items()}
+        ), kept
     except SlideError as error:
         return str(error)
 
@@ -227,8 +278,12 @@ def _rows(plan: Plan, slide: Slide, height: int, width: int, copies: dict[str, s
     if (height, width) != (slide.height, slide.width) or reduce > 1:
         text = rle.encode(resize_mask(decode_for(slide, height, width), shape))
     changed = {
-        "img_height": str(shape[0]), "img_width": str(shape[1]), "pixel_size": f"{slide.um_per_px * reduce:.10g}", "rle": text, "parent": slide.id,
-    }  # fmt: skip
+        "img_height": str(shape[0]),
+        "img_width": str(shape[1]),
+        "pixel_size": f"{slide.um_per_px * reduce:.10g}",
+        "rle": text,
+        "parent": slide.id,
+    }
     return [{**row, **changed, "id": copy_id, "provenance": provenance} for copy_id, provenance in copies.items()]
 
 
@@ -239,11 +294,15 @@ def _sheet(plan: Plan, done: Restained) -> None:
     items: list[Item] = []
     for organ in [organ for organ in ORGANS if organ in first][:SHEET_ROWS]:
         slide, copies = first[organ], list(plan.copies[first[organ].id])[:SHEET_COPIES]
-        items.append(_item(slide.path, slide.rle or "", slide.height, slide.width, f"{organ} {slide.id} ({slide.source})"))
+        items.append(
+            _item(slide.path, slide.rle or "", slide.height, slide.width, f"{organ} {slide.id} ({slide.source})")
+        )
         for copy_id in copies:
             row = rows[copy_id]
             title = row["provenance"].removeprefix(f"{KIND}:")
-            items.append(_item(plan.recipe.path(copy_id), row["rle"], int(row["img_height"]), int(row["img_width"]), title))
+            items.append(
+                _item(plan.recipe.path(copy_id), row["rle"], int(row["img_height"]), int(row["img_width"]), title)
+            )
     contact_sheet(plan.out / SHEET, items, 1 + min(SHEET_COPIES, len(next(iter(plan.copies.values())))))
 
 
@@ -259,8 +318,12 @@ def _tell_strangers(plan: Plan, done: Restained) -> None:
     known = {row["id"] for row in done.rows}
     others = [path for path in plan.recipe.folder.glob("*.tif*") if path.stem not in known]
     if others:
-        log.warning("%s holds %d slides of an earlier time, such as %s, that its table does not list; delete them to save room",
-                    plan.recipe.folder, len(others), others[0].name)  # fmt: skip
+        log.warning(
+            "%s holds %d slides of an earlier time, such as %s, that its table does not list; delete them to save room",
+            plan.recipe.folder,
+            len(others),
+            others[0].name,
+        )
 
 
 def _bytes(size: float) -> str:

@@ -1,6 +1,8 @@
-"""Restained copies of one slide: which look, reference and method each has, and its file, which says what it is made of.
+"""Restained copies of one slide: which look, reference and method each has, and its file, which says what it is made
+of.
 
-All of it follows from the copy's id, the references and the slide, so a repeated job makes the same copies, and finds those that it has.
+All of it follows from the copy's id, the references and the slide, so a repeated job makes the same copies, and finds
+those that it has.
 """
 
 from __future__ import annotations
@@ -31,14 +33,18 @@ DESCRIPTION = 270  # TIFF tag ImageDescription
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all copies share: the references of every look by its name, and how many times coarser than their slides they are."""
+    """What all copies share: the references of every look by its name, and how many times coarser than their slides
+    they are.
+    """
 
     looks: Mapping[str, Sequence[Reference]]
     reduce: int
     folder: Path
 
     def copies(self, slide_id: str, count: int) -> dict[str, str]:
-        """Id -> look of `count` copies of a slide: the looks in turn, from one that its id decides, so that few copies are even as well."""
+        """Id -> look of `count` copies of a slide: the looks in turn, from one that its id decides, so that few copies
+        are even as well.
+        """
         names = list(self.looks)
         first = int(_random(slide_id).integers(len(names)))
         turns = [((first + number) % len(names), number // len(names) + 1) for number in range(count)]
@@ -68,7 +74,9 @@ class Recipe:
         return provenance if provenance and mark == self._mark(slide, copy_id, look) else None
 
     def make(self, slide: Slide, pixels: np.ndarray, copy_id: str, look: str) -> str | None:
-        """Write a copy of a slide's `pixels` (H, W, 3) and return its provenance; None where there is too little tissue to go by."""
+        """Write a copy of a slide's `pixels` (H, W, 3) and return its provenance; None where there is too little tissue
+        to go by.
+        """
         reference, method = self.draw(copy_id, look)
         image = resize_image(pixels, reduced_shape(pixels.shape[:2], self.reduce))
         made = TRANSFERS[method](image, reference)
@@ -77,7 +85,9 @@ class Recipe:
         if made is image:
             return None
         provenance = f"{KIND}:{look}:{plain_name(reference.name)}:{method}"
-        self._write(self.path(copy_id), made, slide.um_per_px * self.reduce, f"{provenance} {self._mark(slide, copy_id, look)}")
+        self._write(
+            self.path(copy_id), made, slide.um_per_px * self.reduce, f"{provenance} {self._mark(slide, copy_id, look)}"
+        )
         return provenance
 
     def _mark(self, slide: Slide, copy_id: str, look: str) -> str:
@@ -89,13 +99,24 @@ class Recipe:
     def _write(self, path: Path, image: np.ndarray, um_per_px: float, description: str) -> None:
         with atomic_path(path) as temporary:
             tifffile.imwrite(
-                temporary, image, photometric="rgb", compression="zlib", predictor=True, rowsperstrip=STRIP_ROWS, metadata=None, software=False,
-                description=description, resolution=(10_000 / um_per_px,) * 2, resolutionunit="CENTIMETER",
-            )  # fmt: skip
+                temporary,
+                image,
+                photometric="rgb",
+                compression="zlib",
+                predictor=True,
+                rowsperstrip=STRIP_ROWS,
+                metadata=None,
+                software=False,
+                description=description,
+                resolution=(10_000 / um_per_px,) * 2,
+                resolutionunit="CENTIMETER",
+            )
 
 
 def plain_name(name: str) -> str:
-    """A reference's name without its folder and suffix, in letters that a TIFF's description and a one-word provenance may hold."""
+    """A reference's name without its folder and suffix, in letters that a TIFF's description and a one-word provenance
+    may hold.
+    """
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(name).stem).strip("-") or "reference"
 
 

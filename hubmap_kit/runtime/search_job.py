@@ -1,4 +1,6 @@
-"""The search job: trains one run after the other with other settings, and leaves the best experiment, a table and a page."""
+"""The search job: trains one run after the other with other settings, and leaves the best experiment, a table and a
+page.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,13 @@ from hubmap_kit.training.search import Outcome, Pruned, Search, Trial, Watch
 from hubmap_kit.training.search_space import Dimension, check_space, read_space
 
 log = logging.getLogger(__name__)
-STUDY_FILE, TRIALS_FILE, BEST_FILE, PAGE_FILE, LOCK_FILE = "study.sqlite", "trials.csv", "best.yaml", "index.html", ".lock"
+STUDY_FILE, TRIALS_FILE, BEST_FILE, PAGE_FILE, LOCK_FILE = (
+    "study.sqlite",
+    "trials.csv",
+    "best.yaml",
+    "index.html",
+    ".lock",
+)
 DRAW_EVERY_S = 60.0
 SHOWN = 10  # trials in the summary
 HOPELESS = 5  # trials that all failed for one reason, and none that did not
@@ -64,18 +72,29 @@ class _Job:
 
 
 def search(
-    config: str, out: Path, words: Sequence[str] = (), file: Path | None = None, overrides: Sequence[str] = (), data: str = "",
-    folds: Sequence[int] | None = (0,), trials: int | None = None, clock: Clock | None = None, seed: int = 0, prune: bool = True,
-    device: str = "auto", stores: Path | None = None,
-) -> Found:  # fmt: skip
+    config: str,
+    out: Path,
+    words: Sequence[str] = (),
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    data: str = "",
+    folds: Sequence[int] | None = (0,),
+    trials: int | None = None,
+    clock: Clock | None = None,
+    seed: int = 0,
+    prune: bool = True,
+    device: str = "auto",
+    stores: Path | None = None,
+) -> Found:
     """Train trials until there are `trials` in all, or until the clock's end where no number is given.
 
-    `words` and `file` are the space (see training.search_space). Every trial is a run folder `out`/trials/<number>; its value is the
-    mean Dice of the held-out slides of `folds` (None: all). `out` keeps the study: the same call goes on with an interrupted search,
-    inside the epoch's trial that it had reached. A trial that fails, for want of memory or for settings that do not go together, is
-    noted as failed. Raises ConfigError for a wrong space, CheckpointError for a folder of something else, HubmapError when all
-    trials failed.
+    `words` and `file` are the space (see training.search_space). Every trial is a run folder `out`/trials/<number>; its
+    value is the mean Dice of the held-out slides of `folds` (None: all). `out` keeps the study: the same call goes on
+    with an interrupted search, inside the epoch's trial that it had reached. A trial that fails, for want of memory or
+    for settings that do not go together, is noted as failed. Raises ConfigError for a wrong space, CheckpointError for
+    a folder of something else, HubmapError when all trials failed.
     """
+
     def load(more: list[str]) -> Experiment:
         return experiment.load(config, [*overrides, *more], data)
 
@@ -85,7 +104,9 @@ def search(
     check_space(space, load)
     choose_devices(device)
     numbers = check_folds(folds, split(read_train(train_job.train_csv(base)), base.data, out))
-    if out.is_file() or (out.is_dir() and not (out / STUDY_FILE).is_file() and any(each.name != LOCK_FILE for each in out.iterdir())):
+    if out.is_file() or (
+        out.is_dir() and not (out / STUDY_FILE).is_file() and any(each.name != LOCK_FILE for each in out.iterdir())
+    ):
         raise CheckpointError(f"{out} is not an empty folder and holds no search; choose a new folder for --out")
     job = _Job(out, load, base, space, numbers, trials, device, stores or out / "stores", clock)
     with _alone(out):
@@ -144,9 +165,16 @@ def _train(job: _Job, trial: Trial) -> float:
     watch = Watch(trial, job.folds)
     watch.catch_up(run)
     table = train_job.train(
-        settings.model_copy(update={"name": f"{job.base.name} trial {trial.number}"}), run, job.folds, (run / "config.yaml").is_file(), job.device,
-        job.stores, job.clock, degrade=True, on_epoch=watch,
-    )  # fmt: skip
+        settings.model_copy(update={"name": f"{job.base.name} trial {trial.number}"}),
+        run,
+        job.folds,
+        (run / "config.yaml").is_file(),
+        job.device,
+        job.stores,
+        job.clock,
+        degrade=True,
+        on_epoch=watch,
+    )
     value = float(table["dice"].mean())
     if not math.isfinite(value):
         raise HubmapError(f"its Dice is {value}")
@@ -154,7 +182,9 @@ def _train(job: _Job, trial: Trial) -> float:
 
 
 def _is_hopeless(outcomes: Sequence[Outcome], space: Sequence[Dimension]) -> bool:
-    """Whether nothing but one failure has come of the first trials, whatever was chosen: every further one would end alike."""
+    """Whether nothing but one failure has come of the first trials, whatever was chosen: every further one would end
+    alike.
+    """
     reasons, failed = {each.reason for each in outcomes}, all(each.state == "failed" for each in outcomes)
     varied = all(len({each.words.get(dimension.key) for each in outcomes}) > 1 for dimension in space)
     return len(outcomes) >= HOPELESS and failed and varied and len(reasons) == 1 and SHORT not in reasons
@@ -173,7 +203,15 @@ def _tell(job: _Job, study: Search, number: int) -> None:
     ended, top = next(each for each in outcomes if each.number == number), _best(outcomes)
     score = f"Dice {ended.value:.4f}" if ended.state == "complete" else f"{ended.state}, {ended.reason}"
     standing = f" (best {top.value:.4f}, trial {top.number})" if top is not None else ""
-    log.info("trial %d%s: %s in %.0f s%s: %s", number, f" of {job.total}" if job.total else "", score, ended.seconds, standing, _said(ended))
+    log.info(
+        "trial %d%s: %s in %.0f s%s: %s",
+        number,
+        f" of {job.total}" if job.total else "",
+        score,
+        ended.seconds,
+        standing,
+        _said(ended),
+    )
 
 
 def _said(outcome: Outcome) -> str:
@@ -182,16 +220,25 @@ def _said(outcome: Outcome) -> str:
 
 def _best(outcomes: Sequence[Outcome]) -> Outcome | None:
     """The complete trial with the highest Dice; the earlier one of equals."""
-    return max((each for each in outcomes if each.state == "complete"), key=lambda each: each.value or 0.0, default=None)
+    return max(
+        (each for each in outcomes if each.state == "complete"), key=lambda each: each.value or 0.0, default=None
+    )
 
 
 def _write(job: _Job, study: Search, last: bool = False) -> None:
     """The table and the best experiment; the page too, if it is some time old or the search ends."""
     outcomes = study.outcomes()
     rows: list[dict[str, Any]] = [
-        {"trial": each.number, "state": each.state, "dice": each.value, "seconds": each.seconds, **each.words, "reason": each.reason}
+        {
+            "trial": each.number,
+            "state": each.state,
+            "dice": each.value,
+            "seconds": each.seconds,
+            **each.words,
+            "reason": each.reason,
+        }
         for each in outcomes
-    ]  # fmt: skip
+    ]
     with atomic_path(job.out / TRIALS_FILE) as temporary:
         columns = ["trial", "state", "dice", "seconds", *(dimension.key for dimension in job.space), "reason"]
         pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False)
@@ -203,7 +250,12 @@ def _write(job: _Job, study: Search, last: bool = False) -> None:
         try:
             save_page(job.out / PAGE_FILE, job.base.name, outcomes, job.space, study.importance(), job.folds)
         except Exception as error:
-            log.warning("%s cannot be drawn (%s: %s); the search is not touched by that", job.out / PAGE_FILE, type(error).__name__, error)
+            log.warning(
+                "%s cannot be drawn (%s: %s); the search is not touched by that",
+                job.out / PAGE_FILE,
+                type(error).__name__,
+                error,
+            )
         job.drawn = time.monotonic()
 
 
@@ -213,15 +265,23 @@ def _finish(job: _Job, study: Search, stopped: str) -> Found:
         _write(job, study, last="SIGTERM" not in stopped)  # a batch system kills some ten seconds after its SIGTERM
     failed = [each for each in outcomes if each.state == "failed"]
     if failed and len(failed) == len(outcomes) and not stopped:
-        raise HubmapError(f"all {len(failed)} trials of {job.out} failed, the last one with: {failed[-1].reason.rstrip('.')}; mend --config or --search")
+        raise HubmapError(
+            f"all {len(failed)} trials of {job.out} failed, the last one with: {failed[-1].reason.rstrip('.')}; mend"
+            " --config or --search"
+        )
     return Found(job.out, outcomes, _best(outcomes), _summary(job, outcomes), stopped)
 
 
 def _summary(job: _Job, outcomes: Sequence[Outcome]) -> str:
     states = [each.state for each in outcomes]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed"))
-    done = sorted((each for each in outcomes if each.state == "complete"), key=lambda each: -(each.value or 0.0))[:SHOWN]
-    rows = [[str(each.number), f"{each.value:.4f}", f"{each.seconds:.0f}", *(short(text) for text in each.words.values())] for each in done]
+    done = sorted((each for each in outcomes if each.state == "complete"), key=lambda each: -(each.value or 0.0))[
+        :SHOWN
+    ]
+    rows = [
+        [str(each.number), f"{each.value:.4f}", f"{each.seconds:.0f}", *(short(text) for text in each.words.values())]
+        for each in done
+    ]
     header = ["trial", "Dice", "seconds", *(dimension.key for dimension in job.space)]
     return f"{len(outcomes)} trials: {counts}" + (f"\n{text_table(header, rows)}" if rows else "")
 

@@ -1,7 +1,7 @@
 """What a run makes of its held-out slides under the shifts: pixel counts of every slide and shift, kept one file each.
 
-A killed evaluation goes on with the files that are there; one that was made with other weights, settings, labels or references
-counts as missing.
+A killed evaluation goes on with the files that are there; one that was made with other weights, settings, labels or
+references counts as missing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Counted:
 
 @dataclass(frozen=True)
 class Battery:
-    """All that the counts depend on, but the slides: the run's settings, its folds' folders, the shifts and where results are kept."""
+    """All that the counts depend on, but the slides: the run's settings, its folds' folders, the shifts and where
+    results are kept.
+    """
 
     settings: Experiment
     folders: Mapping[int, Path]
@@ -67,7 +69,9 @@ class Battery:
         return load_fold(self.settings, self.folders[number], self.device)
 
     def plane(self, ensemble: Ensemble, slide: Slide, shift: str, made: Shifted) -> np.ndarray:
-        """Probabilities (H, W) of a shifted slide at the size that the shift gave it, as the hidden test would ask for them."""
+        """Probabilities (H, W) of a shifted slide at the size that the shift gave it, as the hidden test would ask for
+        them.
+        """
         effort: Effort = replace(ensemble.full_effort, views=self.views)
         return ensemble.probability(made.image, made.um_per_px, effort, slide.organ, source_under(slide, shift))
 
@@ -88,20 +92,30 @@ def read_slide(slide: Slide) -> tuple[np.ndarray, np.ndarray]:
 
 
 def count_all(battery: Battery, slides: Sequence[Slide]) -> dict[tuple[str, str], Counted]:
-    """Counts of every slide of a trained fold under every shift, (id, shift) -> counts; each slide by the fold that never saw it."""
+    """Counts of every slide of a trained fold under every shift, (id, shift) -> counts; each slide by the fold that
+    never saw it.
+    """
     judged = judged_slides(slides)  # a restained copy would count its tissue once more
     mine = [slide for slide in slides if slide.id in judged and battery.folds[slide.id] in battery.folders]
     marks = _Marks(battery)
     for shift in battery.shifts:
         sweep(battery.kept / shift, ".*.tmp*")
-    found = {(slide.id, shift): _read(battery.path(slide, shift), marks(slide, shift)) for slide in mine for shift in battery.shifts}
+    found = {
+        (slide.id, shift): _read(battery.path(slide, shift), marks(slide, shift))
+        for slide in mine
+        for shift in battery.shifts
+    }
     done = {key: value for key, value in found.items() if value is not None}
     if done:
         log.info("%d of %d results are there already", len(done), len(found))
     with bar(len(found), "shifts", "slide") as progress:
         progress.update(len(done))
         for number in battery.folders:
-            due = [slide for slide in mine if battery.folds[slide.id] == number and any((slide.id, shift) not in done for shift in battery.shifts)]
+            due = [
+                slide
+                for slide in mine
+                if battery.folds[slide.id] == number and any((slide.id, shift) not in done for shift in battery.shifts)
+            ]
             ensemble = battery.ensemble(number) if due else None
             for slide in due:
                 pixels, mask = read_slide(slide)
@@ -125,7 +139,9 @@ class _Marks:
         self.battery = battery
         inference = battery.settings.inference
         common = [FORMAT, battery.settings.scale.model_dump(), battery.settings.model.model_dump(), battery.views]
-        self.common = json.dumps([*common, [getattr(inference, key) for key in PLANE_KEYS]], sort_keys=True, default=str)
+        self.common = json.dumps(
+            [*common, [getattr(inference, key) for key in PLANE_KEYS]], sort_keys=True, default=str
+        )
         self.weights = {number: _digest(folder / MODEL_FILE) for number, folder in battery.folders.items()}
         self.looks = _looks_digest(battery.looks)
         self.normalise = {number: self._normalise(number) for number in battery.folders}
@@ -141,11 +157,16 @@ class _Marks:
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
     def _normalise(self, number: int) -> list[object]:
-        """What normalisation adds for a fold; nothing without it, so that results of before there was any remain what they are."""
+        """What normalisation adds for a fold; nothing without it, so that results of before there was any remain what
+        they are.
+        """
         inference = self.battery.settings.inference
         if not inference.normalise:
             return []
-        return [inference.normalise, digest_words(references_of(self.battery.folders[number].parent, inference, number))]
+        return [
+            inference.normalise,
+            digest_words(references_of(self.battery.folders[number].parent, inference, number)),
+        ]
 
 
 def _digest(path: Path) -> str:
@@ -165,7 +186,9 @@ def _looks_digest(looks: Looks) -> str:
 def _write(path: Path, counted: Counted, mark: str) -> None:
     with atomic_path(path) as temporary:
         size = np.array([counted.height, counted.width])
-        np.savez_compressed(temporary, counts=counted.counts, size=size, um_per_px=np.array(counted.um_per_px), mark=np.array(mark))
+        np.savez_compressed(
+            temporary, counts=counted.counts, size=size, um_per_px=np.array(counted.um_per_px), mark=np.array(mark)
+        )
 
 
 def _read(path: Path, mark: str) -> Counted | None:

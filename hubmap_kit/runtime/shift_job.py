@@ -1,4 +1,6 @@
-"""`hubmap evaluate --shift hubmap`: held-out slides plain and under shifts that imitate HuBMAP; tables, a page, thresholds for both."""
+"""`hubmap evaluate --shift hubmap`: held-out slides plain and under shifts that imitate HuBMAP; tables, a page,
+thresholds for both.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,16 @@ from hubmap_kit.inference.ensemble import MODEL_FILE, fold_folders, read_thresho
 from hubmap_kit.inference.postprocess import FITTED_FILE, read_fitted, threshold_for
 from hubmap_kit.models.device import choose_device
 from hubmap_kit.report.overlays import contact_sheet
-from hubmap_kit.report.shift_page import LOST, Results, WorstSlide, gain_of, save_shift_page, save_shift_picture, shift_summary, worst_of
+from hubmap_kit.report.shift_page import (
+    LOST,
+    Results,
+    WorstSlide,
+    gain_of,
+    save_shift_page,
+    save_shift_picture,
+    shift_summary,
+    worst_of,
+)
 from hubmap_kit.runtime.shift_counts import Battery, Counted, count_all, read_slide, source_under
 from hubmap_kit.runtime.train_job import train_csv
 from hubmap_kit.training.counts import HALF, dice_curve
@@ -48,16 +59,26 @@ class ShiftReport:
 
 
 def evaluate_shifted(
-    run: Path, battery: str = HUBMAP, data: str = "", overrides: Sequence[str] = (), device: str = "auto", shifts: str = "", references: str = "",
-    views: str = "", fit: bool = False, pictures: bool = True,
-) -> ShiftReport:  # fmt: skip
-    """Predict a run's held-out slides plain and shifted, each by the fold that never saw it, and write shift.csv, .html and .png.
+    run: Path,
+    battery: str = HUBMAP,
+    data: str = "",
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    shifts: str = "",
+    references: str = "",
+    views: str = "",
+    fit: bool = False,
+    pictures: bool = True,
+) -> ShiftReport:
+    """Predict a run's held-out slides plain and shifted, each by the fold that never saw it, and write shift.csv, .html
+    and .png.
 
-    `shifts` picks some of the battery ("scale,hubmap"); plain is always among them. `references`: folder of stain references
-    whose names tell pas or he; empty: embedded slides. `views`: none, flips or d4 instead of the run's. `overrides`
-    (`inference.key=value`) hold for this evaluation only. `fit` writes thresholds for plain and "hubmap" slides alike into the run's
-    thresholds.json and keeps the former as thresholds.plain.json; figures and page tell Dice at the former. An evaluation that was
-    interrupted goes on. Raises ConfigError, CheckpointError and the errors of slides and tables.
+    `shifts` picks some of the battery ("scale,hubmap"); plain is always among them. `references`: folder of stain
+    references whose names tell pas or he; empty: embedded slides. `views`: none, flips or d4 instead of the run's.
+    `overrides` (`inference.key=value`) hold for this evaluation only. `fit` writes thresholds for plain and "hubmap"
+    slides alike into the run's thresholds.json and keeps the former as thresholds.plain.json; figures and page tell
+    Dice at the former. An evaluation that was interrupted goes on. Raises ConfigError, CheckpointError and the errors
+    of slides and tables.
     """
     if battery not in BATTERIES:
         raise ConfigError(f"--shift is '{battery}'; known is {', '.join(BATTERIES)}{did_you_mean(battery, BATTERIES)}")
@@ -70,7 +91,9 @@ def evaluate_shifted(
     slides = of_organs(read_train(train_csv(work.settings)), work.settings.data)
     work = replace(work, folds=split(slides, work.settings.data, run))
     if not any(number in work.folders for number in work.folds.values()):
-        raise CheckpointError(f"{run} holds no trained fold (fold<k>/{MODEL_FILE}) with held-out slides; train it first")
+        raise CheckpointError(
+            f"{run} holds no trained fold (fold<k>/{MODEL_FILE}) with held-out slides; train it first"
+        )
     counted = count_all(work, slides)
     fitted = read_thresholds(run)
     table = _table(work, slides, counted, fitted)
@@ -88,14 +111,18 @@ def evaluate_shifted(
 
 
 def preview(out: Path, data: str, slide: str = "", references: str = "", shifts: str = "") -> int:
-    """Draw a slide of the train.csv in the folder `data` (its first one when empty) under each shift into the PNG `out`; masks outlined.
+    """Draw a slide of the train.csv in the folder `data` (its first one when empty) under each shift into the PNG
+    `out`; masks outlined.
 
     Returns the number of pictures. Raises HubmapError.
     """
     slides = read_train(Path(data) / "train.csv", check_files=False)
     ids = [each.id for each in slides]
     if slide and slide not in ids:
-        raise TableError(f"{Path(data) / 'train.csv'} has no slide {slide}{did_you_mean(slide, ids)}; name one of its ids with --slide")
+        raise TableError(
+            f"{Path(data) / 'train.csv'} has no slide {slide}{did_you_mean(slide, ids)}; name one of its ids with"
+            " --slide"
+        )
     one, names = slides[ids.index(slide)] if slide else slides[0], names_of(shifts)
     items = preview_shift(*read_slide(one), one.organ, one.um_per_px, one.id, looks_of(references, names), names)
     contact_sheet(out, [(image, mask, None, title) for image, mask, title in items], 4)
@@ -103,38 +130,68 @@ def preview(out: Path, data: str, slide: str = "", references: str = "", shifts:
 
 
 def looks_of(references: str, shifts: Sequence[str]) -> Looks:
-    """The stain references of a folder, or the embedded ones. Raises ConfigError when a shift needs one that is not there."""
+    """The stain references of a folder, or the embedded ones.
+
+    Raises ConfigError when a shift needs one that is not there.
+    """
     found = read_references(references) if references else embedded_references(REFERENCE_SIDE, REFERENCE_SEED)
     looks = Looks.of(found)
     looks.check(shifts)
     return looks
 
 
-def _battery(run: Path, data: str, overrides: Sequence[str], device: str, shifts: Sequence[str], references: str, views: str) -> Battery:
+def _battery(
+    run: Path, data: str, overrides: Sequence[str], device: str, shifts: Sequence[str], references: str, views: str
+) -> Battery:
     settings = run_settings(run, overrides, data)
     folds_table(run)
     for phrase in unfinished(run, settings.training).values():
         log.warning("%s: %s; what is told now is of its best epoch so far, or without it", run, phrase)
     looks = looks_of(references, shifts)
-    return Battery(settings, fold_folders(run), {}, shifts, looks, views or settings.inference.views, run / FOLDER, choose_device(device))
+    return Battery(
+        settings,
+        fold_folders(run),
+        {},
+        shifts,
+        looks,
+        views or settings.inference.views,
+        run / FOLDER,
+        choose_device(device),
+    )
 
 
-def _table(work: Battery, slides: Sequence[Slide], counted: Mapping[tuple[str, str], Counted], fitted: Mapping[str, float]) -> pd.DataFrame:
+def _table(
+    work: Battery, slides: Sequence[Slide], counted: Mapping[tuple[str, str], Counted], fitted: Mapping[str, float]
+) -> pd.DataFrame:
     by_id, rows = {slide.id: slide for slide in slides}, []
     for (slide_id, shift), found in counted.items():
         slide, curve = by_id[slide_id], dice_curve(found.counts)
         threshold = threshold_for(slide.organ, source_under(slide, shift), fitted, work.settings.inference)
-        rows.append({
-            "id": slide_id, "organ": slide.organ, "source": slide.source, "fold": work.folds[slide_id], "shift": shift,
-            "dice": curve[level_of(threshold)], "dice@0.5": curve[HALF], "threshold": threshold,
-            "height": found.height, "width": found.width, "um_per_px": found.um_per_px,
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": slide_id,
+                "organ": slide.organ,
+                "source": slide.source,
+                "fold": work.folds[slide_id],
+                "shift": shift,
+                "dice": curve[level_of(threshold)],
+                "dice@0.5": curve[HALF],
+                "threshold": threshold,
+                "height": found.height,
+                "width": found.width,
+                "um_per_px": found.um_per_px,
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def _fit(work: Battery, slides: Sequence[Slide], counted: Mapping[tuple[str, str], Counted], fitted: Mapping[str, float]) -> list[MixtureFit]:
+def _fit(
+    work: Battery, slides: Sequence[Slide], counted: Mapping[tuple[str, str], Counted], fitted: Mapping[str, float]
+) -> list[MixtureFit]:
     mine = [slide for slide in slides if (slide.id, PLAIN) in counted]
-    plain, hubmap = (dice_curve(np.stack([counted[slide.id, shift].counts for slide in mine])) for shift in (PLAIN, HUBMAP))
+    plain, hubmap = (
+        dice_curve(np.stack([counted[slide.id, shift].counts for slide in mine])) for shift in (PLAIN, HUBMAP)
+    )
     organs = [slide.organ for slide in mine]
     if work.settings.inference.thresholds or work.settings.inference.source_thresholds:
         log.warning("the run's config.yaml sets thresholds itself, which go before those that are fitted now")
@@ -145,7 +202,8 @@ def _fit(work: Battery, slides: Sequence[Slide], counted: Mapping[tuple[str, str
 def _write_thresholds(run: Path, fits: Sequence[MixtureFit], former: Mapping[str, float]) -> None:
     """Thresholds for both kinds of slides become the run's; organs without held-out slides keep theirs.
 
-    thresholds.plain.json stays as it is when thresholds.json is an earlier fit's own, here or of 'hubmap tune-thresholds'.
+    thresholds.plain.json stays as it is when thresholds.json is an earlier fit's own, here or of 'hubmap
+    tune-thresholds'.
     """
     fitted = {fit.organ: fit.threshold for fit in fits}
     others = {key: value for key, value in former.items() if key.partition("/")[0] not in fitted}
@@ -153,7 +211,10 @@ def _write_thresholds(run: Path, fits: Sequence[MixtureFit], former: Mapping[str
     own = former in (_thresholds_in(run / FIT_FILE), _thresholds_in(run / FITTED_FILE))
     if path.is_file() and not (own and plain.is_file()):
         write_text(plain, path.read_text(encoding="utf-8"))
-    write_json(run / FIT_FILE, {"thresholds": others | fitted, "mixture": [PLAIN, HUBMAP], "results": [asdict(fit) for fit in fits]})
+    write_json(
+        run / FIT_FILE,
+        {"thresholds": others | fitted, "mixture": [PLAIN, HUBMAP], "results": [asdict(fit) for fit in fits]},
+    )
     write_json(path, others | fitted)
 
 
@@ -165,7 +226,9 @@ def _thresholds_in(path: Path) -> Any:
 
 
 def _worst(work: Battery, slides: Sequence[Slide], table: pd.DataFrame, folder: Path) -> list[WorstSlide]:
-    """The slides with the lowest Dice under the last shift, predicted again and drawn plain and shifted, truth and prediction."""
+    """The slides with the lowest Dice under the last shift, predicted again and drawn plain and shifted, truth and
+    prediction.
+    """
     by_id, shift, found = {slide.id: slide for slide in slides}, work.shifts[-1], []
     for old in folder.glob("worst-*.png"):
         old.unlink()
@@ -188,11 +251,21 @@ def _notes(run: Path, work: Battery, fitted: Mapping[str, float], references: st
     """What a reader of the page should know about these figures."""
     count = VIEW_COUNTS[work.views]
     names = f"{len(work.looks.pas)} for PAS and {len(work.looks.he)} for haematoxylin and eosin"
-    notes = [f"Predicted with {count} view{'s' * (count > 1)}, each slide by the fold that never saw it. Stain references: {names}, "
-             + ("from a folder of the user." if references else "embedded slides, which are drawn, not real; real ones are given with --references.")]
+    notes = [
+        f"Predicted with {count} view{'s' * (count > 1)}, each slide by the fold that never saw it. Stain references:"
+        f" {names}, "
+        + (
+            "from a folder of the user."
+            if references
+            else "embedded slides, which are drawn, not real; real ones are given with --references."
+        )
+    ]
     if methods := work.settings.inference.normalise:
         named = " and ".join(methods)
-        notes.append(f"Shifted slides count as HuBMAP's: they were predicted in the colours of the organ's training slides as well ({named}).")
+        notes.append(
+            "Shifted slides count as HuBMAP's: they were predicted in the colours of the organ's training slides as"
+            f" well ({named})."
+        )
     if not fitted:
         notes.append("The run has no fitted thresholds: Dice is told at those of its config.")
     try:
@@ -200,5 +273,8 @@ def _notes(run: Path, work: Battery, fitted: Mapping[str, float], references: st
     except HubmapError:
         after = False
     if after:
-        notes.append("The run has fitted post-processing, which counts in 'hubmap predict' and not here: Dice is of thresholds alone.")
+        notes.append(
+            "The run has fitted post-processing, which counts in 'hubmap predict' and not here: Dice is of thresholds"
+            " alone."
+        )
     return notes

@@ -1,7 +1,7 @@
 """Folds side by side: one process per device, each taking the next fold that nobody has begun.
 
-A worker writes into the folder of its fold only. The tile store is there before the workers start, and everything that belongs
-to the whole run is written by the parent.
+A worker writes into the folder of its fold only. The tile store is there before the workers start, and everything that
+belongs to the whole run is written by the parent.
 """
 
 from __future__ import annotations
@@ -40,19 +40,26 @@ class _Worker:
 
 @dataclass
 class _Ends:
-    """How the folds ended that are not done: by the clock, or by an error (its class, and a sentence that names the fold)."""
+    """How the folds ended that are not done: by the clock, or by an error (its class, and a sentence that names the
+    fold).
+    """
 
     stopped: list[str] = field(default_factory=list)
     failed: list[tuple[type[HubmapError], str]] = field(default_factory=list)
 
 
 def train_side_by_side(
-    planned: Plan, numbers: Sequence[int], devices: Sequence[torch.device], on_epoch: OnEpoch | None = None, clock: Clock | None = None
+    planned: Plan,
+    numbers: Sequence[int],
+    devices: Sequence[torch.device],
+    on_epoch: OnEpoch | None = None,
+    clock: Clock | None = None,
 ) -> None:
     """Train the folds `numbers`, at most one at a time on each device.
 
-    Returns when all are done. An error of one fold ends that fold only: it is raised here, with its class and the number of its
-    fold, once the others have come to their ends. Raises OutOfTime when nothing failed and the clock stopped one of them.
+    Returns when all are done. An error of one fold ends that fold only: it is raised here, with its class and the
+    number of its fold, once the others have come to their ends. Raises OutOfTime when nothing failed and the clock
+    stopped one of them.
     """
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
     if torch.cuda.is_initialized():
@@ -60,7 +67,9 @@ def train_side_by_side(
         torch.cuda.empty_cache()  # what the parent tried out there; the first card is a worker's now
     used = devices[: len(numbers)]
     level = logging.getLogger("hubmap_kit").getEffectiveLevel()
-    own = clock.clock if isinstance(clock, Stoppable) else clock  # what this process is told reaches the workers as `stop`
+    own = (
+        clock.clock if isinstance(clock, Stoppable) else clock
+    )  # what this process is told reaches the workers as `stop`
     job = Job(planned, list(numbers), context.Value("i", 0), context.Event(), own, len(used), level)
     workers: list[_Worker] = []
     try:
@@ -122,14 +131,22 @@ def _work_of(worker: _Worker) -> str:
 
 
 def _check_exit(worker: _Worker, ends: _Ends) -> None:
-    """Note a failure where a worker is gone that has not said so; how long the process takes to end after that is all one."""
+    """Note a failure where a worker is gone that has not said so; how long the process takes to end after that is all
+    one.
+    """
     if worker.ended:
         return
     worker.process.join(PATIENCE_S)
-    ends.failed.append((HubmapError, (
-        f"{_work_of(worker)} failed: the process that trained on {worker.device} ended with code {worker.process.exitcode} "
-        "(-9 is mostly too little memory); its finished epochs are kept, go on with --resume"
-    )))  # fmt: skip
+    ends.failed.append(
+        (
+            HubmapError,
+            (
+                f"{_work_of(worker)} failed: the process that trained on {worker.device} ended with code"
+                f" {worker.process.exitcode} (-9 is mostly too little memory); its finished epochs are kept, go on with"
+                " --resume"
+            ),
+        )
+    )
     log.error("%s", ends.failed[-1][1])
 
 

@@ -20,13 +20,20 @@ from hubmap_kit.tiles.growing import read_manifest
 from hubmap_kit.tiles.store import META
 
 log = logging.getLogger(__name__)
-WHAT = {"store": "tile store", "dataset": "Kaggle dataset", "png": "PNG folders", "jpeg": "JPEG folders", "mmseg": "img_dir/ and ann_dir/"}
+WHAT = {
+    "store": "tile store",
+    "dataset": "Kaggle dataset",
+    "png": "PNG folders",
+    "jpeg": "JPEG folders",
+    "mmseg": "img_dir/ and ann_dir/",
+}
 
 
 def tiles(data: Path, out: Path, config: ConvertConfig, jobs: int = 1) -> Conversion:
     """Convert the slides of `data` (a folder with train.csv and train_images/, or the table itself) into `out`.
 
-    Killed at any point and run again, it goes on and leaves the same bytes. Raises TableError, SlideError, RleError, StoreError.
+    Killed at any point and run again, it goes on and leaves the same bytes. Raises TableError, SlideError, RleError,
+    StoreError.
     """
     if jobs < 1:
         raise StoreError(f"--jobs is {jobs}; expected the number of processes, at least 1")
@@ -42,7 +49,10 @@ def summary(made: Conversion, config: ConvertConfig) -> str:
     """One line on what a conversion made, and where it is."""
     counts = made.counts
     pictures = f"{counts.tiles} tiles of {config.size} px" if config.tiled else f"{counts.tiles} pictures"
-    return f"{made.folder}: {WHAT[config.format]}, {pictures} from {counts.slides} slides; table {made.table}, sizes and hashes in manifest.json"
+    return (
+        f"{made.folder}: {WHAT[config.format]}, {pictures} from {counts.slides} slides; table {made.table}, sizes and"
+        " hashes in manifest.json"
+    )
 
 
 def count(data: Path, config: ConvertConfig | None = None) -> str:
@@ -55,7 +65,10 @@ def train_table(data: Path) -> Path:
     if data.is_dir():
         here = [path for path in (data / "train.csv", data / "train.csv.gz") if path.is_file()]
         if not here:
-            raise TableError(f"{data} holds neither train.csv nor train.csv.gz; name the folder of the competition's data, or the table itself")
+            raise TableError(
+                f"{data} holds neither train.csv nor train.csv.gz; name the folder of the competition's data, or the"
+                " table itself"
+            )
         return here[0]
     if not data.is_file():
         raise TableError(f"{data} does not exist; name the folder of the competition's data, or its train.csv")
@@ -67,7 +80,10 @@ def _dataset(slides: list[Slide], out: Path, config: ConvertConfig, jobs: int) -
     out, mark = out.absolute(), conversion_mark(slides, config)
     stores = out.with_name(f".{out.name}.stores")
     if out.exists() and any(out.iterdir()) and not _is_dataset_of(out, mark, config):
-        raise StoreError(f"{out} is not empty and not the dataset of these slides with these settings; choose another --out or delete it")
+        raise StoreError(
+            f"{out} is not empty and not the dataset of these slides with these settings; choose another --out or"
+            " delete it"
+        )
     made = convert(slides, stores, config, jobs) if not _is_dataset_of(out, mark, config) else None
     if made is not None:
         _flatten(made.folder, out)
@@ -114,7 +130,9 @@ def _opened(out: Path, mark: str, config: ConvertConfig) -> Conversion:
         store = build_id.unfold(out, Path(temporary)) / mark
         made = found(store, mark, config) if read_manifest(store) else None
         if made is None:
-            raise StoreError(f"{out} is not the dataset of these slides with these settings; delete it and convert again")
+            raise StoreError(
+                f"{out} is not the dataset of these slides with these settings; delete it and convert again"
+            )
         if config.tiled:
             open_conversion(store, config)
     return Conversion(out, mark, made.table, made.counts)
@@ -126,7 +144,14 @@ def _warn(made: Conversion, config: ConvertConfig) -> None:
         share = counts.dropped / (counts.dropped + counts.tiles)
         log.warning(
             "min_tissue %g dropped %d of %d tiles (%.1f %%), %d of them with a part of a unit",
-            config.min_tissue, counts.dropped, counts.dropped + counts.tiles, 100 * share, counts.dropped_with_mask,
-        )  # fmt: skip
+            config.min_tissue,
+            counts.dropped,
+            counts.dropped + counts.tiles,
+            100 * share,
+            counts.dropped_with_mask,
+        )
     if counts.mask_kept < 1:
-        log.warning("the canvas cut off %.2f %% of the mask's pixels; a larger convert.canvas or keep_scale=false keeps them", 100 * (1 - counts.mask_kept))
+        log.warning(
+            "the canvas cut off %.2f %% of the mask's pixels; a larger convert.canvas or keep_scale=false keeps them",
+            100 * (1 - counts.mask_kept),
+        )

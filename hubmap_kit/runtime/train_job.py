@@ -42,20 +42,29 @@ DRAW_EVERY_S = 30.0
 
 
 def train(
-    settings: Experiment, out: Path, folds: Sequence[int] | None = None, resume: bool = False, device: str = "auto",
-    stores: Path | None = None, clock: Clock | None = None, degrade: bool = False, on_epoch: OnEpoch | None = None,
-) -> pd.DataFrame:  # fmt: skip
+    settings: Experiment,
+    out: Path,
+    folds: Sequence[int] | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    stores: Path | None = None,
+    clock: Clock | None = None,
+    degrade: bool = False,
+    on_epoch: OnEpoch | None = None,
+) -> pd.DataFrame:
     """Train into the run folder `out` and return its out-of-fold table.
 
-    Started by torchrun, all processes train each fold together (see training.world); the first one writes. `on_epoch` is called
-    after each epoch, in the process that writes.
+    Started by torchrun, all processes train each fold together (see training.world); the first one writes. `on_epoch`
+    is called after each epoch, in the process that writes.
 
-    The resolved config and the environment are in `out` before the first step. Tile stores go to `stores` (default: a folder
-    `stores` beside `out`, shared by all runs there). With several devices (cuda:0,cuda:1) each trains a fold of its own. Raises
-    CheckpointError when `out` already holds a run and `resume` is off, and OutOfTime when the clock or a SIGTERM stopped the
-    training. Whatever ends it early, every finished epoch is saved, and the tables of the folds that are done are written.
+    The resolved config and the environment are in `out` before the first step. Tile stores go to `stores` (default: a
+    folder `stores` beside `out`, shared by all runs there). With several devices (cuda:0,cuda:1) each trains a fold of
+    its own. Raises CheckpointError when `out` already holds a run and `resume` is off, and OutOfTime when the clock or
+    a SIGTERM stopped the training. Whatever ends it early, every finished epoch is saved, and the tables of the folds
+    that are done are written.
 
-    A damaged last.ckpt is an error. With `degrade` its fold goes on from its best weights, or begins anew, with a warning.
+    A damaged last.ckpt is an error. With `degrade` its fold goes on from its best weights, or begins anew, with a
+    warning.
     """
     devices = choose_devices(own_device(device) if is_one_of_many() else device)
     slides = read_train(train_csv(settings))
@@ -81,11 +90,16 @@ def auto_batched(settings: Experiment, out: Path, device: str) -> Experiment:
         update = {"batch_size": kept.batch_size, "accumulate": kept.accumulate}
         return settings.model_copy(update={"training": settings.training.model_copy(update=update)})
     if is_one_of_many():
-        raise ConfigError("--auto-batch measures one card, but torchrun shares training.batch_size among all of them; set it by hand, or leave --auto-batch out")
+        raise ConfigError(
+            "--auto-batch measures one card, but torchrun shares training.batch_size among all of them; set it by hand,"
+            " or leave --auto-batch out"
+        )
     return with_largest_batch(settings, choose_devices(device)[0])
 
 
-def _train_to_the_end(planned: Plan, devices: Sequence[torch.device], clock: Clock | None, on_epoch: OnEpoch | None) -> None:
+def _train_to_the_end(
+    planned: Plan, devices: Sequence[torch.device], clock: Clock | None, on_epoch: OnEpoch | None
+) -> None:
     """Train all planned folds; whatever ends that early, the tables of what is done are written."""
     out = planned.run
     with sigterm_noticed() as told:
@@ -94,9 +108,15 @@ def _train_to_the_end(planned: Plan, devices: Sequence[torch.device], clock: Clo
         except OutOfTime as stop:
             _write_tables(planned, pictures=not told())  # a batch system kills some ten seconds after its SIGTERM
             others = [phrase for number, phrase in remaining(planned).items() if f"fold {number} " not in stop.where]
-            same = f"'hubmap train --out {out} --resume'" if planned.world.size == 1 else "the same torchrun command and --resume"
+            same = (
+                f"'hubmap train --out {out} --resume'"
+                if planned.world.size == 1
+                else "the same torchrun command and --resume"
+            )
             advice = f"everything so far is in {out}, go on with {same}"
-            raise OutOfTime("; ".join([stop.where, *others]), advice, "SIGTERM came" if told() else stop.cause) from stop
+            raise OutOfTime(
+                "; ".join([stop.where, *others]), advice, "SIGTERM came" if told() else stop.cause
+            ) from stop
         except HubmapError:
             _write_tables(planned)
             raise
@@ -115,12 +135,19 @@ def _write_tables(planned: Plan, pictures: bool = True) -> None:
         _draw(_report if done else _save_curves, planned.run, planned.settings, planned.slides)
 
 
-def _draw(draw: Callable[[Path, Experiment, Sequence[Slide]], None], out: Path, settings: Experiment, slides: Sequence[Slide]) -> None:
+def _draw(
+    draw: Callable[[Path, Experiment, Sequence[Slide]], None], out: Path, settings: Experiment, slides: Sequence[Slide]
+) -> None:
     """Draw pictures of a training, which are not worth losing it: a failure is a warning."""
     try:
         draw(out, settings, slides)
     except Exception as error:
-        log.warning("%s: its curves cannot be drawn (%s: %s); the training is not touched by that", out, type(error).__name__, error)
+        log.warning(
+            "%s: its curves cannot be drawn (%s: %s); the training is not touched by that",
+            out,
+            type(error).__name__,
+            error,
+        )
 
 
 def _train_planned(planned: Plan, devices: Sequence[torch.device], draw: OnEpoch, clock: Clock | None) -> None:
@@ -133,15 +160,22 @@ def _train_planned(planned: Plan, devices: Sequence[torch.device], draw: OnEpoch
 
 
 def evaluate(
-    run: Path, data: str = "", overrides: Sequence[str] = (), device: str = "auto", stores: Path | None = None, pictures: bool = True
+    run: Path,
+    data: str = "",
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    stores: Path | None = None,
+    pictures: bool = True,
 ) -> pd.DataFrame:
     """Predict a finished run's held-out slides again, fit its thresholds anew, and draw one overlay per organ.
 
-    `data` is the folder with train.csv where it has moved since. `overrides` are `inference.key=value` settings; they become
-    the run's own, because its thresholds are only right for them.
+    `data` is the folder with train.csv where it has moved since. `overrides` are `inference.key=value` settings; they
+    become the run's own, because its thresholds are only right for them.
     """
     if any(override.startswith("inference.threshold") for override in overrides):
-        raise ConfigError("thresholds are what evaluate fits; give --set inference.thresholds to 'hubmap predict' instead")
+        raise ConfigError(
+            "thresholds are what evaluate fits; give --set inference.thresholds to 'hubmap predict' instead"
+        )
     settings = run_settings(run, overrides, data)
     slides = read_train(train_csv(settings))
     chosen = choose_device(device)
@@ -153,7 +187,9 @@ def evaluate(
     return table
 
 
-def draw_overlays(run: Path, settings: Experiment, slides: Sequence[Slide], table: pd.DataFrame, device: torch.device) -> list[Path]:
+def draw_overlays(
+    run: Path, settings: Experiment, slides: Sequence[Slide], table: pd.DataFrame, device: torch.device
+) -> list[Path]:
     """Draw, for each organ, the held-out slide with the median Dice: `overlays/<organ>.png`. Returns the paths."""
     by_id = {slide.id: slide for slide in slides}
     folders = fold_folders(run)
@@ -171,11 +207,18 @@ def _overlay(path: Path, slide: Slide, ensemble: Ensemble, dice: float) -> Path:
     plane = ensemble.probability(pixels, slide.um_per_px, organ=slide.organ, source=slide.source)
     config = ensemble.experiment.inference
     mask = to_mask(plane, threshold_for(slide.organ, slide.source, ensemble.thresholds, config), slide.organ, config)
-    save_overlay(path, pixels, decode_for(slide, *pixels.shape[:2]), mask, f"{slide.organ} {slide.id} ({slide.source}), held out, Dice {dice:.3f}")
+    save_overlay(
+        path,
+        pixels,
+        decode_for(slide, *pixels.shape[:2]),
+        mask,
+        f"{slide.organ} {slide.id} ({slide.source}), held out, Dice {dice:.3f}",
+    )
     return path
 
 
 def train_csv(settings: Experiment) -> Path:
+    """The table of the training slides, plain or packed; raises ConfigError without a data folder."""
     if not settings.data.folder:
         raise ConfigError("data.folder is empty; give the folder that holds train.csv and train_images/ with --data")
     folder = Path(settings.data.folder)
@@ -186,8 +229,8 @@ def train_csv(settings: Experiment) -> Path:
 def _open_run(out: Path, settings: Experiment, resume: bool) -> None:
     """Write config.yaml into a new run folder, or make sure that the run that is there is the same experiment.
 
-    A run where no epoch was ever finished holds nothing to lose and may be started again; any other folder with files in it,
-    even one with a config.yaml of somebody's own, is refused.
+    A run where no epoch was ever finished holds nothing to lose and may be started again; any other folder with files
+    in it, even one with a config.yaml of somebody's own, is refused.
     """
     kept, new = out / "config.yaml", experiment.dump(settings)
     begun = [*out.glob("fold*/last.ckpt"), *out.glob(f"fold*/{MODEL_FILE}")]
@@ -213,7 +256,10 @@ def _write_environment(out: Path, device: torch.device) -> None:
 
 
 class _Curves:
-    """Draws a run's curves after an epoch, but not again within DRAW_EVERY_S: a picture takes a second or two. Then it calls `then`."""
+    """Draws a run's curves after an epoch, but not again within DRAW_EVERY_S: a picture takes a second or two.
+
+    Then it calls `then`.
+    """
 
     def __init__(self, out: Path, settings: Experiment, then: OnEpoch | None = None) -> None:
         self.out, self.settings, self.then, self._last = out, settings, then, -math.inf

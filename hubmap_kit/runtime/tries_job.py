@@ -25,7 +25,9 @@ DRAWN = 6  # runs whose curves are drawn when none is chosen
 
 @dataclass(frozen=True)
 class Told:
-    """What a job has to say: `text` for the terminal, a sentence for everything that was not read, and the files it wrote."""
+    """What a job has to say: `text` for the terminal, a sentence for everything that was not read, and the files it
+    wrote.
+    """
 
     text: str
     problems: list[str]
@@ -37,18 +39,28 @@ class Told:
 
 
 def list_tries(
-    folders: Sequence[Path] = (), csv: Path | None = None, html: Path | None = None, theirs: bool = True, everything: bool = False,
-    sort: str = "", curves: str = "", width: int = 120,
-) -> Told:  # fmt: skip
-    """List every run in `folders` (runs/ by default), ours by Dice and then the first team's, or all by the column `sort`.
+    folders: Sequence[Path] = (),
+    csv: Path | None = None,
+    html: Path | None = None,
+    theirs: bool = True,
+    everything: bool = False,
+    sort: str = "",
+    curves: str = "",
+    width: int = 120,
+) -> Told:
+    """List every run in `folders` (runs/ by default), ours by Dice and then the first team's, or all by the column
+    `sort`.
 
-    `everything` shows all columns, else those that fit into `width` characters. `csv` and `html` are files to write with all of
-    them. `curves`: names of the runs, separated by commas, whose curves the page draws; default: the best few. Raises TableError for
-    a folder that does not exist, an unknown column, an unknown run, and a name for a file that is a folder.
+    `everything` shows all columns, else those that fit into `width` characters. `csv` and `html` are files to write
+    with all of them. `curves`: names of the runs, separated by commas, whose curves the page draws; default: the best
+    few. Raises TableError for a folder that does not exist, an unknown column, an unknown run, and a name for a file
+    that is a folder.
     """
     for path in (csv, html):
         _check_file(path)
-    missing = [f"there is no folder {RUNS}/ here; name the folders of your runs"] if not folders and not RUNS.is_dir() else []
+    missing = (
+        [f"there is no folder {RUNS}/ here; name the folders of your runs"] if not folders and not RUNS.is_dir() else []
+    )
     found = collect(folders or ([] if missing else [RUNS]), theirs, sort)
     metrics, unread = _curves(found, curves) if html is not None else ({}, [])
     found = Tries(found.rows, found.runs, [*missing, *found.problems, *unread])
@@ -61,7 +73,9 @@ def list_tries(
 
 
 def note_try(run: Path, scores: str = "", note: str | None = None, ref: str = "") -> str:
-    """Keep scores of the leaderboard ('public=0.61,private=0.58'), a note or a submission's number in RUN/tries.json; says what it holds now."""
+    """Keep scores of the leaderboard ('public=0.61,private=0.58'), a note or a submission's number in RUN/tries.json;
+    says what it holds now.
+    """
     kept = keep_notes(run, scores, note, ref)
     return f"{run}: " + (", ".join(f"{key} {value}" for key, value in kept.items()) or "nothing is kept any more")
 
@@ -79,7 +93,9 @@ def compare(runs: Sequence[Path], out: Path) -> Told:
 
 def _check_file(path: Path | None) -> None:
     if path is not None and path.is_dir():
-        raise TableError(f"{path} is a folder, but the name of a file to write was expected; add one, such as {path / 'tries.html'}")
+        raise TableError(
+            f"{path} is a folder, but the name of a file to write was expected; add one, such as {path / 'tries.html'}"
+        )
 
 
 def _curves(found: Tries, chosen: str) -> tuple[dict[str, pd.DataFrame], list[str]]:
@@ -88,7 +104,10 @@ def _curves(found: Tries, chosen: str) -> tuple[dict[str, pd.DataFrame], list[st
     unknown = [name for name in names if name not in found.runs]
     if unknown:
         close = did_you_mean(unknown[0], found.runs)
-        raise TableError(f"--curves names the run {unknown[0]}, which is not in the list; expected some of {', '.join(found.runs)}{close}")
+        raise TableError(
+            f"--curves names the run {unknown[0]}, which is not in the list; expected some of"
+            f" {', '.join(found.runs)}{close}"
+        )
     listed = [found.runs[str(row["run"])] for row in found.rows if row["run"] in found.runs]
     metrics: dict[str, pd.DataFrame] = {}
     problems: list[str] = []

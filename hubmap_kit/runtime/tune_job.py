@@ -43,13 +43,15 @@ class Tuned:
     summary: str
 
 
-def tune_thresholds(run: Path, data: str = "", overrides: Sequence[str] = (), device: str = "auto", stores: Path | None = None) -> Tuned:
+def tune_thresholds(
+    run: Path, data: str = "", overrides: Sequence[str] = (), device: str = "auto", stores: Path | None = None
+) -> Tuned:
     """Fit thresholds and post-processing on a run's held-out slides, each predicted once by the fold that never saw it.
 
-    Writes thresholds.json (plain ones are kept as thresholds.plain.json), postprocess.json and tune.png into the run. As with
-    `evaluate`, `overrides` (`inference.key=value`) become the run's own, because what is fitted is only right for them. Empty
-    masks are rescued when every slide of train.csv has a unit, as in the competition. Raises ConfigError for an override of what
-    is fitted, CheckpointError for a folder without folds.csv or trained folds.
+    Writes thresholds.json (plain ones are kept as thresholds.plain.json), postprocess.json and tune.png into the run.
+    As with `evaluate`, `overrides` (`inference.key=value`) become the run's own, because what is fitted is only right
+    for them. Empty masks are rescued when every slide of train.csv has a unit, as in the competition. Raises
+    ConfigError for an override of what is fitted, CheckpointError for a folder without folds.csv or trained folds.
     """
     wrong = [override for override in overrides if override.startswith(FITTED_KEYS)]
     if wrong:
@@ -64,7 +66,9 @@ def tune_thresholds(run: Path, data: str = "", overrides: Sequence[str] = (), de
     results = in_order(tune(scores))
     write_yaml(run / "config.yaml", experiment.dump(settings))
     _write(run, results, rescue)
-    save_tuning(run / PICTURE, scores, results, rescue, f"{settings.name}: Dice of held-out slides against the threshold")
+    save_tuning(
+        run / PICTURE, scores, results, rescue, f"{settings.name}: Dice of held-out slides against the threshold"
+    )
     return Tuned(results, rescue, tune_summary(results, rescue))
 
 
@@ -74,16 +78,30 @@ def _folds(run: Path, settings: Experiment, slides: Sequence[Slide]) -> Mapping[
 
 
 def _scores(
-    run: Path, settings: Experiment, slides: Sequence[Slide], folds: Mapping[str, int], store: TileStore, device: str, rescue: bool
+    run: Path,
+    settings: Experiment,
+    slides: Sequence[Slide],
+    folds: Mapping[str, int],
+    store: TileStore,
+    device: str,
+    rescue: bool,
 ) -> Scores:
     found = fold_folders(run)
-    by_id, judged = {slide.id: slide for slide in slides}, judged_slides(slides)  # a restained copy would count its tissue once more
+    by_id, judged = (
+        {slide.id: slide for slide in slides},
+        judged_slides(slides),
+    )  # a restained copy would count its tissue once more
     held_out = {
-        number: [row for row, slide_id in enumerate(store.slides["id"]) if folds[slide_id] == number and slide_id in judged] for number in found
+        number: [
+            row for row, slide_id in enumerate(store.slides["id"]) if folds[slide_id] == number and slide_id in judged
+        ]
+        for number in found
     }
     total = sum(map(len, held_out.values()))
     if not total:
-        raise CheckpointError(f"{run} holds no trained fold (fold<k>/{MODEL_FILE}) with held-out slides; train it first")
+        raise CheckpointError(
+            f"{run} holds no trained fold (fold<k>/{MODEL_FILE}) with held-out slides; train it first"
+        )
     chosen = choose_device(device)
     seen: list[Slide] = []
     scored: list[SlideScores] = []
@@ -95,7 +113,9 @@ def _scores(
                 scored.append(scores)
                 progress.set_postfix_str(f"fold {number} {slide.organ} {slide.id}", refresh=False)
                 progress.update(1)
-    return Scores([slide.organ for slide in seen], [slide.source for slide in seen], [folds[slide.id] for slide in seen], scored)
+    return Scores(
+        [slide.organ for slide in seen], [slide.source for slide in seen], [folds[slide.id] for slide in seen], scored
+    )
 
 
 def _fold_scores(
@@ -125,8 +145,14 @@ def _write(run: Path, results: Sequence[OrganResult], rescue: bool) -> None:
         thresholds[result.organ] = result.choice.threshold
         thresholds |= {f"{result.organ}/{source}": value for source, value in result.choice.sources.items()}
     _keep_plain(run)
-    organs = {result.organ: CANDIDATES[result.choice.candidate].model_copy(update={"rescue": rescue}).model_dump() for result in results}
-    write_json(run / FITTED_FILE, {"thresholds": thresholds, "organs": organs, "results": [asdict(result) for result in results]})
+    organs = {
+        result.organ: CANDIDATES[result.choice.candidate].model_copy(update={"rescue": rescue}).model_dump()
+        for result in results
+    }
+    write_json(
+        run / FITTED_FILE,
+        {"thresholds": thresholds, "organs": organs, "results": [asdict(result) for result in results]},
+    )
     write_json(run / THRESHOLDS_FILE, thresholds)
 
 

@@ -1,4 +1,7 @@
-"""Random fields and outlines from which the tissue is drawn: noise, fibres, packed cells, wobbly blobs. Lengths are pixels."""
+"""Random fields and outlines from which the tissue is drawn: noise, fibres, packed cells, wobbly blobs.
+
+Lengths are pixels.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +55,16 @@ def packed_cells(
 ) -> tuple[NDArray[np.int32], Array]:
     """Irregular cells that fill the plane: labels `(H, W)` and the distance of each pixel to its cell's border.
 
-    Each cell is the region nearest to one short stick of up to `length` pixels, so cells are round or long; `bend` moves borders.
+    Each cell is the region nearest to one short stick of up to `length` pixels, so cells are round or long; `bend`
+    moves borders.
     """
     seeds = np.full(shape, 255, np.uint8)
     for x, y in hex_points(rng, shape, spacing):
         angle, half = rng.uniform(0, np.pi), rng.uniform(0, length) / 2
         dx, dy = half * np.cos(angle), half * np.sin(angle)
-        cv2.line(seeds, (round(float(x - dx)), round(float(y - dy))), (round(float(x + dx)), round(float(y + dy))), 0, 1)
+        cv2.line(
+            seeds, (round(float(x - dx)), round(float(y - dy))), (round(float(x + dx)), round(float(y + dy))), 0, 1
+        )
     labels = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP)[1]
     labels = _bent(rng, labels.astype(np.float32), spacing, bend).astype(np.int32)
     inside = np.full(shape, 255, np.uint8)
@@ -75,14 +81,18 @@ def _bent(rng: np.random.Generator, labels: Array, spacing: float, bend: float) 
 
 
 def fibres(rng: np.random.Generator, shape: Shape, thickness: float, length: float, bend: float) -> tuple[Array, Array]:
-    """Wavy parallel strands: a texture `(H, W)` from 0 to 1 and the local direction in degrees, for nuclei to lie along."""
+    """Wavy parallel strands: a texture `(H, W)` from 0 to 1 and the local direction in degrees, for nuclei to lie
+    along.
+    """
     height, width = shape
     turn = rng.uniform(0, np.pi)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     across = x * np.float32(np.sin(turn)) + y * np.float32(np.cos(turn))
     across += np.float32(bend) * smooth_noise(rng, shape, max(bend * 5, 8), 1)
     along = x * np.float32(np.cos(turn)) - y * np.float32(np.sin(turn))
-    tile = cv2.GaussianBlur(rng.standard_normal((512, 512), dtype=np.float32), (0, 0), 1.1, borderType=cv2.BORDER_REFLECT)
+    tile = cv2.GaussianBlur(
+        rng.standard_normal((512, 512), dtype=np.float32), (0, 0), 1.1, borderType=cv2.BORDER_REFLECT
+    )
     tile = np.clip(0.5 + tile / (4 * tile.std()), 0, 1)
     u, v = along * np.float32(2 / length), across * np.float32(2 / thickness)
     texture = cv2.remap(tile, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
@@ -93,7 +103,9 @@ def fibres(rng: np.random.Generator, shape: Shape, thickness: float, length: flo
 def blob(
     rng: np.random.Generator, centre: tuple[float, float], radius: float, wobble: float = 0.06, stretch: float = 1.0
 ) -> Array:
-    """A closed wobbly outline `(n, 2)` as x, y around `centre`; `stretch` is the ratio of the long to the short axis."""
+    """A closed wobbly outline `(n, 2)` as x, y around `centre`; `stretch` is the ratio of the long to the short
+    axis.
+    """
     theta = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     radii = np.ones_like(theta)
     for harmonic in range(2, 8):
@@ -112,9 +124,12 @@ def fill(mask: NDArray[np.uint8], outline: Array) -> None:
 
 
 def depth(mask: NDArray[np.uint8]) -> Array:
-    """Distance in pixels from each pixel of a mask `(H, W)`, nonzero = inside, to the nearest pixel outside it; 0 outside."""
+    """Distance in pixels from each pixel of a mask `(H, W)`, nonzero = inside, to the nearest pixel outside it; 0
+    outside.
+    """
     distance = cv2.distanceTransform(np.ascontiguousarray(mask, np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # OpenCV's last bits depend on the number of threads; true squared distances are whole numbers, so rounding them is exact.
+    # OpenCV's last bits depend on the number of threads; true squared distances are whole numbers, so rounding them is
+    # exact.
     return np.sqrt(np.rint(np.square(distance, dtype=np.float64))).astype(np.float32)
 
 
@@ -123,7 +138,8 @@ def place(
 ) -> list[tuple[float, float, float]]:
     """Circles (x, y, radius) that do not overlap, until together they cover `area` square pixels; always at least one.
 
-    `room` is the distance to the edge of the tissue: a centre needs `inside` times its radius, so an edge may cut a unit.
+    `room` is the distance to the edge of the tissue: a centre needs `inside` times its radius, so an edge may cut a
+    unit.
     """
     placed: list[tuple[float, float, float]] = []
     covered = 0.0

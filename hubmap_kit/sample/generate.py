@@ -1,4 +1,6 @@
-"""Writes the embedded sample: a small competition folder of synthetic slides, so that everything runs before any download."""
+"""Writes the embedded sample: a small competition folder of synthetic slides, so that everything runs before any
+download.
+"""
 
 from __future__ import annotations
 
@@ -37,21 +39,26 @@ class PlannedSlide:
 def generate(folder: Path, seed: int = 0, slides_per_organ: int = 4, size: int = 1536) -> None:
     """Write train.csv, train_images/, test.csv, test_images/, sample_submission.csv and test_truth.csv into `folder`.
 
-    Train: `slides_per_organ` HPA slides of each organ, most of them size x size pixels. Test: one HPA and one HuBMAP slide of
-    each organ; HuBMAP slides have the pixel size of their organ, and `test_truth.csv` (id, rle) holds their masks, which the
-    competition keeps to itself. The same arguments give the same bytes. Masks are 0-based column-major run-length strings.
+    Train: `slides_per_organ` HPA slides of each organ, most of them size x size pixels. Test: one HPA and one HuBMAP
+    slide of each organ; HuBMAP slides have the pixel size of their organ, and `test_truth.csv` (id, rle) holds their
+    masks, which the competition keeps to itself. The same arguments give the same bytes. Masks are 0-based column-major
+    run-length strings.
 
-    A `size` under 1536 shows the same tissue in fewer, larger pixels; the column pixel_size always tells the drawn scale.
-    The bytes do not depend on threads or on installed codecs; another NumPy, OpenCV or zlib may change them. Raises ConfigError
-    for a number that is too small, and for a folder that holds anything but this same sample (which is then written again).
+    A `size` under 1536 shows the same tissue in fewer, larger pixels; the column pixel_size always tells the drawn
+    scale. The bytes do not depend on threads or on installed codecs; another NumPy, OpenCV or zlib may change them.
+    Raises ConfigError for a number that is too small, and for a folder that holds anything but this same sample (which
+    is then written again).
     """
     folder = Path(folder)
     plans = plan_slides(seed, slides_per_organ, size)
     _check_folder(folder, plans)
-    # NumPy and OpenCV let go of the interpreter while they compute, so threads draw side by side; every slide has its own seed.
+    # NumPy and OpenCV let go of the interpreter while they compute, so threads draw side by side; every slide has its
+    # own seed.
     with threads() as pool:
         drawn = pool.map(lambda plan: _write_slide(folder, plan, seed), plans)
-        rles = dict(zip((plan.id for plan in plans), track(drawn, "drawing the sample", "slide", len(plans)), strict=True))
+        rles = dict(
+            zip((plan.id for plan in plans), track(drawn, "drawing the sample", "slide", len(plans)), strict=True)
+        )
     train, test = [plan for plan in plans if plan.split == "train"], [plan for plan in plans if plan.split == "test"]
     # The truth goes first: it is what marks the folder as a sample, should the rest be cut short.
     write_table(folder / TRUTH, ("id", "rle"), [[plan.id, rles[plan.id]] for plan in test])
@@ -61,7 +68,10 @@ def generate(folder: Path, seed: int = 0, slides_per_organ: int = 4, size: int =
 
 
 def plan_slides(seed: int, slides_per_organ: int, size: int) -> list[PlannedSlide]:
-    """The slides that `generate` draws, in the order of their ids, train before test. Raises ConfigError as `generate` does."""
+    """The slides that `generate` draws, in the order of their ids, train before test.
+
+    Raises ConfigError as `generate` does.
+    """
     _check_numbers(seed, slides_per_organ, size)
     ids = _ids(seed, len(organs.ORGANS) * (slides_per_organ + len(organs.SOURCES)))
     train = _train_plans(ids[: len(organs.ORGANS) * slides_per_organ], size)
@@ -70,13 +80,21 @@ def plan_slides(seed: int, slides_per_organ: int, size: int) -> list[PlannedSlid
 
 
 def _check_numbers(seed: int, slides_per_organ: int, size: int) -> None:
-    for name, found, least in (("seed", seed, 0), ("slides_per_organ", slides_per_organ, 1), ("size", size, SMALLEST_SIZE)):
+    for name, found, least in (
+        ("seed", seed, 0),
+        ("slides_per_organ", slides_per_organ, 1),
+        ("size", size, SMALLEST_SIZE),
+    ):
         if found < least:
-            raise ConfigError(f"The sample was asked for with {name}={found}, but needs {least} or more; pass a larger number")
+            raise ConfigError(
+                f"The sample was asked for with {name}={found}, but needs {least} or more; pass a larger number"
+            )
 
 
 def _check_folder(folder: Path, plans: Sequence[PlannedSlide]) -> None:
-    """Refuse a folder that holds anything but this very sample: nothing is ever deleted, and real data are never overwritten."""
+    """Refuse a folder that holds anything but this very sample: nothing is ever deleted, and real data are never
+    overwritten.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, but the sample needs a folder; choose another path")
     wanted = {folder / f"{plan.split}_images" / f"{plan.id}.tiff" for plan in plans}
@@ -145,7 +163,15 @@ def _write_slide(folder: Path, plan: PlannedSlide, seed: int) -> str:
 def _facts(plan: PlannedSlide) -> list[str]:
     spec = plan.spec
     thickness = organs.FACTS[spec.organ].thickness_um[spec.source]
-    return [plan.id, spec.organ, spec.source, str(spec.height), str(spec.width), f"{spec.um_per_px:g}", f"{thickness:g}"]
+    return [
+        plan.id,
+        spec.organ,
+        spec.source,
+        str(spec.height),
+        str(spec.width),
+        f"{spec.um_per_px:g}",
+        f"{thickness:g}",
+    ]
 
 
 def _person(plan: PlannedSlide, seed: int) -> list[str]:

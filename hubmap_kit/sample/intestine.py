@@ -1,4 +1,6 @@
-"""Large intestine: crypts (the units) with goblet cells in the lamina propria, a muscle layer beneath, lymphoid aggregates."""
+"""Large intestine: crypts (the units) with goblet cells in the lamina propria, a muscle layer beneath, lymphoid
+aggregates.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from hubmap_kit.sample.fields import SUBPIXEL_BITS, Array, at, blob, depth, fibres, fill, hex_points, smooth_noise, soft_step
+from hubmap_kit.sample.fields import (
+    SUBPIXEL_BITS,
+    Array,
+    at,
+    blob,
+    depth,
+    fibres,
+    fill,
+    hex_points,
+    smooth_noise,
+    soft_step,
+)
 from hubmap_kit.sample.layers import Layers
 
 CRYPT_SPACING_UM = 98.0
@@ -33,7 +46,9 @@ def _layers_of_the_wall(layers: Layers) -> Array:
 
 
 def _sites(layers: Layers, muscle: Array) -> list[tuple[float, float]]:
-    """Crypt centres in packs, not in the muscle, the one deepest in the tissue first so that a slide is never without a unit."""
+    """Crypt centres in packs, not in the muscle, the one deepest in the tissue first so that a slide is never without a
+    unit.
+    """
     rng = layers.rng
     points = hex_points(rng, layers.shape, layers.px(CRYPT_SPACING_UM), 0.09)
     packs = smooth_noise(rng, layers.shape, layers.px(260), 1)
@@ -52,8 +67,12 @@ def _lamina_propria(layers: Layers, muscle: Array) -> None:
     strands, _ = fibres(rng, shape, layers.px(5), layers.px(35), layers.px(25))
     layers.add("fibre", mucosa * (1 - 0.9 * gaps) * (0.12 + 0.5 * strands))
     layers.add("cytoplasm", mucosa * (1 - 0.9 * gaps) * np.clip(0.25 + 0.1 * cells, 0.1, 0.5))
-    layers.draw_nuclei(layers.points(6.6, (muscle < 0.5) & (gaps < 0.7) & (cells > -0.2), 0.62), 2.2, 1.2, dark=(0.5, 0.95))
-    layers.draw_nuclei(layers.points(8.5, (muscle < 0.5) & (gaps < 0.7) & (cells <= -0.2), 0.45), 1.9, 2.0, dark=(0.45, 0.9))
+    layers.draw_nuclei(
+        layers.points(6.6, (muscle < 0.5) & (gaps < 0.7) & (cells > -0.2), 0.62), 2.2, 1.2, dark=(0.5, 0.95)
+    )
+    layers.draw_nuclei(
+        layers.points(8.5, (muscle < 0.5) & (gaps < 0.7) & (cells <= -0.2), 0.45), 1.9, 2.0, dark=(0.45, 0.9)
+    )
     plasma = layers.points(17, (muscle < 0.5) & (cells > 0.3), 0.3)
     spots = np.zeros(shape, np.uint8)
     for x, y in plasma.tolist():
@@ -93,7 +112,11 @@ def _crypts(layers: Layers, sites: list[tuple[float, float]]) -> None:
     goblets = np.zeros(shape, np.uint8)
     for site, crypt in zip(sites, outlines, strict=True):
         _goblets(layers, goblets, crypt, site)
-    drops = cv2.GaussianBlur(goblets, (0, 0), max(layers.px(0.5), 0.5)).astype(np.float32) / 255 * soft_step(inner - 5.5, 1.5)
+    drops = (
+        cv2.GaussianBlur(goblets, (0, 0), max(layers.px(0.5), 0.5)).astype(np.float32)
+        / 255
+        * soft_step(inner - 5.5, 1.5)
+    )
     lumen = soft_step(inner - deepest * (0.83 + 0.05 * smooth_noise(rng, shape, layers.px(40))), 2)
     for name in ("nuclei", "cytoplasm"):
         layers.components[name] *= 1 - 0.93 * np.maximum(drops, lumen)
@@ -131,4 +154,6 @@ def _goblets(layers: Layers, ink: NDArray[np.uint8], outline: Array, centre: tup
         long, wide = reach * rng.uniform(0.17, 0.27), around * 0.6 / count * rng.uniform(0.34, 0.5)
         axes = (max(int(long * 16), 8), max(int(wide * 16), 8))
         angle = float(np.degrees(np.arctan2(spoke[1], spoke[0])))
-        cv2.ellipse(ink, (int(spot[0] * 16), int(spot[1] * 16)), axes, angle, 0, 360, 255, -1, cv2.LINE_AA, SUBPIXEL_BITS)
+        cv2.ellipse(
+            ink, (int(spot[0] * 16), int(spot[1] * 16)), axes, angle, 0, 360, 255, -1, cv2.LINE_AA, SUBPIXEL_BITS
+        )

@@ -40,7 +40,9 @@ def _tubules(layers: Layers) -> None:
     layers.add("marker", body * (distal & (rng.random(count) < 0.6))[labels])
     basement = np.exp(-np.square(inner / np.float32(1.1)))
     layers.add("fibre", 0.55 * basement + soft_step(-inner, 1.5) * (0.42 + 0.12 * grain))
-    layers.add("mucin", 0.25 * basement + 0.35 * np.exp(-np.square((brush - 1.0) / np.float32(1.6))) * body * (tone > 0.7))
+    layers.add(
+        "mucin", 0.25 * basement + 0.35 * np.exp(-np.square((brush - 1.0) / np.float32(1.6))) * body * (tone > 0.7)
+    )
     layers.draw_nuclei(layers.points(7.6, (inner > 3) & (inner < 7.5), 0.55), 2.9, 1.1, dark=(0.5, 0.9))
     layers.draw_nuclei(layers.points(6.5, inner < -0.2, 0.3), 1.9, 2.2)
     layers.draw_red_cells(layers.points(6.5, inner < -2.2, 0.5))

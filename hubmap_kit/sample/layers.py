@@ -17,9 +17,9 @@ COMPONENTS = ("nuclei", "cytoplasm", "fibre", "mucin", "blood", "marker")
 class Layers:
     """Component maps `(H, W)` float32, about 0 to 1, on one physical grid.
 
-    `nuclei` chromatin; `cytoplasm` cell bodies; `fibre` collagen, muscle and basement membranes; `mucin` what PAS turns magenta;
-    `blood` red cells; `marker` what this slide's antibody binds besides; `tissue` 0..1 coverage; `mask` 1 inside a unit; `grain`
-    clumps of chromatin inside every nucleus.
+    `nuclei` chromatin; `cytoplasm` cell bodies; `fibre` collagen, muscle and basement membranes; `mucin` what PAS turns
+    magenta; `blood` red cells; `marker` what this slide's antibody binds besides; `tissue` 0..1 coverage; `mask` 1
+    inside a unit; `grain` clumps of chromatin inside every nucleus.
     """
 
     rng: np.random.Generator
@@ -86,7 +86,9 @@ class Layers:
         scale = 2**SUBPIXEL_BITS
         centres = np.round(points * scale).astype(int)
         axes = np.maximum(np.round(np.stack([size * ratio, size / ratio], 1) * scale), 4).astype(int)
-        for centre, axis, angle, colour in zip(centres.tolist(), axes.tolist(), angles.tolist(), tone.tolist(), strict=True):
+        for centre, axis, angle, colour in zip(
+            centres.tolist(), axes.tolist(), angles.tolist(), tone.tolist(), strict=True
+        ):
             cv2.ellipse(ink, centre, axis, angle, 0, 360, colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
         drawn = cv2.GaussianBlur(ink, (0, 0), max(self.px(0.35), 0.3)).astype(np.float32) / 255
         drawn *= 1 + np.float32(0.14) * self.grain
@@ -98,5 +100,7 @@ class Layers:
         radius = max(int(self.px(2.9) * 16), 6)
         for x, y in np.round(points * 16).astype(int).tolist():
             cv2.circle(ink, (x, y), radius, 210, -1, cv2.LINE_AA, 4)
-        beside = 1 - np.minimum(self.components["nuclei"], 1)  # red cells have no nucleus and lie between those that have
+        beside = 1 - np.minimum(
+            self.components["nuclei"], 1
+        )  # red cells have no nucleus and lie between those that have
         self.add("blood", beside * cv2.GaussianBlur(ink, (0, 0), 0.7).astype(np.float32) / 255)

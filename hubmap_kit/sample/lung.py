@@ -12,9 +12,11 @@ ALVEOLUS_SPACING_UM = 98.0
 
 
 def paint(layers: Layers) -> None:
-    """Fill the layers with lung; the mask is each intact alveolus, its air space with the wall around it (80 to 150 um across).
+    """Fill the layers with lung; the mask is each intact alveolus, its air space with the wall around it (80 to 150 um
+    across).
 
-    The competition's own lung labels are sparse and of two kinds (wall only, wall and space); this sample has the second.
+    The competition's own lung labels are sparse and of two kinds (wall only, wall and space); this sample has the
+    second.
     """
     rng, um = layers.rng, layers.um_per_px
     _, border = packed_cells(rng, layers.shape, layers.px(ALVEOLUS_SPACING_UM), layers.px(90), layers.px(16))

@@ -9,7 +9,9 @@ from hubmap_kit.sample.fields import Array, Shape, smooth_noise, soft_step
 
 
 def core(rng: np.random.Generator, shape: Shape) -> Array:
-    """Coverage `(H, W)`, 0 to 1, of a tissue microarray core: a disc with a frayed rim and sometimes a bite out of it."""
+    """Coverage `(H, W)`, 0 to 1, of a tissue microarray core: a disc with a frayed rim and sometimes a bite out of
+    it.
+    """
     height, width = shape
     side = min(shape)
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -26,7 +28,9 @@ def core(rng: np.random.Generator, shape: Shape) -> Array:
 
 
 def section(rng: np.random.Generator, shape: Shape) -> Array:
-    """Coverage `(H, W)`, 0 to 1, of a section that runs out of the frame on most sides and ends in one or two cut edges."""
+    """Coverage `(H, W)`, 0 to 1, of a section that runs out of the frame on most sides and ends in one or two cut
+    edges.
+    """
     height, width = shape
     side = min(shape)
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -46,5 +50,7 @@ def debris(rng: np.random.Generator, shape: Shape) -> Array:
     for _ in range(int(rng.integers(8, 24))):
         x, y = int(rng.uniform(0, shape[1])), int(rng.uniform(0, shape[0]))
         size = max(int(rng.exponential(side / 500)), 1)
-        cv2.ellipse(specks, (x, y), (size, max(size // 2, 1)), float(rng.uniform(0, 180)), 0, 360, int(rng.uniform(60, 200)), -1)
+        cv2.ellipse(
+            specks, (x, y), (size, max(size // 2, 1)), float(rng.uniform(0, 180)), 0, 360, int(rng.uniform(60, 200)), -1
+        )
     return cv2.GaussianBlur(specks, (0, 0), 0.8).astype(np.float32) / 255

@@ -30,7 +30,9 @@ def _stroma(layers: Layers) -> None:
     layers.add("marker", 0.6 * muscle * soft_step(strands - 0.5, 0.4) * (1 - torn))
     points = layers.points(10, torn < 0.4, 0.5)
     layers.draw_nuclei(points, 1.75, 3.2, at(angles, points), dark=(0.4, 0.85))
-    layers.draw_nuclei(layers.points(11, smooth_noise(rng, layers.shape, layers.px(50)) > 1.3, 0.7), 2.3, 1.1, dark=(0.8, 1.0))
+    layers.draw_nuclei(
+        layers.points(11, smooth_noise(rng, layers.shape, layers.px(50)) > 1.3, 0.7), 2.3, 1.1, dark=(0.8, 1.0)
+    )
 
 
 def _acini(layers: Layers, circles: list[Circle]) -> None:
@@ -47,11 +49,15 @@ def _acini(layers: Layers, circles: list[Circle]) -> None:
     layers.clear(soft_step(inner, 1))
     layers.mask |= glands
     ripple = smooth_noise(rng, shape, layers.px(22))
-    papillae = np.exp(-np.square(smooth_noise(rng, shape, layers.px(75), 1) / np.float32(0.17))) * soft_step(42 - inner, 16)
+    papillae = np.exp(-np.square(smooth_noise(rng, shape, layers.px(75), 1) / np.float32(0.17))) * soft_step(
+        42 - inner, 16
+    )
     surface = np.clip(15 + 4.5 * ripple, 9, 30) + 30 * papillae - inner
     body = soft_step(surface, 3) * soft_step(inner, 1.5)
     layers.add("cytoplasm", body * (0.62 + 0.1 * smooth_noise(rng, shape, layers.px(4))))
-    layers.add("fibre", 0.5 * np.exp(-np.square((inner - 0.8) / np.float32(1.0))) * glands + 0.35 * (papillae > 0.9) * body)
+    layers.add(
+        "fibre", 0.5 * np.exp(-np.square((inner - 0.8) / np.float32(1.0))) * glands + 0.35 * (papillae > 0.9) * body
+    )
     layers.add("marker", 0.35 * body)
     layers.draw_nuclei(layers.points(6.4, (inner > 2.5) & (inner < 10.5), 0.75), 2.7, 1.25)
     layers.draw_nuclei(layers.points(6.8, (surface > 4) & (inner > 12), 0.7), 2.7, 1.25)

@@ -24,11 +24,14 @@ PAINTERS: Mapping[str, Callable[[Layers], None]] = MappingProxyType(
         "lung": lung.paint,
     }
 )
-# The competition's page says "PAS or H&E" for HuBMAP without naming organs: PAS is the usual stain of kidney, H&E of the rest.
+# The competition's page says "PAS or H&E" for HuBMAP without naming organs: PAS is the usual stain of kidney, H&E of
+# the rest.
 HUBMAP_STAINS: Mapping[str, str] = MappingProxyType(
     {"kidney": "pas", "prostate": "eosin", "largeintestine": "eosin", "spleen": "eosin", "lung": "eosin"}
 )
-COARSEST_UM_PER_PX = 1.7  # a nucleus is about 5 um; coarser slides are painted finer and then shrunk, as a scanner averages light
+COARSEST_UM_PER_PX = (
+    1.7  # a nucleus is about 5 um; coarser slides are painted finer and then shrunk, as a scanner averages light
+)
 
 SMALLEST_UNIT_UM2 = 300.0  # a disc of 20 um
 

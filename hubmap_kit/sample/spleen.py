@@ -10,7 +10,9 @@ from hubmap_kit.sample.vessels import draw_vessel
 
 
 def paint(layers: Layers) -> None:
-    """Fill the layers with spleen; the mask is the white pulp (200 to 600 um across) at the middle of its fuzzy edge."""
+    """Fill the layers with spleen; the mask is the white pulp (200 to 600 um across) at the middle of its fuzzy
+    edge.
+    """
     rng, um = layers.rng, layers.um_per_px
     area = layers.mask.size * rng.uniform(0.08, 0.14)
     circles = place(rng, layers.room(), (layers.px(80), layers.px(155)), area, layers.px(40), inside=0.6)
@@ -38,7 +40,9 @@ def _red_pulp(layers: Layers, red: Array) -> None:
     layers.add("cytoplasm", body * np.clip(0.5 + 0.16 * grain, 0.1, 1))
     layers.add("fibre", body * np.clip(0.3 + 0.15 * smooth_noise(rng, shape, layers.px(9)), 0.05, 0.8))
     layers.add("marker", 0.6 * body * soft_step(smooth_noise(rng, shape, layers.px(12)) - 1.0, 0.5))
-    layers.draw_nuclei(layers.points(7.4, (red > rng.uniform(0.3, 0.7, shape)) & (sinus < 0.5), 0.66), 2.4, 1.3, dark=(0.4, 0.85))
+    layers.draw_nuclei(
+        layers.points(7.4, (red > rng.uniform(0.3, 0.7, shape)) & (sinus < 0.5), 0.66), 2.4, 1.3, dark=(0.4, 0.85)
+    )
     bloody = smooth_noise(rng, shape, layers.px(28))
     layers.draw_red_cells(layers.points(6.3, (red > 0.6) & (bloody > -0.2), 0.62))
 

@@ -1,10 +1,11 @@
 """From components to colour by optical density: haematoxylin with DAB, eosin or PAS.
 
-Stain vectors are the red, green and blue absorbances of one stain: haematoxylin, eosin and DAB from Ruifrok and Johnston,
-Quantification of histochemical staining by color deconvolution, Anal Quant Cytol Histol 23:291-299 (2001); PAS from the
-vectors that G. Landini gives for ImageJ's Colour Deconvolution plugin. RED_DAB and RED_EOSIN are what we measured on slides of
-the competition: the mean absorbance of brown pixels in crops of three HPA slides, and of pink pixels in HuBMAP's spleen 10078.
-Each slide lies somewhere between the two. Light follows Beer and Lambert: I = I0 * 10^-(c . v).
+Stain vectors are the red, green and blue absorbances of one stain: haematoxylin, eosin and DAB from Ruifrok and
+Johnston, Quantification of histochemical staining by color deconvolution, Anal Quant Cytol Histol 23:291-299 (2001);
+PAS from the vectors that G. Landini gives for ImageJ's Colour Deconvolution plugin. RED_DAB and RED_EOSIN are what we
+measured on slides of the competition: the mean absorbance of brown pixels in crops of three HPA slides, and of pink
+pixels in HuBMAP's spleen 10078. Each slide lies somewhere between the two. Light follows Beer and Lambert: I = I0 *
+10^-(c . v).
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ Uptake = dict[str, float]  # component -> optical density at full concentration
 class Recipe:
     """One slide's staining, light and lens.
 
-    `second` absorbance of the stain beside haematoxylin; `blue`, `other` optical density of either stain per component; `light`
-    RGB of bare glass, 0 to 255; `blur_px` and `noise` (grey levels) of the scanner; `tilt` of the lamp from top to bottom.
+    `second` absorbance of the stain beside haematoxylin; `blue`, `other` optical density of either stain per component;
+    `light` RGB of bare glass, 0 to 255; `blur_px` and `noise` (grey levels) of the scanner; `tilt` of the lamp from top
+    to bottom.
     """
 
     second: Vector
@@ -46,7 +48,9 @@ class Recipe:
 
 
 def recipe(rng: np.random.Generator, stain: str) -> Recipe:
-    """One slide's recipe for `stain` "dab", "eosin" or "pas"; strengths vary from slide to slide as between laboratories."""
+    """One slide's recipe for `stain` "dab", "eosin" or "pas"; strengths vary from slide to slide as between
+    laboratories.
+    """
     blue, other = {"dab": _dab, "eosin": _eosin, "pas": _pas}[stain](rng)
     red, green, violet = np.clip(rng.normal(243, 2.5) + rng.normal(0, 1.2, 3), 232, 250).tolist()
     first, last = {"dab": (DAB, RED_DAB), "eosin": (EOSIN, RED_EOSIN), "pas": (PAS, PAS)}[stain]
@@ -72,7 +76,9 @@ def _scaled(uptake: Uptake, factor: float) -> Uptake:
 
 def _dab(rng: np.random.Generator) -> tuple[Uptake, Uptake]:
     # Each HPA slide shows another antibody: in cell bodies, in connective tissue, in nuclei, or hardly anywhere.
-    blue = _scaled({"nuclei": 0.50, "cytoplasm": 0.14, "fibre": 0.17, "mucin": 0.03, "blood": 0.10}, rng.uniform(0.8, 1.15))
+    blue = _scaled(
+        {"nuclei": 0.50, "cytoplasm": 0.14, "fibre": 0.17, "mucin": 0.03, "blood": 0.10}, rng.uniform(0.8, 1.15)
+    )
     targets: list[Uptake] = [
         {"cytoplasm": 0.42, "fibre": 0.08, "marker": 0.5},
         {"cytoplasm": 0.10, "fibre": 0.34, "marker": 0.3},
@@ -84,7 +90,9 @@ def _dab(rng: np.random.Generator) -> tuple[Uptake, Uptake]:
 
 
 def _eosin(rng: np.random.Generator) -> tuple[Uptake, Uptake]:
-    blue = _scaled({"nuclei": 0.62, "cytoplasm": 0.09, "fibre": 0.03, "mucin": 0.08, "blood": 0.02}, rng.uniform(0.85, 1.2))
+    blue = _scaled(
+        {"nuclei": 0.62, "cytoplasm": 0.09, "fibre": 0.03, "mucin": 0.08, "blood": 0.02}, rng.uniform(0.85, 1.2)
+    )
     pink = {"nuclei": 0.16, "cytoplasm": 0.30, "fibre": 0.42, "mucin": 0.04, "blood": 0.62}
     return blue, _scaled(pink, rng.uniform(0.8, 1.15))
 
@@ -108,7 +116,9 @@ def _turned(rng: np.random.Generator, vector: Vector) -> Array:
 
 
 def stained(layers: Layers, how: Recipe, dirt: Array) -> Array:
-    """Light `(H, W, 3)` float32 RGB, 0 to 255, through the layers under one recipe; `dirt` is grey density on the glass."""
+    """Light `(H, W, 3)` float32 RGB, 0 to 255, through the layers under one recipe; `dirt` is grey density on the
+    glass.
+    """
     rng, shape = layers.rng, layers.shape
     amounts = []
     for uptake in (how.blue, how.other):

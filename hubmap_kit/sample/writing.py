@@ -37,7 +37,9 @@ def write_tiff(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def _strips(image: NDArray[np.uint8]) -> Iterator[bytes]:
-    """Strips, differenced and deflated by Python's own zlib, so that the bytes do not depend on which codecs are installed."""
+    """Strips, differenced and deflated by Python's own zlib, so that the bytes do not depend on which codecs are
+    installed.
+    """
     for top in range(0, len(image), STRIP_ROWS):
         strip = image[top : top + STRIP_ROWS]
         difference = strip.copy()

@@ -1,4 +1,6 @@
-"""Slides -> a store or folders of tiles, by a ConvertConfig: parallel over slides, resumable, one slide in memory per process."""
+"""Slides -> a store or folders of tiles, by a ConvertConfig: parallel over slides, resumable, one slide in memory per
+process.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,16 @@ from hubmap_kit.tiles import store as files
 from hubmap_kit.tiles.background import TissueMap, mask_box, tissue_map
 from hubmap_kit.tiles.convert import decode_for, fingerprint
 from hubmap_kit.tiles.convert_config import ConvertConfig
-from hubmap_kit.tiles.finishing import Conversion, found, is_plain, remove_strangers, table_name, write_manifest, write_store, write_table
+from hubmap_kit.tiles.finishing import (
+    Conversion,
+    found,
+    is_plain,
+    remove_strangers,
+    table_name,
+    write_manifest,
+    write_store,
+    write_table,
+)
 from hubmap_kit.tiles.grid import box_shares
 from hubmap_kit.tiles.growing import Growing, discard, growing
 from hubmap_kit.tiles.pictures import Picture, cut, plan, tile_corners, union
@@ -31,8 +42,11 @@ from hubmap_kit.tiles.writers import FolderWriter, NoWriter, StoreWriter, Writer
 PIXELS = 1  # raised when the same settings begin to give other pixels
 VAL_FOLDS = 5
 _USED = {
-    "grid": ("reduce",), "resize": ("size", "pad"), "crop": ("canvas", "keep_scale", "reduce", "pad"), "pad": ("size", "reduce", "pad"),
-}  # fmt: skip
+    "grid": ("reduce",),
+    "resize": ("size", "pad"),
+    "crop": ("canvas", "keep_scale", "reduce", "pad"),
+    "pad": ("size", "reduce", "pad"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,8 @@ class Task:
 def conversion_mark(slides: Sequence[Slide], config: ConvertConfig) -> str:
     """A hash (hex, 16 digits) of all that the written pixels depend on.
 
-    A plain grid in a store has the fingerprint of the store that training looks for: its tiles are tables beside the pixels.
+    A plain grid in a store has the fingerprint of the store that training looks for: its tiles are tables beside the
+    pixels.
     """
     family = "crop" if config.cropped else config.kind
     base = fingerprint(slides, ScaleConfig(reduce=config.reduce))
@@ -62,10 +77,12 @@ def conversion_mark(slides: Sequence[Slide], config: ConvertConfig) -> str:
 
 
 def convert(slides: Sequence[Slide], out: Path, config: ConvertConfig, jobs: int = 1) -> Conversion:
-    """Convert slides into `out` with `jobs` processes; the files depend neither on their number nor on runs that were killed.
+    """Convert slides into `out` with `jobs` processes; the files depend neither on their number nor on runs that were
+    killed.
 
-    A store lies in `out`/<mark>, beside others, so that training finds it with `--stores out`; folders of images are `out` itself.
-    What is there already is not made again. Raises SlideError, RleError, and StoreError where `out` holds something else.
+    A store lies in `out`/<mark>, beside others, so that training finds it with `--stores out`; folders of images are
+    `out` itself. What is there already is not made again. Raises SlideError, RleError, and StoreError where `out` holds
+    something else.
     """
     mark = conversion_mark(slides, config)
     final = out / mark if config.stored else out
@@ -78,18 +95,27 @@ def convert(slides: Sequence[Slide], out: Path, config: ConvertConfig, jobs: int
     else:
         _check_free(final)
         with growing(final, mark) as here:
-            writers = _store_writers(slides, config, here.folder) if config.stored else _folder_writers(slides, config, here.folder)
+            writers = (
+                _store_writers(slides, config, here.folder)
+                if config.stored
+                else _folder_writers(slides, config, here.folder)
+            )
             entries = _run(slides, config, writers, here, jobs)
             _finish(here, mark, config, entries)
     made = found(final, mark, config)
     if made is None:
-        raise StoreError(f"{final} is not what was just written there; another process works in it, so choose another --out")
+        raise StoreError(
+            f"{final} is not what was just written there; another process works in it, so choose another --out"
+        )
     return made
 
 
 def _check_free(final: Path) -> None:
     if final.exists() and not (final.is_dir() and not any(final.iterdir())):
-        raise StoreError(f"{final} exists and holds no finished conversion of these slides with these settings; choose another --out or delete it")
+        raise StoreError(
+            f"{final} exists and holds no finished conversion of these slides with these settings; choose another --out"
+            " or delete it"
+        )
 
 
 def _add_table(slides: Sequence[Slide], final: Path, mark: str, config: ConvertConfig, jobs: int) -> None:
@@ -100,11 +126,17 @@ def _add_table(slides: Sequence[Slide], final: Path, mark: str, config: ConvertC
         here.drop()
 
 
-def _run(slides: Sequence[Slide], config: ConvertConfig, writers: Sequence[Writer], here: Growing, jobs: int) -> list[dict[str, Any]]:
+def _run(
+    slides: Sequence[Slide], config: ConvertConfig, writers: Sequence[Writer], here: Growing, jobs: int
+) -> list[dict[str, Any]]:
     """Convert every slide that the journal does not have yet; what is known of all of them."""
     here.forget_damaged()
     done = here.done()
-    tasks = [Task(number, slide, config, writer, here) for number, (slide, writer) in enumerate(zip(slides, writers, strict=True)) if number not in done]
+    tasks = [
+        Task(number, slide, config, writer, here)
+        for number, (slide, writer) in enumerate(zip(slides, writers, strict=True))
+        if number not in done
+    ]
     with bar(len(slides), f"convert, {config.kind}", "slide") as progress:
         progress.update(len(done))
         for _ in over_processes(_convert_one, tasks, jobs):
@@ -144,10 +176,16 @@ def _store_writers(slides: Sequence[Slide], config: ConvertConfig, folder: Path)
 def _folder_writers(slides: Sequence[Slide], config: ConvertConfig, folder: Path) -> list[Writer]:
     organ_labels = config.labels == "organ"
     if config.format != "mmseg":
-        return [FolderWriter(folder, "images", "masks", ".jpg" if config.format == "jpeg" else ".png", organ_labels, config.tiled)] * len(slides)
+        return [
+            FolderWriter(
+                folder, "images", "masks", ".jpg" if config.format == "jpeg" else ".png", organ_labels, config.tiled
+            )
+        ] * len(slides)
     folds = assign_folds(slides, VAL_FOLDS) if config.val_fold >= 0 else {}
     parts = ["val" if folds.get(slide.id) == config.val_fold else "train" for slide in slides]
-    return [FolderWriter(folder, f"img_dir/{part}", f"ann_dir/{part}", ".png", organ_labels, config.tiled) for part in parts]
+    return [
+        FolderWriter(folder, f"img_dir/{part}", f"ann_dir/{part}", ".png", organ_labels, config.tiled) for part in parts
+    ]
 
 
 def _convert_one(task: Task) -> None:
@@ -156,7 +194,9 @@ def _convert_one(task: Task) -> None:
     try:
         mask = decode_for(slide, *pixels.shape[:2])
     except RleError as error:
-        raise RleError(f"slide {slide.id}, {pixels.shape[0]} x {pixels.shape[1]} pixels in its file: {error}") from error
+        raise RleError(
+            f"slide {slide.id}, {pixels.shape[0]} x {pixels.shape[1]} pixels in its file: {error}"
+        ) from error
     tissue = tissue_map(pixels) if config.cropped or not is_plain(config) else None
     picture = _picture(config, slide, mask, tissue)
     image, label = cut(picture, pixels, mask, config.pad)
@@ -167,14 +207,35 @@ def _convert_one(task: Task) -> None:
     shares = tissue.shares(boxes) if tissue is not None else np.ones(len(corners))
     kept = shares >= config.min_tissue
     tiles = [
-        {"y": picture.top + round(down), "x": picture.left + round(across), "row": row, "col": col, "foreground": inside, "tissue": stained}
+        {
+            "y": picture.top + round(down),
+            "x": picture.left + round(across),
+            "row": row,
+            "col": col,
+            "foreground": inside,
+            "tissue": stained,
+        }
         for (down, across), (row, col), inside, stained in zip(
-            (boxes[kept, :2] - (picture.top, picture.left)).tolist(), corners[kept].tolist(), foreground[kept].tolist(), shares[kept].tolist(), strict=True
+            (boxes[kept, :2] - (picture.top, picture.left)).tolist(),
+            corners[kept].tolist(),
+            foreground[kept].tolist(),
+            shares[kept].tolist(),
+            strict=True,
         )
-    ]  # fmt: skip
+    ]
     written = task.writer.write(slide, image, label, corners[kept], size)
     dropped = {"dropped": int((~kept).sum()), "dropped_with_mask": int(np.count_nonzero(foreground[~kept]))}
-    task.growing.note(task.number, {**_facts(slide, picture, mask), "tiles": tiles, "tile_rows": size[0], "tile_cols": size[1], **dropped, **written})
+    task.growing.note(
+        task.number,
+        {
+            **_facts(slide, picture, mask),
+            "tiles": tiles,
+            "tile_rows": size[0],
+            "tile_cols": size[1],
+            **dropped,
+            **written,
+        },
+    )
 
 
 def _picture(config: ConvertConfig, slide: Slide, mask: np.ndarray, tissue: TissueMap | None) -> Picture:
@@ -182,7 +243,10 @@ def _picture(config: ConvertConfig, slide: Slide, mask: np.ndarray, tissue: Tiss
         return plan(config, *mask.shape)
     box = union(tissue.box(), mask_box(mask))  # a unit that was drawn on pale tissue is never cut off
     if box is None:
-        raise SlideError(f"{slide.path} shows no tissue, only glass, so there is nothing to crop to; drop its row or choose another convert.kind")
+        raise SlideError(
+            f"{slide.path} shows no tissue, only glass, so there is nothing to crop to; drop its row or choose another"
+            " convert.kind"
+        )
     return plan(config, *mask.shape, box)
 
 
@@ -191,8 +255,18 @@ def _facts(slide: Slide, picture: Picture, mask: np.ndarray) -> dict[str, Any]:
     total = int(np.count_nonzero(mask))
     shown = int(np.count_nonzero(mask[part]))
     return {
-        "id": slide.id, "organ": slide.organ, "data_source": slide.source, "um_per_px": slide.um_per_px,
-        "height": round(picture.height), "width": round(picture.width), "rows": picture.rows, "cols": picture.cols,
-        "top": picture.top, "left": picture.left, "per_row": picture.height / picture.rows,
-        "mask_pixels": total, "mask_shown": shown, "mask_kept": shown / total if total else 1.0,
-    }  # fmt: skip
+        "id": slide.id,
+        "organ": slide.organ,
+        "data_source": slide.source,
+        "um_per_px": slide.um_per_px,
+        "height": round(picture.height),
+        "width": round(picture.width),
+        "rows": picture.rows,
+        "cols": picture.cols,
+        "top": picture.top,
+        "left": picture.left,
+        "per_row": picture.height / picture.rows,
+        "mask_pixels": total,
+        "mask_shown": shown,
+        "mask_kept": shown / total if total else 1.0,
+    }

@@ -14,7 +14,8 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
-from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition import rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.pixel_sizes import PixelSizeWatch
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import ScaleChoices, ScaleConfig, TilesConfig
@@ -34,7 +35,19 @@ def fingerprint(slides: Sequence[Slide], scale: ScaleConfig) -> str:
     for slide in slides:
         size = slide.path.stat().st_size if slide.path.is_file() else -1
         labels = hashlib.sha256((slide.rle or "").encode()).hexdigest()
-        parts.append([slide.id, slide.organ, slide.source, slide.um_per_px, slide.height, slide.width, slide.path.name, size, labels])
+        parts.append(
+            [
+                slide.id,
+                slide.organ,
+                slide.source,
+                slide.um_per_px,
+                slide.height,
+                slide.width,
+                slide.path.name,
+                size,
+                labels,
+            ]
+        )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -46,7 +59,8 @@ def _what_counts(choices: ScaleChoices) -> list[object]:
 def open_or_build(parent: Path, slides: Sequence[Slide], scale: ScaleConfig, tiles: TilesConfig) -> TileStore:
     """The store for these slides and this scale in `parent`, built if it is not there yet, with the tiles of one grid.
 
-    The folder is named by the fingerprint, so runs that share data and scale share it, whatever their tiles. Raises SlideError and RleError.
+    The folder is named by the fingerprint, so runs that share data and scale share it, whatever their tiles. Raises
+    SlideError and RleError.
     """
     mark = fingerprint(slides, scale)
     folder = parent / mark
@@ -56,7 +70,10 @@ def open_or_build(parent: Path, slides: Sequence[Slide], scale: ScaleConfig, til
 
 
 def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, mark: str) -> None:
-    """Write a store. It grows under a temporary name and takes its own when it is complete; one slide is in memory at a time."""
+    """Write a store.
+
+    It grows under a temporary name and takes its own when it is complete; one slide is in memory at a time.
+    """
     growing = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     sweep(folder.parent, f".{folder.name}.*.tmp")
     growing.mkdir(parents=True)
@@ -76,7 +93,9 @@ def build(folder: Path, slides: Sequence[Slide], scale: ScaleConfig, mark: str) 
     log.info("tile store of %d slides in %s", len(rows), folder)
 
 
-def _append(slide: Slide, scale: ScaleConfig, images: BinaryIO, masks: BinaryIO, watch: PixelSizeWatch) -> dict[str, object]:
+def _append(
+    slide: Slide, scale: ScaleConfig, images: BinaryIO, masks: BinaryIO, watch: PixelSizeWatch
+) -> dict[str, object]:
     pixels = slide_files.read(slide.path)
     height, width = pixels.shape[:2]
     watch.look(slide, height, width)
@@ -86,21 +105,30 @@ def _append(slide: Slide, scale: ScaleConfig, images: BinaryIO, masks: BinaryIO,
     images.write(np.ascontiguousarray(resize_image(pixels, shape)).data)
     masks.write(np.packbits(mask, axis=1).data)
     return {
-        "id": slide.id, "organ": slide.organ, "data_source": slide.source, "um_per_px": slide.um_per_px,
-        "height": height, "width": width, "rows": shape[0], "cols": shape[1], **offsets,
-    }  # fmt: skip
+        "id": slide.id,
+        "organ": slide.organ,
+        "data_source": slide.source,
+        "um_per_px": slide.um_per_px,
+        "height": height,
+        "width": width,
+        "rows": shape[0],
+        "cols": shape[1],
+        **offsets,
+    }
 
 
 def decode_for(slide: Slide, height: int, width: int) -> np.ndarray:
     """The slide's mask (height, width) of 0/1 at the size that its file has.
 
-    Sizes in the table are sometimes off. Runs go down columns, so where only the width differs the file is believed as it is;
-    where the height differs too, the file must be a resampled copy, and the mask is resampled with it.
+    Sizes in the table are sometimes off. Runs go down columns, so where only the width differs the file is believed as
+    it is; where the height differs too, the file must be a resampled copy, and the mask is resampled with it.
     """
     text = slide.rle or ""
     if (height, width) == (slide.height, slide.width) or not text:
         return rle.decode(text, height, width)
-    log.warning("slide %s is %d x %d in its file but %d x %d in the table", slide.id, height, width, slide.height, slide.width)
+    log.warning(
+        "slide %s is %d x %d in its file but %d x %d in the table", slide.id, height, width, slide.height, slide.width
+    )
     if height == slide.height:
         return rle.decode(text, height, width)
     return resize_mask(rle.decode(text, slide.height, slide.width), (height, width))

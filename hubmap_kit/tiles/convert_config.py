@@ -22,40 +22,68 @@ class ConvertConfig(Section):
 
     kind: Literal["grid", "resize", "crop", "crop+grid", "pad"] = Field(
         "grid",
-        description="grid: tiles; resize: the whole slide to `size`; crop: the tissue on a canvas, background removed; crop+grid: tiles of that "
-        "canvas; pad: the whole slide, padded to a multiple of `size`",
+        description=(
+            "grid: tiles; resize: the whole slide to `size`; crop: the tissue on a canvas, background removed;"
+            " crop+grid: tiles of that canvas; pad: the whole slide, padded to a multiple of `size`"
+        ),
     )
-    size: int = Field(512, ge=32, description="side in pixels of a tile, of the resized slide, or of the padding's multiple")
-    reduce: Literal[1, 2, 4] = Field(1, description="integer downscale of the original pixels, of the canvas where there is one (not with resize)")
+    size: int = Field(
+        512, ge=32, description="side in pixels of a tile, of the resized slide, or of the padding's multiple"
+    )
+    reduce: Literal[1, 2, 4] = Field(
+        1, description="integer downscale of the original pixels, of the canvas where there is one (not with resize)"
+    )
     overlap: float = Field(0.0, ge=0, lt=0.9, description="share of a tile that its neighbour repeats")
     edge: Literal["pad", "shift", "drop"] = Field(
         "pad", description="what the last whole tile leaves over: a padded tile, one moved back to the edge, or none"
     )
     canvas: int = Field(2048, ge=64, description="side of the canvas in original pixels, before `reduce` (crop)")
     keep_scale: bool = Field(
-        False, description="crop: keep the slide's scale, and cut what is larger than the canvas around its middle; else fit the tissue to it"
+        False,
+        description=(
+            "crop: keep the slide's scale, and cut what is larger than the canvas around its middle; else fit the"
+            " tissue to it"
+        ),
     )
     min_tissue: Share = Field(
         0.0,
-        description="drop tiles with less tissue; 0: keep all, 0.7: at most 30 % background, 1: no background at all; what lies beyond the slide "
-        "counts as background",
+        description=(
+            "drop tiles with less tissue; 0: keep all, 0.7: at most 30 % background, 1: no background at all; what lies"
+            " beyond the slide counts as background"
+        ),
     )
-    pad: Literal["reflect", "white", "mean"] = Field("reflect", description="what fills a picture beyond the slide; the mask is mirrored or empty there")
+    pad: Literal["reflect", "white", "mean"] = Field(
+        "reflect", description="what fills a picture beyond the slide; the mask is mirrored or empty there"
+    )
     labels: Literal["binary", "organ"] = Field("binary", description="mask values: 0/1, or the organ's index 1..5")
     format: Literal["store", "png", "jpeg", "mmseg", "dataset"] = Field(
         "store",
-        description="store: the tile store; png, jpeg: folders images/ and masks/; mmseg: img_dir/ and ann_dir/; dataset: a store ready to be pushed",
+        description=(
+            "store: the tile store; png, jpeg: folders images/ and masks/; mmseg: img_dir/ and ann_dir/; dataset: a"
+            " store ready to be pushed"
+        ),
     )
-    val_fold: int = Field(0, ge=-1, le=4, description="mmseg: the fold of five that goes to val/; -1: all slides go to train/")
+    val_fold: int = Field(
+        0, ge=-1, le=4, description="mmseg: the fold of five that goes to val/; -1: all slides go to train/"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ConvertConfig:
         if self.min_tissue > 0 and not self.tiled:
-            raise ValueError(f"min_tissue chooses tiles, but kind {self.kind} makes one picture of each slide; set it to 0 or kind to grid or crop+grid")
+            raise ValueError(
+                f"min_tissue chooses tiles, but kind {self.kind} makes one picture of each slide; set it to 0 or kind"
+                " to grid or crop+grid"
+            )
         if round(self.canvas / self.reduce) < self.size and self.kind == "crop+grid":
-            raise ValueError(f"a canvas of {self.canvas} px at reduce {self.reduce} is smaller than one tile of {self.size} px; enlarge canvas")
+            raise ValueError(
+                f"a canvas of {self.canvas} px at reduce {self.reduce} is smaller than one tile of {self.size} px;"
+                " enlarge canvas"
+            )
         if self.stored and self.tiled and (self.size < 64 or self.size % 32):
-            raise ValueError(f"tiles of a store are what networks see, so size must be a multiple of 32 and at least 64, got {self.size}")
+            raise ValueError(
+                "tiles of a store are what networks see, so size must be a multiple of 32 and at least 64, got"
+                f" {self.size}"
+            )
         return self
 
     @property
@@ -105,9 +133,13 @@ def load(name_or_path: str = "", overrides: Sequence[str] = ()) -> ConvertConfig
         key, equals, text = override.partition("=")
         section, _, name = key.strip().partition(".")
         if not equals or section != "convert" or not name:
-            raise ConfigError(f"--set {override} has no 'convert.key=value' form; write for instance --set convert.size=768")
+            raise ConfigError(
+                f"--set {override} has no 'convert.key=value' form; write for instance --set convert.size=768"
+            )
         values[name] = _yaml(text, f"--set {override}")
-    return _checked(values, ", ".join([*([name_or_path] if name_or_path else []), *(f"--set {override}" for override in overrides)]))
+    return _checked(
+        values, ", ".join([*([name_or_path] if name_or_path else []), *(f"--set {override}" for override in overrides)])
+    )
 
 
 def _values(name_or_path: str) -> dict[str, Any]:
@@ -115,14 +147,20 @@ def _values(name_or_path: str) -> dict[str, Any]:
         return dict(PRESETS.get(name_or_path, {}))
     path = Path(name_or_path)
     if not path.is_file():
-        raise ConfigError(f"no conversion '{name_or_path}': neither a file nor one of {', '.join(PRESETS)}{did_you_mean(name_or_path, PRESETS)}")
+        raise ConfigError(
+            f"no conversion '{name_or_path}': neither a file nor one of"
+            f" {', '.join(PRESETS)}{did_you_mean(name_or_path, PRESETS)}"
+        )
     try:
         found = _yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text; expected a YAML file with a section 'convert:'") from error
     if not isinstance(found, dict) or set(found) != {"convert"} or not isinstance(found["convert"], dict):
         keys = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
-        raise ConfigError(f"{path} holds {keys} at its top level; expected the section 'convert:' alone, with keys such as 'kind: grid'")
+        raise ConfigError(
+            f"{path} holds {keys} at its top level; expected the section 'convert:' alone, with keys such as 'kind:"
+            " grid'"
+        )
     return dict(found["convert"])
 
 
@@ -145,5 +183,7 @@ def _checked(values: dict[str, Any], origin: str) -> ConvertConfig:
     reason, found = first["msg"].removeprefix("Value error, "), first.get("input")
     if len(first["loc"]) == 1:  # the keys do not go together
         raise ConfigError(f"{origin}: {reason}")
-    near = did_you_mean(str(found), (first.get("ctx") or {}).get("expected", "").replace("'", "").replace(" or ", ", ").split(", "))
+    near = did_you_mean(
+        str(found), (first.get("ctx") or {}).get("expected", "").replace("'", "").replace(" or ", ", ").split(", ")
+    )
     raise ConfigError(f"{origin}: {key} is {found!r}: {reason}{near}")

@@ -31,7 +31,9 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Counts:
-    """What a conversion made: tiles (or pictures), tiles that min_tissue dropped, and the share of all mask pixels in the pictures."""
+    """What a conversion made: tiles (or pictures), tiles that min_tissue dropped, and the share of all mask pixels in
+    the pictures.
+    """
 
     slides: int
     tiles: int
@@ -61,27 +63,47 @@ def is_plain(config: ConvertConfig) -> bool:
 
 
 def table_name(config: ConvertConfig) -> str:
-    """The file with a conversion's tiles. A choice of tiles has its own, so that it never changes what a training draws."""
+    """The file with a conversion's tiles.
+
+    A choice of tiles has its own, so that it never changes what a training draws.
+    """
     if not config.stored:
         return FOLDER_TABLE
     if not config.tiled:
         return files.SLIDES
     plain = plain_name(tiles_config(config))
-    return plain if is_plain(config) else f"{plain.removesuffix('.parquet')}-{config.edge}-tissue{config.min_tissue:g}.parquet"
+    return (
+        plain
+        if is_plain(config)
+        else f"{plain.removesuffix('.parquet')}-{config.edge}-tissue{config.min_tissue:g}.parquet"
+    )
 
 
 def open_conversion(folder: Path, config: ConvertConfig) -> TileStore:
-    """The store of a tiled conversion with its own tiles. Raises StoreError when it is not there, or is another kind."""
+    """The store of a tiled conversion with its own tiles.
+
+    Raises StoreError when it is not there, or is another kind.
+    """
     if not (config.stored and config.tiled):
-        raise StoreError(f"{folder}: kind {config.kind} as {config.format} has no tiles in a store; choose kind grid or crop+grid and format store")
+        raise StoreError(
+            f"{folder}: kind {config.kind} as {config.format} has no tiles in a store; choose kind grid or crop+grid"
+            " and format store"
+        )
     return TileStore(folder, tiles_config(config), "" if is_plain(config) else table_name(config))
 
 
 def found(final: Path, mark: str, config: ConvertConfig) -> Conversion | None:
-    """This very conversion, if it is finished in `final`. Raises StoreError when its files have not the size that they had."""
+    """This very conversion, if it is finished in `final`.
+
+    Raises StoreError when its files have not the size that they had.
+    """
     manifest = read_manifest(final)
     facts = manifest["tables"].get(table_name(config)) if manifest and manifest.get("fingerprint") == mark else None
-    if manifest is None or facts is None or facts["convert"] != config.model_dump(mode="json") | {"format": facts["convert"]["format"]}:
+    if (
+        manifest is None
+        or facts is None
+        or facts["convert"] != config.model_dump(mode="json") | {"format": facts["convert"]["format"]}
+    ):
         return None
     check_sizes(final, manifest["files"])
     return Conversion(final, mark, table_name(config), Counts(**facts["counts"]))
@@ -91,7 +113,12 @@ def write_store(folder: Path, mark: str, config: ConvertConfig, entries: Sequenc
     """Write what makes a folder of pixels a store: the table of its slides and store.json."""
     columns = _PLACES if config.kind == "grid" else _PLACES + _CUT_OUT
     pd.DataFrame([{key: entry[key] for key in columns} for entry in entries]).to_parquet(folder / files.SLIDES)
-    meta = {"format": files.FORMAT, "fingerprint": mark, "slides": len(entries), "scale": ScaleConfig(reduce=config.reduce).model_dump()}
+    meta = {
+        "format": files.FORMAT,
+        "fingerprint": mark,
+        "slides": len(entries),
+        "scale": ScaleConfig(reduce=config.reduce).model_dump(),
+    }
     write_json(folder / files.META, meta)
 
 
@@ -102,8 +129,8 @@ def write_table(folder: Path, config: ConvertConfig, entries: Sequence[Entry]) -
     tiles = sum(len(entry["tiles"]) for entry in entries)
     if not tiles:
         raise StoreError(
-            f"no tile is left of {len(entries)} slides: size {config.size}, edge {config.edge} and min_tissue {config.min_tissue:g} drop all of them; "
-            "lower convert.min_tissue or convert.size"
+            f"no tile is left of {len(entries)} slides: size {config.size}, edge {config.edge} and min_tissue"
+            f" {config.min_tissue:g} drop all of them; lower convert.min_tissue or convert.size"
         )
     path = folder / table_name(config)
     if is_plain(config):
@@ -114,20 +141,42 @@ def write_table(folder: Path, config: ConvertConfig, entries: Sequence[Entry]) -
     elif not config.stored:
         with atomic_path(path) as temporary:
             _folder_table(entries).to_csv(temporary, index=False, lineterminator="\n")
-    return Counts(len(entries), tiles, dropped, with_mask, kept if any(entry["mask_pixels"] for entry in entries) else 1.0)
+    return Counts(
+        len(entries), tiles, dropped, with_mask, kept if any(entry["mask_pixels"] for entry in entries) else 1.0
+    )
 
 
-def write_manifest(folder: Path, mark: str, config: ConvertConfig, counts: Counts, listed: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write manifest.json: every file's size and sha256, and what each table was made by. `listed` are files hashed already."""
+def write_manifest(
+    folder: Path, mark: str, config: ConvertConfig, counts: Counts, listed: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write manifest.json: every file's size and sha256, and what each table was made by.
+
+    `listed` are files hashed already.
+    """
     earlier = read_manifest(folder)
     tables = dict(earlier["tables"]) if earlier else {}
-    tables[table_name(config)] = {"convert": config.model_dump(mode="json"), "classes": CLASSES[config.labels], "counts": asdict(counts)}
+    tables[table_name(config)] = {
+        "convert": config.model_dump(mode="json"),
+        "classes": CLASSES[config.labels],
+        "counts": asdict(counts),
+    }
     known = {**(earlier["files"] if earlier else {}), **listed}
-    present = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST}
+    present = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
     new = [path for name, path in present.items() if name not in known]
     with bar(sum(path.stat().st_size for path in new), "manifest", "B") as progress:
-        hashed = {name: known[name] if name in known else _hashed(path, progress.update) for name, path in present.items()}
-    whole = {"fingerprint": mark, "tables": tables, "bytes": sum(facts["bytes"] for facts in hashed.values()), "files": dict(sorted(hashed.items()))}
+        hashed = {
+            name: known[name] if name in known else _hashed(path, progress.update) for name, path in present.items()
+        }
+    whole = {
+        "fingerprint": mark,
+        "tables": tables,
+        "bytes": sum(facts["bytes"] for facts in hashed.values()),
+        "files": dict(sorted(hashed.items())),
+    }
     write_json(folder / MANIFEST, whole)
 
 
@@ -142,26 +191,48 @@ def _store_table(entries: Sequence[Entry], size: int) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "slide": number, "id": entry["id"], "y": tile["y"], "x": tile["x"], "row": tile["row"], "col": tile["col"], "size": size,
-                "foreground": tile["foreground"], "tissue": tile["tissue"],
+                "slide": number,
+                "id": entry["id"],
+                "y": tile["y"],
+                "x": tile["x"],
+                "row": tile["row"],
+                "col": tile["col"],
+                "size": size,
+                "foreground": tile["foreground"],
+                "tissue": tile["tissue"],
             }
-            for number, entry in enumerate(entries) for tile in entry["tiles"]
+            for number, entry in enumerate(entries)
+            for tile in entry["tiles"]
         ]
-    )  # fmt: skip
+    )
 
 
 def _folder_table(entries: Sequence[Entry]) -> pd.DataFrame:
-    """One row a tile. y, x, um_per_px: its place on the slide in original pixels, and the width of its own pixels in um."""
+    """One row a tile. y, x, um_per_px: its place on the slide in original pixels, and the width of its own pixels in
+    um.
+    """
     return pd.DataFrame(
         [
             {
-                "image": names[0], "mask": names[1], "id": entry["id"], "organ": entry["organ"], "data_source": entry["data_source"],
-                "um_per_px": round(entry["um_per_px"] * entry["per_row"], 6), "y": tile["y"], "x": tile["x"], "row": tile["row"], "col": tile["col"],
-                "height": entry["tile_rows"], "width": entry["tile_cols"], "foreground": tile["foreground"], "tissue": tile["tissue"],
+                "image": names[0],
+                "mask": names[1],
+                "id": entry["id"],
+                "organ": entry["organ"],
+                "data_source": entry["data_source"],
+                "um_per_px": round(entry["um_per_px"] * entry["per_row"], 6),
+                "y": tile["y"],
+                "x": tile["x"],
+                "row": tile["row"],
+                "col": tile["col"],
+                "height": entry["tile_rows"],
+                "width": entry["tile_cols"],
+                "foreground": tile["foreground"],
+                "tissue": tile["tissue"],
             }
-            for entry in entries for names, tile in zip(entry["names"], entry["tiles"], strict=True)
+            for entry in entries
+            for names, tile in zip(entry["names"], entry["tiles"], strict=True)
         ]
-    )  # fmt: skip
+    )
 
 
 def _hashed(path: Path, update: Any) -> dict[str, Any]:

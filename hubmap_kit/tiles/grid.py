@@ -14,13 +14,15 @@ Edge = Literal["pad", "drop", "shift"]
 def axis_starts(length: int, size: int, overlap: float = 0.0, edge: Edge = "pad") -> list[int]:
     """Starts of the tiles along one axis, in pixels.
 
-    `overlap` is the share (0 <= overlap < 1) of a tile that its neighbour repeats. What the last whole tile leaves over gets a tile
-    that reaches over the edge (`pad`), one that is moved back until it ends at the edge (`shift`), or none (`drop`). An axis
-    shorter than a tile has one start, with `drop` none.
-    Example: length 1500, size 512, overlap 0 -> [0, 512, 1024] with pad, [0, 512, 988] with shift, [0, 512] with drop.
+    `overlap` is the share (0 <= overlap < 1) of a tile that its neighbour repeats. What the last whole tile leaves over
+    gets a tile that reaches over the edge (`pad`), one that is moved back until it ends at the edge (`shift`), or none
+    (`drop`). An axis shorter than a tile has one start, with `drop` none. Example: length 1500, size 512, overlap 0 ->
+    [0, 512, 1024] with pad, [0, 512, 988] with shift, [0, 512] with drop.
     """
     if length < 1 or size < 1 or not 0 <= overlap < 1:
-        raise ValueError(f"length {length}, size {size}, overlap {overlap}: need length and size of at least 1 and 0 <= overlap < 1")
+        raise ValueError(
+            f"length {length}, size {size}, overlap {overlap}: need length and size of at least 1 and 0 <= overlap < 1"
+        )
     step = max(1, round(size * (1 - overlap)))
     if length < size:
         return [] if edge == "drop" else [0]
@@ -40,10 +42,13 @@ def grid(height: int, width: int, size: int, overlap: float = 0.0, edge: Edge = 
 def box_shares(mask: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray:
     """Share (0..1) of each tile that the mask covers; what lies beyond the slide's edge counts as outside the mask.
 
-    `mask` (H, W) of 0/1, `corners` (tiles, 2). One pass over the mask builds an integral image, then each tile costs four reads.
+    `mask` (H, W) of 0/1, `corners` (tiles, 2). One pass over the mask builds an integral image, then each tile costs
+    four reads.
     """
     height, width = mask.shape
-    integral = cv2.integral(np.ascontiguousarray(mask, np.uint8))  # int32: enough for the 500 million pixels that a slide may have
+    integral = cv2.integral(
+        np.ascontiguousarray(mask, np.uint8)
+    )  # int32: enough for the 500 million pixels that a slide may have
     top, left = np.minimum(corners[:, 0], height), np.minimum(corners[:, 1], width)
     bottom, right = np.minimum(corners[:, 0] + size, height), np.minimum(corners[:, 1] + size, width)
     inside = integral[bottom, right] - integral[top, right] - integral[bottom, left] + integral[top, left]

@@ -1,7 +1,9 @@
-"""A folder that grows under a temporary name, remembers which slides it holds, and takes its own name when it is complete.
+"""A folder that grows under a temporary name, remembers which slides it holds, and takes its own name when it is
+complete.
 
-Killed at any point, the next run with the same data and settings finds it by its name, `.<name>.<mark>.growing`, and goes on. A
-slide counts when its journal entry stands, which is written after its pixels; until then it is simply written again.
+Killed at any point, the next run with the same data and settings finds it by its name, `.<name>.<mark>.growing`, and
+goes on. A slide counts when its journal entry stands, which is written after its pixels; until then it is simply
+written again.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class Growing:
                 (self.journal / f"{number:06d}.json").unlink()
 
     def finish(self) -> None:
-        """Give the folder its name; a kill in between leaves a finished folder, and a journal that the next run removes."""
+        """Give the folder its name; a kill in between leaves a finished folder, and a journal that the next run
+        removes.
+        """
         os.replace(self.folder, self.final)
         shutil.rmtree(self.journal, ignore_errors=True)
 
@@ -65,7 +69,10 @@ class Growing:
 
 @contextmanager
 def growing(final: Path, mark: str) -> Iterator[Growing]:
-    """The growing folder of `final`, new or as an earlier run left it. Raises StoreError when another process is at it."""
+    """The growing folder of `final`, new or as an earlier run left it.
+
+    Raises StoreError when another process is at it.
+    """
     final = final.absolute()
     stem = f".{final.name}.{mark}"
     here = Growing(final, final.with_name(f"{stem}.growing"), final.with_name(f"{stem}.journal"))
@@ -96,7 +103,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("files"), dict) and isinstance(found.get("tables"), dict) else None
+    return (
+        found
+        if isinstance(found, dict) and isinstance(found.get("files"), dict) and isinstance(found.get("tables"), dict)
+        else None
+    )
 
 
 def check_sizes(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
@@ -106,13 +117,17 @@ def check_sizes(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
         found = path.stat().st_size if path.is_file() else -1
         if found != facts["bytes"]:
             state = "is missing" if found < 0 else f"has {found} bytes"
-            raise StoreError(f"{path} {state} where {MANIFEST} says {facts['bytes']} bytes; delete {folder} and convert again")
+            raise StoreError(
+                f"{path} {state} where {MANIFEST} says {facts['bytes']} bytes; delete {folder} and convert again"
+            )
 
 
 def _warn_of_others(final: Path, mine: Path) -> None:
     for other in sorted(final.parent.glob(f".{final.name}.*.growing")):
         if other != mine:
-            log.warning("%s is what a conversion with other settings or slides left; delete it if that is not running", other)
+            log.warning(
+                "%s is what a conversion with other settings or slides left; delete it if that is not running", other
+            )
 
 
 def _lock(handle: IO[str], final: Path) -> None:
@@ -124,4 +139,6 @@ def _lock(handle: IO[str], final: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise StoreError(f"{final} is being written by another process; wait for it, or choose another --out") from error
+        raise StoreError(
+            f"{final} is being written by another process; wait for it, or choose another --out"
+        ) from error

@@ -1,4 +1,6 @@
-"""Where a conversion's pictures and tiles lie on a slide, and cutting them: image and mask always by the same numbers."""
+"""Where a conversion's pictures and tiles lie on a slide, and cutting them: image and mask always by the same
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Picture:
         return np.concatenate([starts, starts + np.array([rows, cols]) * self._unit], axis=1)
 
     def inside(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[int, int, int, int]]:
-        """What of a slide of `height` x `width` lies in the box, and the picture pixels to pad: top, bottom, left, right."""
+        """What of a slide of `height` x `width` lies in the box, and the picture pixels to pad: top, bottom, left,
+        right.
+        """
         down = _clipped(self.top, self.height, self.rows, height)
         across = _clipped(self.left, self.width, self.cols, width)
         return (down[0], across[0]), (*down[1], *across[1])
@@ -74,17 +78,25 @@ def tile_corners(config: ConvertConfig, rows: int, cols: int) -> np.ndarray:
 def cut(picture: Picture, pixels: np.ndarray, mask: np.ndarray, pad: str) -> tuple[np.ndarray, np.ndarray]:
     """The picture (rows, cols, 3) uint8 and its mask (rows, cols) of 0/1, out of a slide (H, W, 3) and its mask (H, W).
 
-    `pad` fills what lies beyond the slide: reflect mirrors image and mask, white and mean (of the picture's own pixels) have no mask.
+    `pad` fills what lies beyond the slide: reflect mirrors image and mask, white and mean (of the picture's own pixels)
+    have no mask.
     """
     part, pads = picture.inside(*pixels.shape[:2])
     shape = picture.rows - pads[0] - pads[1], picture.cols - pads[2] - pads[3]
-    image, label = resize_image(np.ascontiguousarray(pixels[part]), shape), resize_mask(np.ascontiguousarray(mask[part]), shape)
+    image, label = (
+        resize_image(np.ascontiguousarray(pixels[part]), shape),
+        resize_mask(np.ascontiguousarray(mask[part]), shape),
+    )
     if not any(pads):
         return image, label
     if pad == "reflect":
-        return cv2.copyMakeBorder(image, *pads, cv2.BORDER_REFLECT), cv2.copyMakeBorder(label, *pads, cv2.BORDER_REFLECT)
+        return cv2.copyMakeBorder(image, *pads, cv2.BORDER_REFLECT), cv2.copyMakeBorder(
+            label, *pads, cv2.BORDER_REFLECT
+        )
     fill = (WHITE,) * 3 if pad == "white" else tuple(float(round(value)) for value in cv2.mean(image)[:3])
-    return cv2.copyMakeBorder(image, *pads, cv2.BORDER_CONSTANT, value=fill), cv2.copyMakeBorder(label, *pads, cv2.BORDER_CONSTANT, value=0)
+    return cv2.copyMakeBorder(image, *pads, cv2.BORDER_CONSTANT, value=fill), cv2.copyMakeBorder(
+        label, *pads, cv2.BORDER_CONSTANT, value=0
+    )
 
 
 def union(first: Box | None, second: Box | None) -> Box | None:
@@ -102,7 +114,9 @@ def _canvas(config: ConvertConfig, height: int, width: int, tissue: Box) -> Pict
 
 
 def _placed(first: int, last: int, side: int, length: int) -> int:
-    """Start of a canvas whose middle is that of the tissue; it is moved so that nothing is padded, or nothing is cut, needlessly."""
+    """Start of a canvas whose middle is that of the tissue; it is moved so that nothing is padded, or nothing is cut,
+    needlessly.
+    """
     lowest, highest = sorted((0, length - side))
     return min(max((first + last - side) // 2, lowest), highest)
 

@@ -1,4 +1,6 @@
-"""Work on many slides in several processes: a bounded number at a time, so that memory does not grow with the slides."""
+"""Work on many slides in several processes: a bounded number at a time, so that memory does not grow with the
+slides.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ AHEAD = 2  # tasks handed out per process
 
 
 def over_processes(work: Callable[[T], None], tasks: Sequence[T], jobs: int) -> Iterator[None]:
-    """Do `work` for each task in `jobs` processes (1: in this one), and yield once for every task that is done, in any order.
+    """Do `work` for each task in `jobs` processes (1: in this one), and yield once for every task that is done, in any
+    order.
 
     The first error ends it. Raises StoreError when a process dies, which is what an out-of-memory killer does.
     """
@@ -33,7 +36,10 @@ def over_processes(work: Callable[[T], None], tasks: Sequence[T], jobs: int) -> 
         try:
             yield from _hand_out(pool, work, tasks, jobs * AHEAD)
         except BrokenProcessPool as error:
-            raise StoreError("a process of the conversion was killed, as happens where memory is short; run again with fewer --jobs, it goes on") from error
+            raise StoreError(
+                "a process of the conversion was killed, as happens where memory is short; run again with fewer --jobs,"
+                " it goes on"
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -1,6 +1,7 @@
 """How many pixels a slide has for the network, and the resampling there and back.
 
-Training (the store) and inference (the windows) ask the same two functions, so a network never sees two different scales.
+Training (the store) and inference (the windows) ask the same two functions, so a network never sees two different
+scales.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ FINEST_SLIDE_UM = 0.229  # HuBMAP's large intestine
 def scaled_shape(height: int, width: int, um_per_px: float, scale: ScaleConfig, organ: str = "") -> tuple[int, int]:
     """(height, width) of a slide of an organ in network pixels, at least 1 x 1.
 
-    `um_per_px` is the slide's own pixel size in micrometres. Policy `reduce` divides the pixel count; policy `physical` brings
-    every slide to `um_per_px`, enlarging by `max_zoom` at most (prostate of HuBMAP is 16 times coarser than HPA); policy `fit`
-    brings the longer side to `fit` pixels, as most winners did.
+    `um_per_px` is the slide's own pixel size in micrometres. Policy `reduce` divides the pixel count; policy `physical`
+    brings every slide to `um_per_px`, enlarging by `max_zoom` at most (prostate of HuBMAP is 16 times coarser than
+    HPA); policy `fit` brings the longer side to `fit` pixels, as most winners did.
     """
     choices = scale.of(organ)
     if choices.policy == "reduce":
@@ -36,7 +37,9 @@ def reduced_shape(shape: tuple[int, int], reduce: int) -> tuple[int, int]:
 
 
 def finest_um(scale: ScaleConfig, organ: str = "") -> float:
-    """The smallest width in micrometres that a network pixel can have; with policies that count pixels, on the finest slides there are."""
+    """The smallest width in micrometres that a network pixel can have; with policies that count pixels, on the finest
+    slides there are.
+    """
     choices = scale.of(organ)
     if choices.policy == "physical":
         return choices.um_per_px

@@ -1,8 +1,9 @@
 """The tile store: scaled slides as flat uint8 memory maps, packed masks, and a table of grid tiles.
 
-A folder: `store.json` (what it was made from; written last, so a store without it is unfinished), `images.u8` (all scaled
-slides, RGB, one after the other), `masks.bits` (8 mask pixels a byte, rows padded to whole bytes), `slides.parquet` (one row a
-slide, with its offsets), and one `tiles-<size>-<overlap>.parquet` (one row a grid tile) for every grid that was asked for.
+A folder: `store.json` (what it was made from; written last, so a store without it is unfinished), `images.u8` (all
+scaled slides, RGB, one after the other), `masks.bits` (8 mask pixels a byte, rows padded to whole bytes),
+`slides.parquet` (one row a slide, with its offsets), and one `tiles-<size>-<overlap>.parquet` (one row a grid tile) for
+every grid that was asked for.
 
 Reading a crop touches only its own pages; nothing is decoded again. A PNG tile costs about 45 times as much to read.
 """
@@ -25,12 +26,13 @@ IMAGES, MASKS, SLIDES, META = "images.u8", "masks.bits", "slides.parquet", "stor
 
 
 class TileStore:
-    """A finished store, opened for reading with one grid of tiles, or with those of a conversion (`table`, a file of its folder).
+    """A finished store, opened for reading with one grid of tiles, or with those of a conversion (`table`, a file of
+    its folder).
 
-    `slides` has one row a slide: id, organ, data_source, um_per_px, height, width (original pixels), rows, cols (network pixels),
-    image_offset, mask_offset (bytes); pictures cut out of slides also have top, left (original pixels) and mask_kept (share of
-    the slide's mask that they show). `tiles` has one row a grid tile: slide (row number in `slides`), id, y, x (original pixels),
-    row, col, size (network pixels), foreground (share covered by the mask).
+    `slides` has one row a slide: id, organ, data_source, um_per_px, height, width (original pixels), rows, cols
+    (network pixels), image_offset, mask_offset (bytes); pictures cut out of slides also have top, left (original
+    pixels) and mask_kept (share of the slide's mask that they show). `tiles` has one row a grid tile: slide (row number
+    in `slides`), id, y, x (original pixels), row, col, size (network pixels), foreground (share covered by the mask).
     """
 
     def __init__(self, folder: str | Path, tiles: TilesConfig, table: str = "") -> None:
@@ -66,13 +68,16 @@ class TileStore:
         return self.mask(slide) * np.uint8(FACTS[str(self.slides["organ"][slide])].index)
 
     def crop(self, slide: int, row: int, col: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """A square of `size` network pixels at (row, col): image (size, size, 3) and mask (size, size), both own copies.
+        """A square of `size` network pixels at (row, col): image (size, size, 3) and mask (size, size), both own
+        copies.
 
         The square may reach over any edge; image and mask are mirrored there together.
         """
         rows, cols = int(self._rows[slide]), int(self._cols[slide])
         if not -size < row < rows or not -size < col < cols:
-            raise IndexError(f"crop at ({row}, {col}) of {size} px lies outside slide {self.slides['id'][slide]} ({rows} x {cols})")
+            raise IndexError(
+                f"crop at ({row}, {col}) of {size} px lies outside slide {self.slides['id'][slide]} ({rows} x {cols})"
+            )
         if row < 0 or col < 0 or row + size > rows or col + size > cols:
             places = np.ix_(_mirrored(row, size, rows), _mirrored(col, size, cols))
             return self.image(slide)[places], self.mask(slide)[places]
@@ -90,12 +95,17 @@ class TileStore:
         found = path.stat().st_size if path.is_file() else -1
         if found != expected:
             state = "is missing" if found < 0 else f"has {found} bytes"
-            raise StoreError(f"{path} {state} where the table says {expected} bytes; delete {self.folder} and run again to rebuild it")
+            raise StoreError(
+                f"{path} {state} where the table says {expected} bytes; delete {self.folder} and run again to"
+                " rebuild it"
+            )
         return np.memmap(path, np.uint8, mode="r") if expected else np.zeros(0, np.uint8)
 
 
 def mirror(pixels: np.ndarray, pads: tuple[int, int, int, int]) -> np.ndarray:
-    """Extend `pixels` by (top, bottom, left, right) mirrored pixels; also where the padding is wider than the picture."""
+    """Extend `pixels` by (top, bottom, left, right) mirrored pixels; also where the padding is wider than the
+    picture.
+    """
     (top, bottom, left, right), (height, width) = pads, pixels.shape[:2]
     return pixels[np.ix_(_mirrored(-top, top + height + bottom, height), _mirrored(-left, left + width + right, width))]
 
@@ -123,6 +133,9 @@ def _read_meta(folder: Path) -> Mapping[str, object]:
 
 
 def _mirrored(start: int, size: int, length: int) -> np.ndarray:
-    """Indices start .. start + size - 1 of an axis that is mirrored at both ends, edge pixels repeated: ... 1 0 | 0 1 2 | 2 1 ..."""
+    """Indices start .. start + size - 1 of an axis that is mirrored at both ends, edge pixels repeated: ...
+
+    1 0 | 0 1 2 | 2 1 ...
+    """
     index = np.arange(start, start + size) % (2 * length)
     return np.where(index < length, index, 2 * length - 1 - index)

@@ -1,7 +1,7 @@
 """Where converted pixels go: into the flat files of a store, or into folders of PNG and JPEG files.
 
-A writer is plain data and travels to worker processes. It writes one slide at a time, to places that are known before any slide
-is read: so slides may come in any order, and a slide that is written twice leaves the same bytes.
+A writer is plain data and travels to worker processes. It writes one slide at a time, to places that are known before
+any slide is read: so slides may come in any order, and a slide that is written twice leaves the same bytes.
 """
 
 from __future__ import annotations
@@ -28,31 +28,42 @@ PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # higher levels cost several times as mu
 class Writer(Protocol):
     """Writes the picture (rows, cols, 3) uint8 of one slide, its mask (rows, cols) of 0/1, and its tiles.
 
-    `corners` (n, 2) are the tiles' places in the picture, `size` their height and width. Returns what later tables need:
-    always `files`, the size and sha256 of each file that belongs to this slide alone.
+    `corners` (n, 2) are the tiles' places in the picture, `size` their height and width. Returns what later tables
+    need: always `files`, the size and sha256 of each file that belongs to this slide alone.
     """
 
-    def write(self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> dict[str, Any]: ...
+    def write(
+        self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]
+    ) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class NoWriter:
     """Writes nothing: the pixels are there already, and only the table of tiles is wanted."""
 
-    def write(self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    def write(
+        self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]
+    ) -> dict[str, Any]:
         return {"files": {}}
 
 
 @dataclass(frozen=True)
 class StoreWriter:
-    """Writes a picture at its offsets in the images and masks of a store; a tile is a row of a table and costs nothing."""
+    """Writes a picture at its offsets in the images and masks of a store; a tile is a row of a table and costs
+    nothing.
+    """
 
     folder: Path
     image_offset: int
     mask_offset: int
 
-    def write(self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-        places = ((files.IMAGES, self.image_offset, np.ascontiguousarray(image)), (files.MASKS, self.mask_offset, np.packbits(mask, axis=1)))
+    def write(
+        self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]
+    ) -> dict[str, Any]:
+        places = (
+            (files.IMAGES, self.image_offset, np.ascontiguousarray(image)),
+            (files.MASKS, self.mask_offset, np.packbits(mask, axis=1)),
+        )
         for name, offset, content in places:
             with open(self.folder / name, "r+b", buffering=0) as handle:
                 handle.seek(offset)
@@ -62,9 +73,11 @@ class StoreWriter:
 
 @dataclass(frozen=True)
 class FolderWriter:
-    """Writes every tile as an image file and a PNG of its mask: `<id>_r<row>_c<col>`, or `<id>` where a slide is one picture.
+    """Writes every tile as an image file and a PNG of its mask: `<id>_r<row>_c<col>`, or `<id>` where a slide is one
+    picture.
 
-    `images` and `masks` are folders inside `folder`, `suffix` the kind of image file. Masks hold 0/1, or the organ's index 1..5.
+    `images` and `masks` are folders inside `folder`, `suffix` the kind of image file. Masks hold 0/1, or the organ's
+    index 1..5.
     """
 
     folder: Path
@@ -74,7 +87,9 @@ class FolderWriter:
     organ_labels: bool
     tiled: bool
 
-    def write(self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    def write(
+        self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]
+    ) -> dict[str, Any]:
         label = mask * np.uint8(FACTS[slide.organ].index) if self.organ_labels else mask
         names, written = [], {}
         for row, col in corners.tolist():

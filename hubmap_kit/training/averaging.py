@@ -21,12 +21,13 @@ KEPT = re.compile(r"epoch-(\d+)\.safetensors")
 
 
 class EqualAverage:
-    """Stochastic weight averaging: `module` is the equal average of the networks that `update` was given, and nothing before.
+    """Stochastic weight averaging: `module` is the equal average of the networks that `update` was given, and nothing
+    before.
 
-    Running statistics of norms are averaged like weights. To estimate them anew, as the method's authors did, takes an epoch's
-    forward passes at the end, which a session may have no time for and which would have to be resumed as well; they averaged
-    over a high constant rate, where weights differ much more than at the end of the kit's schedules. Whole numbers, such as
-    counts of batches, are the latest ones.
+    Running statistics of norms are averaged like weights. To estimate them anew, as the method's authors did, takes an
+    epoch's forward passes at the end, which a session may have no time for and which would have to be resumed as well;
+    they averaged over a high constant rate, where weights differ much more than at the end of the kit's schedules.
+    Whole numbers, such as counts of batches, are the latest ones.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -50,12 +51,15 @@ class EqualAverage:
 
 
 def is_averaged(epochs_done: int, config: TrainingConfig) -> bool:
-    """Whether the weights after that many epochs belong to the share `training.swa` at the end; the last epoch always does."""
+    """Whether the weights after that many epochs belong to the share `training.swa` at the end; the last epoch always
+    does.
+    """
     return bool(config.swa) and epochs_done > config.epochs - max(1, round(config.swa * config.epochs))
 
 
 def average_files(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """The equal average of safetensors files of one network, tensor by tensor: in float64, given back in each tensor's own type.
+    """The equal average of safetensors files of one network, tensor by tensor: in float64, given back in each tensor's
+    own type.
 
     Whole numbers are those of the last file. Raises CheckpointError without files, and for files that are damaged or of
     different networks.
@@ -69,7 +73,10 @@ def average_files(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
         _check_same(paths[0], sums, path, last)
         for name, tensor in last.items():
             sums[name] = sums[name].add_(tensor) if name in sums else tensor.double()
-    return {name: (sums[name] / len(paths)).to(tensor.dtype) if tensor.is_floating_point() else tensor for name, tensor in last.items()}
+    return {
+        name: (sums[name] / len(paths)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in last.items()
+    }
 
 
 class KeepLast:
@@ -99,7 +106,11 @@ class KeepLast:
         return [path for _, path in sorted(self._found().items())]
 
     def _found(self) -> dict[int, Path]:
-        return {int(match[1]): path for path in self.folder.glob("epoch-*.safetensors") if (match := KEPT.fullmatch(path.name))}
+        return {
+            int(match[1]): path
+            for path in self.folder.glob("epoch-*.safetensors")
+            if (match := KEPT.fullmatch(path.name))
+        }
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -110,6 +121,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_same(first: Path, sums: Mapping[str, torch.Tensor], path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    other = sums.keys() ^ tensors.keys() or {name for name in tensors if sums[name].shape != tensors[name].shape} if sums else set()
+    other = (
+        sums.keys() ^ tensors.keys() or {name for name in tensors if sums[name].shape != tensors[name].shape}
+        if sums
+        else set()
+    )
     if other:
-        raise CheckpointError(f"{path} is of another network than {first}: they differ in {min(other)}; average weights of one fold only")
+        raise CheckpointError(
+            f"{path} is of another network than {first}: they differ in {min(other)}; average weights of one fold only"
+        )

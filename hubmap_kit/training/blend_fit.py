@@ -1,16 +1,17 @@
 """Weights of runs for their mean, from out-of-fold planes.
 
-Dice of a thresholded plane is a staircase: its gradient is zero almost everywhere. So the step at the threshold is softened to a
-sigmoid of width SOFTNESS, and weights and threshold are fitted together on mean Dice with exact gradients. SciPy's SLSQP does it:
-it knows bounds and the one constraint (weights sum to 1) and its cost grows with the number of runs, where a search over the
-simplex grows much faster. What it finds is then judged by the true Dice, swept over all thresholds.
+Dice of a thresholded plane is a staircase: its gradient is zero almost everywhere. So the step at the threshold is
+softened to a sigmoid of width SOFTNESS, and weights and threshold are fitted together on mean Dice with exact
+gradients. SciPy's SLSQP does it: it knows bounds and the one constraint (weights sum to 1) and its cost grows with the
+number of runs, where a search over the simplex grows much faster. What it finds is then judged by the true Dice, swept
+over all thresholds.
 
-A penalty draws weights towards equal ones: a run alone has to be better than the mean of all by `strength` / slides in mean
-Dice. Few slides say little, and the mean of all is hard to beat.
+A penalty draws weights towards equal ones: a run alone has to be better than the mean of all by `strength` / slides in
+mean Dice. Few slides say little, and the mean of all is hard to beat.
 
-Pixels that all runs see nearly alike are one row of `Pixels`, with their mean probabilities and how many of them are in the truth.
-Where a slide has too many rows, the rare ones are sampled. So memory is bounded, whatever the number and size of slides. What is
-told of a blend is counted on all pixels instead (`blend_score`).
+Pixels that all runs see nearly alike are one row of `Pixels`, with their mean probabilities and how many of them are in
+the truth. Where a slide has too many rows, the rare ones are sampled. So memory is bounded, whatever the number and
+size of slides. What is told of a blend is counted on all pixels instead (`blend_score`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ LEVELS_OF_GROUPS = 64  # pixels are alike when all runs' probabilities agree on 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Grouped pixels of several slides: probabilities (U, runs) float32, `true` and `false` counts of pixels (U,), `slide` (U,) number."""
+    """Grouped pixels of several slides: probabilities (U, runs) float32, `true` and `false` counts of pixels (U,),
+    `slide` (U,) number.
+    """
 
     probabilities: np.ndarray
     true: np.ndarray
@@ -48,13 +51,17 @@ class Pixels:
 
 
 def group(planes: np.ndarray, truth: np.ndarray, most: int) -> Pixels:
-    """Group one slide's pixels: `planes` (runs, h, w) uint8 probabilities of 0..255, `truth` (h, w) of 0/1; at most `most` >= 2 rows."""
+    """Group one slide's pixels: `planes` (runs, h, w) uint8 probabilities of 0..255, `truth` (h, w) of 0/1; at most
+    `most` >= 2 rows.
+    """
     flat = planes.reshape(len(planes), -1)
     code = np.zeros(flat.shape[1], np.int64)
     for plane in flat:
         code = code * LEVELS_OF_GROUPS + plane // (256 // LEVELS_OF_GROUPS)
     kinds, place, counts = np.unique(code, return_inverse=True, return_counts=True)
-    means = np.stack([np.bincount(place, plane, len(kinds)) / counts for plane in flat], axis=1).astype(np.float32) / np.float32(255)
+    means = np.stack([np.bincount(place, plane, len(kinds)) / counts for plane in flat], axis=1).astype(
+        np.float32
+    ) / np.float32(255)
     true = np.bincount(place, truth.reshape(-1) > 0, len(kinds))
     false = counts - true
     if len(kinds) > most:
@@ -64,9 +71,11 @@ def group(planes: np.ndarray, truth: np.ndarray, most: int) -> Pixels:
 
 
 def _sampled(counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """`most` places of `counts`, and how many times each counts: the largest as they are, the others by every so many of their pixels.
+    """`most` places of `counts`, and how many times each counts: the largest as they are, the others by every so many
+    of their pixels.
 
-    They lie in the order of their probabilities, so the sample is spread evenly over these, and nothing in it is random.
+    They lie in the order of their probabilities, so the sample is spread evenly over these, and nothing in it is
+    random.
     """
     order = np.argsort(-counts, kind="stable")
     sure, others = order[: most - most // 2], np.sort(order[most - most // 2 :])
@@ -80,7 +89,9 @@ def joined(parts: Sequence[Pixels]) -> Pixels:
     """Several slides as one, numbered in their order."""
     first = np.cumsum([0, *(part.slides for part in parts)])
     fields = (np.concatenate([getattr(part, name) for part in parts]) for name in ("probabilities", "true", "false"))
-    return Pixels(*fields, np.concatenate([part.slide + start for part, start in zip(parts, first, strict=False)]), int(first[-1]))
+    return Pixels(
+        *fields, np.concatenate([part.slide + start for part, start in zip(parts, first, strict=False)]), int(first[-1])
+    )
 
 
 def curves(pixels: Pixels, weights: np.ndarray) -> np.ndarray:
@@ -89,7 +100,9 @@ def curves(pixels: Pixels, weights: np.ndarray) -> np.ndarray:
     # Rounding must not take a pixel below the threshold that it equals.
     level = np.minimum((pixels.probabilities @ weights.astype(np.float32) * LEVELS + 1e-3).astype(np.int64), LEVELS)
     place = level + bins * pixels.slide
-    true, false = (np.bincount(place, count, bins * pixels.slides).reshape(-1, bins) for count in (pixels.true, pixels.false))
+    true, false = (
+        np.bincount(place, count, bins * pixels.slides).reshape(-1, bins) for count in (pixels.true, pixels.false)
+    )
     common = np.cumsum(true[:, ::-1], axis=1)[:, ::-1][:, 1:LEVELS]
     predicted = common + np.cumsum(false[:, ::-1], axis=1)[:, ::-1][:, 1:LEVELS]
     return dice_curve(np.stack([common, predicted, np.broadcast_to(true.sum(1, keepdims=True), common.shape)], axis=1))
@@ -117,8 +130,14 @@ def fit_weights(pixels: Pixels, strength: float = STRENGTH) -> np.ndarray:
     if pixels.runs == 1:
         return even
     single = np.eye(pixels.runs)[int(np.argmax([objective(pixels, one, strength) for one in np.eye(pixels.runs)]))]
-    found = [even, *(_tidy(_descend(pixels, start, strength)) for start in (even, 0.3 * even + 0.7 * single)), _tidy(single)]
-    return max(found, key=lambda weights: objective(pixels, weights, strength))  # the first of equals, which is the plain mean
+    found = [
+        even,
+        *(_tidy(_descend(pixels, start, strength)) for start in (even, 0.3 * even + 0.7 * single)),
+        _tidy(single),
+    ]
+    return max(
+        found, key=lambda weights: objective(pixels, weights, strength)
+    )  # the first of equals, which is the plain mean
 
 
 def _descend(pixels: Pixels, start: np.ndarray, strength: float) -> np.ndarray:
@@ -130,7 +149,10 @@ def _descend(pixels: Pixels, start: np.ndarray, strength: float) -> np.ndarray:
         """Minus the softened mean Dice, plus the penalty, and its gradient by weights and threshold."""
         weights, threshold = point[:-1], point[-1]
         inside = expit((pixels.probabilities @ weights.astype(np.float32) - threshold) / SOFTNESS)
-        common, predicted = (np.bincount(pixels.slide, inside * count, pixels.slides) for count in (pixels.true, pixels.true + pixels.false))
+        common, predicted = (
+            np.bincount(pixels.slide, inside * count, pixels.slides)
+            for count in (pixels.true, pixels.true + pixels.false)
+        )
         below = predicted + total + 1e-6
         by_common, by_predicted = 2 / below, -2 * common / below**2
         slope = inside * (1 - inside) / SOFTNESS
@@ -143,7 +165,9 @@ def _descend(pixels: Pixels, start: np.ndarray, strength: float) -> np.ndarray:
     sums = {"type": "eq", "fun": lambda point: point[:-1].sum() - 1, "jac": lambda point: np.append(np.ones(runs), 0.0)}
     threshold = best_threshold(curves(pixels, start).mean(0))
     options = {"maxiter": 60, "ftol": 1e-6}
-    return minimize(loss, np.append(start, threshold), jac=True, bounds=bounds, constraints=[sums], method="SLSQP", options=options).x[:-1]
+    return minimize(
+        loss, np.append(start, threshold), jac=True, bounds=bounds, constraints=[sums], method="SLSQP", options=options
+    ).x[:-1]
 
 
 def _tidy(weights: np.ndarray) -> np.ndarray:
@@ -156,19 +180,23 @@ def _tidy(weights: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the greedy selection: the run that was added (its number), cross-fitted Dice with it, and what it added."""
+    """A step of the greedy selection: the run that was added (its number), cross-fitted Dice with it, and what it
+    added.
+    """
 
     run: int
     dice: float
     gain: float
 
 
-def greedy(organs: Sequence[Pixels], parts: Sequence[np.ndarray], members: Sequence[Sequence[int]] | None = None) -> list[Step]:
+def greedy(
+    organs: Sequence[Pixels], parts: Sequence[np.ndarray], members: Sequence[Sequence[int]] | None = None
+) -> list[Step]:
     """Add one run after the other to a plain mean, each time the one that leaves the highest mean Dice over all slides.
 
-    `organs` holds the slides of each organ, `parts` the part (such as the fold) of each of their slides: a slide is judged at the
-    threshold that its organ's other parts want. `members` are the runs that know each organ, in the order of its columns; None: all.
-    Only those count for it, and with none of them its masks are empty.
+    `organs` holds the slides of each organ, `parts` the part (such as the fold) of each of their slides: a slide is
+    judged at the threshold that its organ's other parts want. `members` are the runs that know each organ, in the order
+    of its columns; None: all. Only those count for it, and with none of them its masks are empty.
     """
     knowing = members or [range(each.runs) for each in organs]
     chosen: list[int] = []
@@ -178,7 +206,9 @@ def greedy(organs: Sequence[Pixels], parts: Sequence[np.ndarray], members: Seque
         scores = {}
         for run in (run for run in range(runs) if run not in chosen):
             taken = [np.isin(each, [*chosen, run]) for each in knowing]
-            found = [crossed(_plain_mean(each, mine), part) for each, mine, part in zip(organs, taken, parts, strict=True)]
+            found = [
+                crossed(_plain_mean(each, mine), part) for each, mine, part in zip(organs, taken, parts, strict=True)
+            ]
             scores[run] = float(np.mean(np.concatenate(found)))
         best = max(scores, key=lambda run: scores[run])
         steps.append(Step(best, scores[best], scores[best] - (steps[-1].dice if steps else 0.0)))
@@ -187,17 +217,23 @@ def greedy(organs: Sequence[Pixels], parts: Sequence[np.ndarray], members: Seque
 
 
 def _plain_mean(pixels: Pixels, taken: np.ndarray) -> np.ndarray:
-    """Curves (slides, T) of the plain mean of the columns `taken` (runs,) bool; without any no pixel reaches a threshold."""
+    """Curves (slides, T) of the plain mean of the columns `taken` (runs,) bool; without any no pixel reaches a
+    threshold.
+    """
     return curves(pixels, taken / max(taken.sum(), 1))
 
 
 def parts_of(folds: np.ndarray) -> np.ndarray:
-    """The part that each slide of an organ is left out with: its fold, or, where all are in one fold, one of five by its place."""
+    """The part that each slide of an organ is left out with: its fold, or, where all are in one fold, one of five by
+    its place.
+    """
     return folds if len(np.unique(folds)) > 1 else np.arange(len(folds)) % 5
 
 
 def crossed(found: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Dice (slides,) from curves (slides, T), each at the threshold that is best for the other `parts`; at 0.5 without others."""
+    """Dice (slides,) from curves (slides, T), each at the threshold that is best for the other `parts`; at 0.5 without
+    others.
+    """
     dice = np.empty(len(found))
     for part in np.unique(parts):
         mine = parts == part

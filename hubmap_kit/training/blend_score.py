@@ -1,4 +1,6 @@
-"""What a blend is worth: exact Dice of the kept planes, every slide with weights and a threshold that were fitted without its fold."""
+"""What a blend is worth: exact Dice of the kept planes, every slide with weights and a threshold that were fitted
+without its fold.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,21 @@ from hubmap_kit.competition.metric import dice
 from hubmap_kit.training.blend_fit import Pixels, crossed, equal, fit_weights, joined, level_of, parts_of
 from hubmap_kit.training.counts import HALF, THRESHOLDS, best_threshold, dice_curve, threshold_counts
 
-Read = Callable[[str], tuple[np.ndarray, np.ndarray, np.ndarray]]  # id -> planes (runs, h, w) uint8, mask and tissue (h, w) bool
+Read = Callable[
+    [str], tuple[np.ndarray, np.ndarray, np.ndarray]
+]  # id -> planes (runs, h, w) uint8, mask and tissue (h, w) bool
 
 
 @dataclass(frozen=True)
 class OrganBlend:
-    """One organ. `weights` (runs,) and `threshold` are what inference takes; `fitted` (runs,) what was fitted on all slides, which is
+    """One organ.
+
+    `weights` (runs,) and `threshold` are what inference takes; `fitted` (runs,) what was fitted on all slides, which is
     left where cross-fitting gives it no gain over equal weights.
 
-    Dice of each slide, cross-fitted: `singles` (runs, S) of every run alone, `even` (S,) of equal weights, `blend` (S,) of fitted
-    weights. `thresholds` (runs,): the best of each run alone. `members` are the runs that know the organ; another has weight 0, and
-    alone the Dice of empty masks.
+    Dice of each slide, cross-fitted: `singles` (runs, S) of every run alone, `even` (S,) of equal weights, `blend` (S,)
+    of fitted weights. `thresholds` (runs,): the best of each run alone. `members` are the runs that know the organ;
+    another has weight 0, and alone the Dice of empty masks.
     """
 
     organ: str
@@ -41,11 +47,13 @@ class OrganBlend:
         return "equal" if np.array_equal(self.weights[list(self.members)], equal(len(self.members))) else "fitted"
 
 
-def blend_organ(organ: str, ids: Sequence[str], folds: np.ndarray, grouped: Sequence[Pixels], read: Read, strength: float) -> OrganBlend:
+def blend_organ(
+    organ: str, ids: Sequence[str], folds: np.ndarray, grouped: Sequence[Pixels], read: Read, strength: float
+) -> OrganBlend:
     """Fit the weights of one organ on its grouped slides, and judge them on the planes that `read` gives.
 
-    Slides whose fold is left out are judged with weights and threshold of the other folds (one of five parts, where all are in
-    one fold). An organ with a single slide keeps equal weights and threshold 0.5: nothing is known without it.
+    Slides whose fold is left out are judged with weights and threshold of the other folds (one of five parts, where all
+    are in one fold). An organ with a single slide keeps equal weights and threshold 0.5: nothing is known without it.
     """
     parts = parts_of(folds)
     numbers = np.unique(parts)
@@ -65,10 +73,17 @@ def blend_organ(organ: str, ids: Sequence[str], folds: np.ndarray, grouped: Sequ
     evenly = crossed(found[runs], parts)
     used = runs + 1 if blend.mean() > evenly.mean() else runs
     return OrganBlend(
-        organ, tuple(ids), sets[used], float(THRESHOLDS[HALF]) if alone else best_threshold(found[used].mean(0)), fitted,
-        np.stack([crossed(found[run], parts) for run in range(runs)]), evenly, blend,
-        np.array([best_threshold(found[run].mean(0)) for run in range(runs)]), tuple(range(runs)),
-    )  # fmt: skip
+        organ,
+        tuple(ids),
+        sets[used],
+        float(THRESHOLDS[HALF]) if alone else best_threshold(found[used].mean(0)),
+        fitted,
+        np.stack([crossed(found[run], parts) for run in range(runs)]),
+        evenly,
+        blend,
+        np.array([best_threshold(found[run].mean(0)) for run in range(runs)]),
+        tuple(range(runs)),
+    )
 
 
 def among(each: OrganBlend, members: Sequence[int], runs: int, read: Read) -> OrganBlend:
@@ -85,15 +100,20 @@ def among(each: OrganBlend, members: Sequence[int], runs: int, read: Read) -> Or
 
     empty = np.array([float(not read(slide_id)[1].any()) for slide_id in each.ids])
     return replace(
-        each, weights=widened(each.weights, 0.0), fitted=widened(each.fitted, 0.0), singles=widened(each.singles, empty),
-        thresholds=widened(each.thresholds, float(THRESHOLDS[HALF])), members=tuple(place),
-    )  # fmt: skip
+        each,
+        weights=widened(each.weights, 0.0),
+        fitted=widened(each.fitted, 0.0),
+        singles=widened(each.singles, empty),
+        thresholds=widened(each.thresholds, float(THRESHOLDS[HALF])),
+        members=tuple(place),
+    )
 
 
 def likeness(organs: Sequence[OrganBlend], read: Read) -> tuple[np.ndarray, np.ndarray]:
-    """How alike the runs are: (runs, runs) mean over slides of the correlation of their planes inside tissue, and of the Dice between
-    their masks, each run at its own threshold. Slides where a plane is the same everywhere have no correlation; of two runs that know
-    no organ in common both are 0."""
+    """How alike the runs are: (runs, runs) mean over slides of the correlation of their planes inside tissue, and of
+    the Dice between their masks, each run at its own threshold. Slides where a plane is the same everywhere have no
+    correlation; of two runs that know no organ in common both are 0.
+    """
     runs = len(organs[0].weights)
     correlations, overlaps = [], []
     for each in organs:
@@ -101,9 +121,17 @@ def likeness(organs: Sequence[OrganBlend], read: Read) -> tuple[np.ndarray, np.n
         for slide_id in each.ids:
             planes, _, tissue = read(slide_id)
             with np.errstate(invalid="ignore", divide="ignore"):
-                found = np.atleast_2d(np.corrcoef(planes[:, tissue] if tissue.any() else planes.reshape(len(planes), -1)))
-            masks = [plane >= 255 * threshold for plane, threshold in zip(planes, each.thresholds[list(each.members)], strict=True)]
-            for kept, values in ((correlations, found), (overlaps, [[dice(one, other) for other in masks] for one in masks])):
+                found = np.atleast_2d(
+                    np.corrcoef(planes[:, tissue] if tissue.any() else planes.reshape(len(planes), -1))
+                )
+            masks = [
+                plane >= 255 * threshold
+                for plane, threshold in zip(planes, each.thresholds[list(each.members)], strict=True)
+            ]
+            for kept, values in (
+                (correlations, found),
+                (overlaps, [[dice(one, other) for other in masks] for one in masks]),
+            ):
                 kept.append(np.full((runs, runs), np.nan))
                 kept[-1][among_all] = values
     return _known_mean(np.stack(correlations)), _known_mean(np.stack(overlaps))
@@ -121,6 +149,8 @@ def _curves(slide: tuple[np.ndarray, np.ndarray, np.ndarray], sets: np.ndarray) 
     known: dict[bytes, np.ndarray] = {}
     for weights in sets:
         if weights.tobytes() not in known:
-            mean = np.minimum(np.tensordot(weights.astype(np.float32), planes.astype(np.float32), 1) / np.float32(255), np.float32(1))
+            mean = np.minimum(
+                np.tensordot(weights.astype(np.float32), planes.astype(np.float32), 1) / np.float32(255), np.float32(1)
+            )
             known[weights.tobytes()] = dice_curve(threshold_counts(mean, truth))
     return np.stack([known[weights.tobytes()] for weights in sets])

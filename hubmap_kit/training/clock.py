@@ -23,7 +23,9 @@ class Clock(Protocol):
 
 @dataclass(frozen=True)
 class Stoppable:
-    """A session's clock, or none, that is also up once the training was told to stop: by a signal, or by its parent process."""
+    """A session's clock, or none, that is also up once the training was told to stop: by a signal, or by its parent
+    process.
+    """
 
     clock: Clock | None
     told: Callable[[], bool]

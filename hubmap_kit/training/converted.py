@@ -18,22 +18,28 @@ log = logging.getLogger(__name__)
 
 
 def check_conversion(settings: Experiment) -> ConvertConfig | None:
-    """The conversion that an experiment trains on, if it names one. Raises ConfigError where the two do not go together."""
+    """The conversion that an experiment trains on, if it names one.
+
+    Raises ConfigError where the two do not go together.
+    """
     name = settings.data.conversion
     if not name:
         return None
     config, tiles, scale = load(name), settings.tiles, settings.scale
     if not config.stored:
-        raise ConfigError(f"data.conversion is {name}, whose format is {config.format}; training reads stores, so set its format to store")
+        raise ConfigError(
+            f"data.conversion is {name}, whose format is {config.format}; training reads stores, so set its format to"
+            " store"
+        )
     if config.tiled and (config.size, config.overlap) != (tiles.size, tiles.overlap):
         raise ConfigError(
-            f"data.conversion is {name}, with tiles of {config.size} px and overlap {config.overlap:g}, but tiles.size is {tiles.size} and "
-            f"tiles.overlap {tiles.overlap:g}; set both alike"
+            f"data.conversion is {name}, with tiles of {config.size} px and overlap {config.overlap:g}, but tiles.size"
+            f" is {tiles.size} and tiles.overlap {tiles.overlap:g}; set both alike"
         )
     if config.kind in ("grid", "pad") and (scale.policy, scale.reduce, scale.organs) != ("reduce", config.reduce, {}):
         raise ConfigError(
-            f"data.conversion is {name}, at reduce {config.reduce}, but held-out slides would be predicted at another scale; "
-            f"set scale.policy=reduce and scale.reduce={config.reduce}"
+            f"data.conversion is {name}, at reduce {config.reduce}, but held-out slides would be predicted at another"
+            f" scale; set scale.policy=reduce and scale.reduce={config.reduce}"
         )
     return config
 

@@ -21,8 +21,8 @@ HALF = LEVELS // 2 - 1  # index of threshold 0.5
 def threshold_counts(plane: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Pixel counts of one slide at each of THRESHOLDS: (3, T) int64 rows common, predicted, true.
 
-    `plane` (H, W) float32 probabilities, `truth` (H, W) of 0/1. Two histograms, added up from the right, hold the counts of all
-    thresholds at once: bin >= k means exactly plane >= k / 200 in float32.
+    `plane` (H, W) float32 probabilities, `truth` (H, W) of 0/1. Two histograms, added up from the right, hold the
+    counts of all thresholds at once: bin >= k means exactly plane >= k / 200 in float32.
     """
     bins = LEVELS + 1
     level = (plane * np.float32(LEVELS)).astype(np.int64)
@@ -66,10 +66,13 @@ def to_table(ids: list[str], counts: np.ndarray) -> pd.DataFrame:
     slides, _, levels = counts.shape
     return pd.DataFrame(
         {
-            "id": np.repeat(np.array(ids, dtype=object), levels), "threshold": np.tile(THRESHOLDS, slides),
-            "common": counts[:, 0].ravel(), "predicted": counts[:, 1].ravel(), "truth": counts[:, 2].ravel(),
+            "id": np.repeat(np.array(ids, dtype=object), levels),
+            "threshold": np.tile(THRESHOLDS, slides),
+            "common": counts[:, 0].ravel(),
+            "predicted": counts[:, 1].ravel(),
+            "truth": counts[:, 2].ravel(),
         }
-    )  # fmt: skip
+    )
 
 
 def read_counts(path: Path) -> tuple[list[str], np.ndarray]:

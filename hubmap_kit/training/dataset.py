@@ -1,7 +1,8 @@
 """Training tiles out of the store. Every tile is a pure function of (seed, epoch, position in the epoch).
 
-So two workers never draw the same stream, epochs differ, one seed repeats, the number of workers changes nothing, and a run
-that is resumed draws what it would have drawn. With `training.hard_share` the losses of the epoch before have their say too.
+So two workers never draw the same stream, epochs differ, one seed repeats, the number of workers changes nothing, and a
+run that is resumed draws what it would have drawn. With `training.hard_share` the losses of the epoch before have their
+say too.
 """
 
 from __future__ import annotations
@@ -35,15 +36,17 @@ Index = int | tuple[int, int]  # a draw, or a draw and the number of the grid ti
 
 
 class TileDataset(Dataset[Tile]):
-    """Tiles of some slides of a store: image (S, S, 3) uint8 and mask (S, S) uint8, augmented; a mask holds 0 and 1, or with
-    `model.classes` organs the index of its organ.
+    """Tiles of some slides of a store: image (S, S, 3) uint8 and mask (S, S) uint8, augmented; a mask holds 0 and 1, or
+    with `model.classes` organs the index of its organ.
 
-    The index is a draw number: draw `epoch * per_epoch + position`, so an index names the epoch too; with the number of a grid
-    tile beside it, the draw is aimed at that. `slides` are row numbers in `store.slides`. A loader asks for whole batches, which
-    are filled in place: joining single tiles would copy all of them once more.
+    The index is a draw number: draw `epoch * per_epoch + position`, so an index names the epoch too; with the number of
+    a grid tile beside it, the draw is aimed at that. `slides` are row numbers in `store.slides`. A loader asks for
+    whole batches, which are filled in place: joining single tiles would copy all of them once more.
     """
 
-    def __init__(self, store: TileStore, slides: Sequence[int], settings: Experiment, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, store: TileStore, slides: Sequence[int], settings: Experiment, weights: Mapping[str, float] | None = None
+    ) -> None:
         self.store = store
         shares = _shares(store, np.asarray(slides, np.int64), settings.training.organ_shares, weights or {})
         self.slides = np.asarray(slides, np.int64)[shares > 0]
@@ -70,7 +73,9 @@ class TileDataset(Dataset[Tile]):
         named = settings.model.classes == "organs"
         self._label = [FACTS[organ].index if named else 1 for organ in store.slides["organ"]]
         self._own_organ = {int(slide): group for group in self._by_organ for slide in group}
-        self.per_epoch = len(self.tiles) if self.training.sampler == "grid" else _per_epoch(self.training, len(self.tiles))
+        self.per_epoch = (
+            len(self.tiles) if self.training.sampler == "grid" else _per_epoch(self.training, len(self.tiles))
+        )
 
     def __len__(self) -> int:
         return self.per_epoch
@@ -100,7 +105,9 @@ class TileDataset(Dataset[Tile]):
             tile = self._labelled(place[0], *window(self.store, *place, self.size))
         if self.pipeline == "flips":
             # Straight into the batch: albumentations would make further copies on the way.
-            symmetry = int(random.integers(4))  # left-right and up-down, as in augment.classic and augment.batched: no quarter turns
+            symmetry = int(
+                random.integers(4)
+            )  # left-right and up-down, as in augment.classic and augment.batched: no quarter turns
             turn(tile[0], symmetry, image)
             turn(tile[1], symmetry, mask)
             return
@@ -158,7 +165,11 @@ class TileDataset(Dataset[Tile]):
                 _, row, col = candidates[random.integers(len(candidates))]
                 return self._near(slide, int(row), int(col), random)
         rows, cols = self.store.image(slide).shape[:2]
-        return slide, int(random.integers(max(rows - self.size, 0) + 1)), int(random.integers(max(cols - self.size, 0) + 1))
+        return (
+            slide,
+            int(random.integers(max(rows - self.size, 0) + 1)),
+            int(random.integers(max(cols - self.size, 0) + 1)),
+        )
 
     def _near(self, slide: int, row: int, col: int, random: np.random.Generator) -> tuple[int, int, int]:
         # Half a tile of jitter: the object is then anywhere in the crop, not always where the grid cut it.
@@ -205,11 +216,13 @@ def window(store: TileStore, slide: int, row: int, col: int, size: int) -> tuple
 def turn(pixels: np.ndarray, symmetry: int, out: np.ndarray) -> None:
     """One of the 8 symmetries of a square (S, S) or (S, S, 3) uint8, written into `out`, which must be contiguous.
 
-    The bits of `symmetry`, in this order: 1 turns it upside down, 4 transposes it, 2 mirrors it (upside down after a transposition).
+    The bits of `symmetry`, in this order: 1 turns it upside down, 4 transposes it, 2 mirrors it (upside down after a
+    transposition).
     """
     if symmetry & 1:
         pixels = pixels[::-1]
-    # A slide is read along its rows alone, and what is copied by then is turned in the cache: half the time of turning it at once.
+    # A slide is read along its rows alone, and what is copied by then is turned in the cache: half the time of turning
+    # it at once.
     if symmetry & 4:
         cv2.transpose(np.ascontiguousarray(pixels), out)
     else:
@@ -218,17 +231,29 @@ def turn(pixels: np.ndarray, symmetry: int, out: np.ndarray) -> None:
         cv2.flip(out, 0 if symmetry & 4 else 1, out)
 
 
-def _shares(store: TileStore, slides: np.ndarray, organs: Mapping[str, float], weights: Mapping[str, float]) -> np.ndarray:
-    """How often each slide is drawn, as a share of the most frequent one's draws; 0: never. Raises TableError when nothing is left."""
+def _shares(
+    store: TileStore, slides: np.ndarray, organs: Mapping[str, float], weights: Mapping[str, float]
+) -> np.ndarray:
+    """How often each slide is drawn, as a share of the most frequent one's draws; 0: never.
+
+    Raises TableError when nothing is left.
+    """
     table = store.slides.iloc[slides]
-    shares = np.array([weights.get(name, 1.0) * organs.get(organ, 1.0) for name, organ in zip(table["id"], table["organ"], strict=True)])
+    shares = np.array(
+        [
+            weights.get(name, 1.0) * organs.get(organ, 1.0)
+            for name, organ in zip(table["id"], table["organ"], strict=True)
+        ]
+    )
     if not shares.any():
         raise TableError("every slide to learn from has weight 0 in train.csv; give some of them more")
     return shares / shares.max()
 
 
 def _per_epoch(training: TrainingConfig, grid: int) -> int:
-    """Random draws in an epoch: as many as the config says, as its share of all steps takes, or as there are tiles in the grid."""
+    """Random draws in an epoch: as many as the config says, as its share of all steps takes, or as there are tiles in
+    the grid.
+    """
     if training.iterations:
         return math.ceil(training.iterations / training.epochs) * training.accumulate * training.batch_size
     return training.samples_per_epoch or grid
@@ -237,8 +262,8 @@ def _per_epoch(training: TrainingConfig, grid: int) -> int:
 class DrawSampler(Sampler[Index]):
     """The draws of one epoch, in order; the shuffling is in the dataset. Set `epoch` before iterating.
 
-    With `hard` a share of them is aimed at hard tiles. They are chosen here, not in the dataset, because worker processes hold
-    a copy of that which knows nothing of the losses.
+    With `hard` a share of them is aimed at hard tiles. They are chosen here, not in the dataset, because worker
+    processes hold a copy of that which knows nothing of the losses.
     """
 
     def __init__(self, per_epoch: int, hard: HardTiles | None = None) -> None:
@@ -259,7 +284,10 @@ class DrawSampler(Sampler[Index]):
 
 
 class Shares(BatchSampler):
-    """What one of several processes takes of each batch: every `size`-th draw. A last batch that cannot be shared evenly is cut."""
+    """What one of several processes takes of each batch: every `size`-th draw.
+
+    A last batch that cannot be shared evenly is cut.
+    """
 
     def __init__(self, sampler: Sampler[Index], batch_size: int, drop_last: bool, world: World) -> None:
         super().__init__(sampler, batch_size, drop_last)
@@ -276,7 +304,9 @@ class Shares(BatchSampler):
 
 
 class TileLoader(DataLoader[Tile]):
-    """A loader whose workers, which stay from epoch to epoch, are ended by `close`: Python itself would wait for the garbage collector."""
+    """A loader whose workers, which stay from epoch to epoch, are ended by `close`: Python itself would wait for the
+    garbage collector.
+    """
 
     def __iter__(self) -> Any:
         with sigterm_held_back():
@@ -293,26 +323,36 @@ class TileLoader(DataLoader[Tile]):
 
 
 def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool, world: World = ALONE) -> TileLoader:
-    """Batches of (N, S, S, 3) uint8 images and (N, S, S) uint8 masks. Its `batch_sampler.sampler.epoch` chooses the epoch.
+    """Batches of (N, S, S, 3) uint8 images and (N, S, S) uint8 masks.
 
-    With several processes a batch is what all of them take together; raises ConfigError where it cannot be shared. A last batch of one tile is dropped, if there are others, because batch norm cannot train on a single small map.
+    Its `batch_sampler.sampler.epoch` chooses the epoch.
+
+    With several processes a batch is what all of them take together; raises ConfigError where it cannot be shared. A
+    last batch of one tile is dropped, if there are others, because batch norm cannot train on a single small map.
     """
     workers, batch, share = settings.training.workers, settings.training.batch_size, settings.training.hard_share
     hard = HardTiles(dataset.tiles, share, settings.training.seed) if share else None
     sampler, drop_last = DrawSampler(len(dataset), hard), len(dataset) > batch and len(dataset) % batch == 1
     if batch % world.size:
-        raise ConfigError(f"training.batch_size is {batch}, which {world.size} processes cannot share; make it a multiple of {world.size}")
+        raise ConfigError(
+            f"training.batch_size is {batch}, which {world.size} processes cannot share; make it a multiple of"
+            f" {world.size}"
+        )
     return TileLoader(
         dataset,
-        batch_sampler=Shares(sampler, batch, drop_last, world) if world.size > 1 else BatchSampler(sampler, batch, drop_last),
+        batch_sampler=Shares(sampler, batch, drop_last, world)
+        if world.size > 1
+        else BatchSampler(sampler, batch, drop_last),
         collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
         worker_init_fn=_begin_worker,
-        # By itself a fold that trains beside others, in a spawned process, would spawn these too, and each would import torch for itself.
+        # By itself a fold that trains beside others, in a spawned process, would spawn these too, and each would import
+        # torch for itself.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        # A loader with workers draws one number from torch's global generator when it starts, which a resumed run does once more.
+        # A loader with workers draws one number from torch's global generator when it starts, which a resumed run does
+        # once more.
         generator=torch.Generator(),
     )
 

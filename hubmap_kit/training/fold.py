@@ -45,11 +45,13 @@ OnEpoch = Callable[[int, Row], None]  # the fold, and the new row of its metrics
 
 @dataclass
 class FoldTask:
-    """What a fold is trained on: row numbers of `tiles.slides` to learn from, of `store.slides` to validate on, and where its files go.
+    """What a fold is trained on: row numbers of `tiles.slides` to learn from, of `store.slides` to validate on, and
+    where its files go.
 
     `tiles` is the store that training tiles come from; by default it is `store`, whose slides are predicted whole.
 
-    `session` is a mark of this session, for the timing. `degrade`: a damaged checkpoint costs epochs, instead of being an error.
+    `session` is a mark of this session, for the timing. `degrade`: a damaged checkpoint costs epochs, instead of being
+    an error.
     """
 
     fold: int
@@ -82,13 +84,17 @@ class FoldTrainer:
     def __init__(self, settings: Experiment, task: FoldTask) -> None:
         self.settings, self.task, self.config = settings, task, settings.training
         if task.device.type == "cuda":
-            # A one-cycle optimiser holds itself in a reference cycle; without this the last fold's moments stay on the card.
+            # A one-cycle optimiser holds itself in a reference cycle; without this the last fold's moments stay on the
+            # card.
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(task.device)
             torch.backends.cudnn.benchmark = True  # every batch has one shape
         if task.world.size > 1 and self.config.hard_share:
-            raise ConfigError("training.hard_share goes with one process, not with torchrun: no process sees the losses of all tiles; set it to 0")
+            raise ConfigError(
+                "training.hard_share goes with one process, not with torchrun: no process sees the losses of all tiles;"
+                " set it to 0"
+            )
         self._seed()
         tiles = task.tiles or task.store
         self.dataset = TileDataset(tiles, task.train, settings, task.weights)
@@ -97,7 +103,8 @@ class FoldTrainer:
         self.hard = self.draws.hard
         if not len(self.loader):
             raise ConfigError(
-                f"an epoch has {len(self.dataset)} tiles, which {task.world.size} processes cannot share; set training.samples_per_epoch higher"
+                f"an epoch has {len(self.dataset)} tiles, which {task.world.size} processes cannot share; set"
+                " training.samples_per_epoch higher"
             )
         fresh = not (task.folder / CHECKPOINT_FILE).is_file()
         steps = math.ceil(len(self.loader) / self.config.accumulate)
@@ -124,13 +131,17 @@ class FoldTrainer:
     def run(self, on_epoch: OnEpoch | None = None) -> list[Row]:
         """Train to the last epoch or the early stop; returns the rows of metrics.csv.
 
-        Raises OutOfTime before an epoch that would not end in time, and in the middle of one when there is none left: that epoch
-        is then begun anew by the next session.
+        Raises OutOfTime before an epoch that would not end in time, and in the middle of one when there is none left:
+        that epoch is then begun anew by the next session.
         """
         if (self.task.folder / CHECKPOINT_FILE).is_file():
             self._resume()
         self._tell_guess()
-        sinks = open_sinks(self.config.sinks, self.task.folder.parent, self.task.fold, self.settings) if self.task.world.first else []
+        sinks = (
+            open_sinks(self.config.sinks, self.task.folder.parent, self.task.fold, self.settings)
+            if self.task.world.first
+            else []
+        )
         try:
             self._epochs(on_epoch, sinks)
         finally:
@@ -145,7 +156,8 @@ class FoldTrainer:
 
     def _epochs(self, on_epoch: OnEpoch | None, sinks: Sequence[Sink]) -> None:
         while not history.is_over(self.state.history, self.config):
-            # Epochs of earlier sessions do not count: one that was slow, elsewhere, could keep this fold from ever going on.
+            # Epochs of earlier sessions do not count: one that was slow, elsewhere, could keep this fold from ever
+            # going on.
             expected = longest(self.state.timing, "seconds", self.task.session) or self.task.expected_epoch_s
             self._check_time(SPARE * expected + self._saving_s)
             self._epoch()
@@ -160,7 +172,12 @@ class FoldTrainer:
             self._saving_s = max(self._saving_s, time.perf_counter() - started)
         if self.state.epoch < self.config.epochs:
             since = history.validations_since_best(self.state.history, self.config)
-            log.info("fold %d: no better epoch in %d validations, stopped at epoch %d", self.task.fold, since, self.state.epoch)
+            log.info(
+                "fold %d: no better epoch in %d validations, stopped at epoch %d",
+                self.task.fold,
+                since,
+                self.state.epoch,
+            )
         if self.config.average_last and self.task.world.first:
             self._average_last()
 
@@ -200,7 +217,9 @@ class FoldTrainer:
         task = self.task
         # A process that stopped in here alone would leave the others waiting for its slides.
         check = self._check_told if task.world.size == 1 else None
-        found = validate(network, self.learner.objective.plain, task.store, task.valid, self.settings, task.device, check, world)
+        found = validate(
+            network, self.learner.objective.plain, task.store, task.valid, self.settings, task.device, check, world
+        )
         scores: Row = {"val_loss": found.loss, "dice": found.dice, "dice@0.5": found.dice_at_half}
         return scores | {f"dice_{organ}": value for organ, value in found.organs.items()}
 
@@ -211,7 +230,9 @@ class FoldTrainer:
         total = torch.zeros((), dtype=torch.float64, device=self.task.device)
         looked = -math.inf
         note = functools.partial(self.hard.note, self.learner.objective.mask) if self.hard is not None else None
-        with bar(len(self.loader), f"fold {self.task.fold} epoch {epoch + 1}/{self.config.epochs}", "batch") as progress:
+        with bar(
+            len(self.loader), f"fold {self.task.fold} epoch {epoch + 1}/{self.config.epochs}", "batch"
+        ) as progress:
             for group in self.groups():
                 total += self.learner.learn(group, epoch, note)
                 if time.monotonic() - looked >= GPU_EVERY_S:
@@ -223,8 +244,8 @@ class FoldTrainer:
             mean = math.fsum(self.task.world.gathered(mean)) / self.task.world.size
         if not math.isfinite(mean):
             raise HubmapError(
-                f"fold {self.task.fold}: the loss became {mean} in epoch {epoch + 1}; train into another --out with a lower "
-                f"training.lr (now {self.config.lr:g}) or with training.precision=fp32"
+                f"fold {self.task.fold}: the loss became {mean} in epoch {epoch + 1}; train into another --out with a"
+                f" lower training.lr (now {self.config.lr:g}) or with training.precision=fp32"
             )
         if self.hard is not None:
             self.hard.learn(self.dataset.places(self.draws.draws()))
@@ -258,11 +279,18 @@ class FoldTrainer:
         checkpoint.save(
             folder / CHECKPOINT_FILE,
             {
-                "settings": experiment.dump(self.settings), "store": self.task.store.meta["fingerprint"], "fold": self.task.fold,
-                "slides": self._slide_facts(), "epoch": self.state.epoch, "history": self.state.history, "timing": self.state.timing,
-                **self.learner.state_dict(), "rng": checkpoint.rng_state(self.task.device), "hard": self.hard.state() if self.hard is not None else None,
+                "settings": experiment.dump(self.settings),
+                "store": self.task.store.meta["fingerprint"],
+                "fold": self.task.fold,
+                "slides": self._slide_facts(),
+                "epoch": self.state.epoch,
+                "history": self.state.history,
+                "timing": self.state.timing,
+                **self.learner.state_dict(),
+                "rng": checkpoint.rng_state(self.task.device),
+                "hard": self.hard.state() if self.hard is not None else None,
             },
-        )  # fmt: skip
+        )
         write_rows(folder / METRICS_FILE, self.state.history)
 
     def _slide_facts(self) -> dict[str, Any]:
@@ -272,11 +300,18 @@ class FoldTrainer:
     def _resume(self) -> None:
         path = self.task.folder / CHECKPOINT_FILE
         try:
-            saved = checkpoint.load(path, experiment.dump(self.settings), str(self.task.store.meta["fingerprint"]), self._slide_facts())
+            saved = checkpoint.load(
+                path, experiment.dump(self.settings), str(self.task.store.meta["fingerprint"]), self._slide_facts()
+            )
         except checkpoint.DamagedCheckpoint as error:
             if not self.task.degrade:
                 raise
-            log.warning("fold %d: %s is DAMAGED and cannot be resumed from (%s)", self.task.fold, path, type(error.__cause__ or error).__name__)
+            log.warning(
+                "fold %d: %s is DAMAGED and cannot be resumed from (%s)",
+                self.task.fold,
+                path,
+                type(error.__cause__ or error).__name__,
+            )
             self._salvage()
             return
         self.learner.load_state_dict(saved)
@@ -289,7 +324,9 @@ class FoldTrainer:
         log.info("fold %d: resumed after epoch %d of %d", self.task.fold, self.state.epoch, self.config.epochs)
 
     def _salvage(self) -> None:
-        """Without a checkpoint: go on after the best epoch with its weights and a fresh optimiser, or begin anew without those."""
+        """Without a checkpoint: go on after the best epoch with its weights and a fresh optimiser, or begin anew
+        without those.
+        """
         folder, fold = self.task.folder, self.task.fold
         try:
             rows = read_rows(folder / METRICS_FILE)
@@ -304,14 +341,19 @@ class FoldTrainer:
             self.learner.start_from(build(self.settings.model).state_dict())
             return
         if not history.is_over(rows, self.config):
-            log.warning("fold %d GOES ON FROM ITS BEST WEIGHTS after epoch %d; later epochs are repeated", fold, best["epoch"])
+            log.warning(
+                "fold %d GOES ON FROM ITS BEST WEIGHTS after epoch %d; later epochs are repeated", fold, best["epoch"]
+            )
             rows = rows[: rows.index(best) + 1]
-        timing = [row for row in read_timing(folder.parent) if row.get("fold") == fold and row.get("epoch", 0) <= len(rows)]
+        timing = [
+            row for row in read_timing(folder.parent) if row.get("fold") == fold and row.get("epoch", 0) <= len(rows)
+        ]
         self.state = _State(len(rows), rows, timing)
         self.learner.start_from(weights, len(rows))
 
     def _average_last(self) -> None:
-        """Take the mean of the last epochs' weights where it is better than the best epoch's, once the last epoch is done.
+        """Take the mean of the last epochs' weights where it is better than the best epoch's, once the last epoch is
+        done.
 
         The first process does this alone; the others wait for its prediction of the held-out slides in any case.
         """
@@ -324,9 +366,15 @@ class FoldTrainer:
         found = self._validated(network)
         better = history.best([best, {"epoch": math.inf, **found}], self.config) is not best
         log.info(
-            "fold %d: the mean of the last %d epochs has Dice %.4f, loss %.4f; the best epoch has %.4f, %.4f; %s", self.task.fold, len(paths),
-            found["dice"], found["val_loss"], best["dice"], best["val_loss"], "the mean is kept" if better else "the best epoch stays",
-        )  # fmt: skip
+            "fold %d: the mean of the last %d epochs has Dice %.4f, loss %.4f; the best epoch has %.4f, %.4f; %s",
+            self.task.fold,
+            len(paths),
+            found["dice"],
+            found["val_loss"],
+            best["dice"],
+            best["val_loss"],
+            "the mean is kept" if better else "the best epoch stays",
+        )
         if better:
             self._write_model({name: value.contiguous() for name, value in weights.items()})
 
@@ -337,10 +385,14 @@ class FoldTrainer:
     def _timing(self, epoch: int, train_seconds: float, seconds: float) -> Row:
         tiles = len(self.loader.dataset)  # type: ignore[arg-type]
         row = {
-            "fold": self.task.fold, "epoch": epoch, "seconds": round(seconds, 3), "validation_seconds": round(seconds - train_seconds, 3),
-            "tiles_per_second": round(tiles / train_seconds, 2), "tiles_in_pass": -(-self.config.batch_size // self.learner.parts),
+            "fold": self.task.fold,
+            "epoch": epoch,
+            "seconds": round(seconds, 3),
+            "validation_seconds": round(seconds - train_seconds, 3),
+            "tiles_per_second": round(tiles / train_seconds, 2),
+            "tiles_in_pass": -(-self.config.batch_size // self.learner.parts),
             "session": self.task.session,
-        }  # fmt: skip
+        }
         if self.task.device.type == "cuda":
             row["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(self.task.device) / 2**30, 3)
         return row
@@ -351,11 +403,24 @@ class FoldTrainer:
         card = ", " + line(row) if line(row) else ""
         standing = f" (best {best['dice']:.4f} in epoch {best['epoch']})" if best is not None and "dice" in row else ""
         log.info(
-            "fold %d epoch %d/%d: train loss %.4f%s%s, %.1f s, %.1f tiles/s%s", self.task.fold, row["epoch"], self.config.epochs,
-            row["train_loss"], scores, standing, timing["seconds"], timing["tiles_per_second"], card,
-        )  # fmt: skip
+            "fold %d epoch %d/%d: train loss %.4f%s%s, %.1f s, %.1f tiles/s%s",
+            self.task.fold,
+            row["epoch"],
+            self.config.epochs,
+            row["train_loss"],
+            scores,
+            standing,
+            timing["seconds"],
+            timing["tiles_per_second"],
+            card,
+        )
 
 
 def _separate(network: nn.Module) -> dict[str, torch.Tensor]:
-    """A network's tensors in memory of their own each: safetensors refuses those that share some, as timm's plain CoaT has."""
-    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in network.state_dict().items()}
+    """A network's tensors in memory of their own each: safetensors refuses those that share some, as timm's plain CoaT
+    has.
+    """
+    return {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }

@@ -13,7 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class GpuFacts:
-    """Readings of the card that a torch device is. On a CPU, without nvidia-ml-py or without a driver there are none; nothing raises.
+    """Readings of the card that a torch device is.
+
+    On a CPU, without nvidia-ml-py or without a driver there are none; nothing raises.
 
     They are of the whole card, other processes included, at the moment of reading.
     """
@@ -33,7 +35,9 @@ class GpuFacts:
             log.debug("no readings of %s: %s: %s", device, type(error).__name__, error)
 
     def read(self) -> dict[str, float]:
-        """gpu_percent (share of the last moment in which the card worked), gpu_memory_gib and gpu_celsius, as far as the card tells."""
+        """gpu_percent (share of the last moment in which the card worked), gpu_memory_gib and gpu_celsius, as far as
+        the card tells.
+        """
         nvml, card = self._nvml, self._card
         if nvml is None:
             return {}
@@ -58,7 +62,9 @@ def line(facts: Mapping[str, float]) -> str:
 
 
 def _find(nvml: Any, device: torch.device) -> Any:
-    """The library's handle of a torch device. torch counts the cards that CUDA_VISIBLE_DEVICES names, the library counts all."""
+    """The library's handle of a torch device. torch counts the cards that CUDA_VISIBLE_DEVICES names, the library
+    counts all.
+    """
     number = device.index if device.index is not None else torch.cuda.current_device()
     try:
         # The card's own mark, where torch tells it: CUDA may count cards by speed, the library counts them by slot.
@@ -79,14 +85,17 @@ def _find(nvml: Any, device: torch.device) -> Any:
 
 
 def visible(number: int, names: str | None) -> int | str:
-    """The card that CUDA calls `number` where CUDA_VISIBLE_DEVICES is `names`: its number among all cards, or its mark (GPU-..., MIG-...).
+    """The card that CUDA calls `number` where CUDA_VISIBLE_DEVICES is `names`: its number among all cards, or its mark
+    (GPU-..., MIG-...).
 
     Raises LookupError for a card that is not visible. CUDA stops reading at the first name that is no card.
     """
     if names is None:
         return number
     parts = [part.strip() for part in names.split(",")]
-    usable = next((n for n, part in enumerate(parts) if not (part.isdecimal() or part.startswith(("GPU-", "MIG-")))), len(parts))
+    usable = next(
+        (n for n, part in enumerate(parts) if not (part.isdecimal() or part.startswith(("GPU-", "MIG-")))), len(parts)
+    )
     if number >= usable:
         raise LookupError(f"card {number} is not among the {usable} visible ones")
     return int(parts[number]) if parts[number].isdecimal() else parts[number]

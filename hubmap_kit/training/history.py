@@ -1,4 +1,6 @@
-"""The history of a fold, one row an epoch: its best row, whether it is over, and which folds of a run are not finished."""
+"""The history of a fold, one row an epoch: its best row, whether it is over, and which folds of a run are not
+finished.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def best(rows: Iterable[Row], config: TrainingConfig) -> Row | None:
     found = validated(rows)
     if not found:
         return None
-    return min(found, key=lambda row: row["val_loss"]) if config.monitor in ("loss", "valid_loss") else max(found, key=lambda row: row["dice"])
+    return (
+        min(found, key=lambda row: row["val_loss"])
+        if config.monitor in ("loss", "valid_loss")
+        else max(found, key=lambda row: row["dice"])
+    )
 
 
 def validations_since_best(rows: Iterable[Row], config: TrainingConfig) -> int:
@@ -43,11 +49,16 @@ def is_over(rows: list[Row], config: TrainingConfig) -> bool:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file that `write_rows` wrote, to the last digit. Raises CheckpointError when it cannot be read."""
+    """The rows of a CSV file that `write_rows` wrote, to the last digit.
+
+    Raises CheckpointError when it cannot be read.
+    """
     try:
         table = pd.read_csv(path, float_precision="round_trip")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is missing or damaged ({error}); delete that file, --resume writes it anew") from error
+        raise CheckpointError(
+            f"{path} is missing or damaged ({error}); delete that file, --resume writes it anew"
+        ) from error
     return [{str(key): value for key, value in row.items() if pd.notna(value)} for row in table.to_dict("records")]
 
 
@@ -64,7 +75,8 @@ def fold_number(folder: Path) -> int | None:
 
 
 def unfinished(run: Path, config: TrainingConfig, planned: Iterable[int] = ()) -> dict[int, str]:
-    """Every begun or `planned` fold of a run that is not finished, in order: number -> a phrase such as "fold 1 after epoch 3 of 5".
+    """Every begun or `planned` fold of a run that is not finished, in order: number -> a phrase such as "fold 1 after
+    epoch 3 of 5".
 
     Weights without a checkpoint are taken as finished: a published run holds no more.
     """
@@ -83,4 +95,6 @@ def _phrase(folder: Path, number: int, config: TrainingConfig) -> str:
         return f"fold {number} with a {METRICS_FILE} that cannot be read" if checkpoint else ""
     if checkpoint and not is_over(rows, config):
         return f"fold {number} after epoch {len(rows)} of {config.epochs}"
-    return "" if (folder / COUNTS_FILE).is_file() else f"fold {number} is trained, its held-out slides are not predicted"
+    return (
+        "" if (folder / COUNTS_FILE).is_file() else f"fold {number} is trained, its held-out slides are not predicted"
+    )

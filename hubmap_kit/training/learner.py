@@ -1,4 +1,6 @@
-"""What learns: network, objective, optimiser, schedule, averaged weights, scaler; one step of it, and what a checkpoint keeps."""
+"""What learns: network, objective, optimiser, schedule, averaged weights, scaler; one step of it, and what a checkpoint
+keeps.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of an epoch: its number, tiles (N, S, S, 3) uint8, masks (N, S, S) uint8, and their slides' facts, if asked for."""
+    """One batch of an epoch: its number, tiles (N, S, S, 3) uint8, masks (N, S, S) uint8, and their slides' facts, if
+    asked for.
+    """
 
     number: int
     tiles: torch.Tensor
@@ -39,19 +43,36 @@ class Batch:
 
 
 class Learner:
-    """A network in training on one device. `steps` are the optimiser's in an epoch, `mask_scale` is what masks are divided by."""
+    """A network in training on one device.
+
+    `steps` are the optimiser's in an epoch, `mask_scale` is what masks are divided by.
+    """
 
     def __init__(
-        self, settings: Experiment, steps: int, device: torch.device, pretrained: bool, mask_scale: int = 1, world: World = ALONE
-    ) -> None:  # fmt: skip
-        self.settings, self.config, self.device, self.world, self.mask_scale = settings, settings.training, device, world, mask_scale
+        self,
+        settings: Experiment,
+        steps: int,
+        device: torch.device,
+        pretrained: bool,
+        mask_scale: int = 1,
+        world: World = ALONE,
+    ) -> None:
+        self.settings, self.config, self.device, self.world, self.mask_scale = (
+            settings,
+            settings.training,
+            device,
+            world,
+            mask_scale,
+        )
         self.steps = steps
         network = build(settings.model, pretrained)
         self.network = world.synchronised(network, device).to(device, memory_format=torch.channels_last)
         self.objective = Objective(settings).to(device)
         self.optimizer = build_optimizer(self.network, self.config)
         self.schedule = StepSchedule(self.optimizer, self.config, self.config.epochs * steps)
-        self.ema = ModelEmaV3(self.network, decay=self.config.ema_decay, use_warmup=True) if self.config.ema_decay else None
+        self.ema = (
+            ModelEmaV3(self.network, decay=self.config.ema_decay, use_warmup=True) if self.config.ema_decay else None
+        )
         self.swa = EqualAverage(self.network) if self.config.swa else None
         self.batched = from_settings(settings.augment, settings.model.mean, settings.model.std, self.config.seed)
         self.dtype = autocast_dtype(self.config.precision, device)
@@ -77,11 +98,13 @@ class Learner:
         if self.swa is not None and is_averaged(epoch + 1, self.config):
             self.swa.update(self.network)
 
-    def learn(self, group: Sequence[Batch], epoch: int, note: Callable[[torch.Tensor, torch.Tensor], None] | None = None) -> torch.Tensor:
+    def learn(
+        self, group: Sequence[Batch], epoch: int, note: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
         """One optimiser step on a group of batches; returns the sum of their losses, on the device.
 
-        `note` gets logits and masks (N, 1, S, S) of every pass. Where memory is short each batch is halved from then on, and the
-        group done again. Raises HubmapError when a pass is too small to be halved.
+        `note` gets logits and masks (N, 1, S, S) of every pass. Where memory is short each batch is halved from then
+        on, and the group done again. Raises HubmapError when a pass is too small to be halved.
         """
         while (total := self._gradients(group, epoch, note)) is None:
             self._halve(max(len(batch.tiles) for batch in group))
@@ -89,7 +112,9 @@ class Learner:
         return total
 
     def inputs(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Network input (N, 3, S, S) and masks (N, 1, S, S) float of a batch, on the device, augmented there if the config says so."""
+        """Network input (N, 3, S, S) and masks (N, 1, S, S) float of a batch, on the device, augmented there if the
+        config says so.
+        """
         tiles, masks = (part.to(self.device, non_blocking=True) for part in (batch.tiles, batch.masks))
         if self.batched is None:
             made = normalise(tiles, self.settings.model)
@@ -123,7 +148,9 @@ class Learner:
             note(logits, masks)  # type: ignore[misc]
         return total
 
-    def forward(self, inputs: torch.Tensor, masks: torch.Tensor, about: About | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, inputs: torch.Tensor, masks: torch.Tensor, about: About | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and logits of one pass of `inputs` (N, 3, S, S) against masks (N, 1, S, S), with gradients."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             outputs = self._model(inputs)
@@ -137,14 +164,20 @@ class Learner:
             yield slice(start, end), end == count
 
     def _pass_size(self, count: int) -> int:
-        """How many tiles go through at once. A last, smaller batch takes fewer passes, not smaller ones: norms want more than one tile."""
+        """How many tiles go through at once.
+
+        A last, smaller batch takes fewer passes, not smaller ones: norms want more than one tile.
+        """
         return math.ceil(max(count, self.config.batch_size) / self.parts) if self.parts > 1 else count
 
     def _apart(self) -> AbstractContextManager[Any]:
         return self._model.no_sync() if isinstance(self._model, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def _halve(self, size: int) -> None:
-        """Twice as many passes for a batch from now on. Outside of the `except`: the error would hold on to the pass's memory."""
+        """Twice as many passes for a batch from now on.
+
+        Outside of the `except`: the error would hold on to the pass's memory.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # no GPU has run this line
@@ -153,14 +186,18 @@ class Learner:
         if now < 2:
             # Batch norms that see one value a channel, as in pooling branches, cannot train.
             raise HubmapError(
-                f"memory is short on {self.device} even for {before} tiles at once; set tiles.size smaller, "
-                "choose a smaller encoder, or set training.batch_size=1 with training.accumulate where the network takes single tiles"
+                f"memory is short on {self.device} even for {before} tiles at once; set tiles.size smaller, choose a"
+                " smaller encoder, or set training.batch_size=1 with training.accumulate where the network takes"
+                " single tiles"
             )
         self.parts *= 2
         log.warning(
-            "MEMORY IS SHORT on %s: from now on %d tiles in one pass and %d passes in a step; what the loss and batch norms see at once "
-            "is smaller, all else stays", self.device, now, self.parts * self.config.accumulate,
-        )  # fmt: skip
+            "MEMORY IS SHORT on %s: from now on %d tiles in one pass and %d passes in a step; what the loss and batch"
+            " norms see at once is smaller, all else stays",
+            self.device,
+            now,
+            self.parts * self.config.accumulate,
+        )
 
     def _step(self) -> None:
         if self.config.clip_norm:
@@ -171,7 +208,8 @@ class Learner:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler.get_scale() < before:
-            return  # fp16 gradients overflowed: the scaler skipped this step, so the schedule and the average skip it too
+            # fp16 gradients overflowed: the scaler skipped this step, so the schedule and the average skip it too.
+            return
         self.schedule.step()
         if self.ema is not None:
             self.ema.update(self.network, step=self.schedule.done)
@@ -179,10 +217,14 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, as tensors and plain values."""
         return {
-            "network": self.network.state_dict(), "ema": self.ema.module.state_dict() if self.ema is not None else None,
-            "swa": self.swa.state_dict() if self.swa is not None else None, "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict(), "parts": self.parts,
-        }  # fmt: skip
+            "network": self.network.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "swa": self.swa.state_dict() if self.swa is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "parts": self.parts,
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""

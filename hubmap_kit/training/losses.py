@@ -1,8 +1,10 @@
-"""Losses by name, from segmentation_models_pytorch, summed with weights: `bce+dice`, `0.25*bce+0.75*lovasz`, `bce+3*lovasz-softmax`.
+"""Losses by name, from segmentation_models_pytorch, summed with weights: `bce+dice`, `0.25*bce+0.75*lovasz`,
+`bce+3*lovasz-softmax`.
 
-Of the two losses of Berman, Triki and Blaschko (The Lovasz-Softmax loss, CVPR 2018) `lovasz` is, for one class, the hinge on its
-logit. It is 1 where a network is undecided, and more where it tries and errs: with much weight on it a network that knows nothing
-yet can stay undecided. `lovasz-softmax` is the one on probabilities, of unit and background, as networks with two classes have it.
+Of the two losses of Berman, Triki and Blaschko (The Lovasz-Softmax loss, CVPR 2018) `lovasz` is, for one class, the
+hinge on its logit. It is 1 where a network is undecided, and more where it tries and errs: with much weight on it a
+network that knows nothing yet can stay undecided. `lovasz-softmax` is the one on probabilities, of unit and background,
+as networks with two classes have it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ _MODES = {BINARY: smp_losses.BINARY_MODE, ORGANS: smp_losses.MULTICLASS_MODE}
 
 
 class TwoClasses(nn.Module):
-    """A loss of classes for logits of one: background has the logit 0. Logits (N, 1, H, W), masks (N, 1, H, W) of 0 and 1."""
+    """A loss of classes for logits of one: background has the logit 0.
+
+    Logits (N, 1, H, W), masks (N, 1, H, W) of 0 and 1.
+    """
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -36,8 +41,8 @@ def _lovasz_softmax(mode: str) -> nn.Module:
     return TwoClasses(loss) if mode == smp_losses.BINARY_MODE else loss
 
 
-# Dice, Jaccard and Tversky have no gradient where a batch holds no foreground at all; add bce or focal to them. The argument is
-# smp's mode. Cross entropy is `bce` or `ce`, whatever the classes.
+# Dice, Jaccard and Tversky have no gradient where a batch holds no foreground at all; add bce or focal to them. The
+# argument is smp's mode. Cross entropy is `bce` or `ce`, whatever the classes.
 LOSSES: dict[str, Callable[[str], nn.Module]] = {
     "bce": lambda mode: smp_losses.SoftBCEWithLogitsLoss() if mode == smp_losses.BINARY_MODE else nn.CrossEntropyLoss(),
     "ce": lambda mode: LOSSES["bce"](mode),
@@ -53,8 +58,8 @@ LOSSES: dict[str, Callable[[str], nn.Module]] = {
 class WeightedSum(nn.Module):
     """The weighted sum of losses; returns a scalar in float32.
 
-    Binary: logits (N, 1, H, W) and masks (N, 1, H, W) float in 0..1. Organs: logits (N, 6, H, W), background first, and masks
-    (N, 1, H, W) that hold class indices, as floats.
+    Binary: logits (N, 1, H, W) and masks (N, 1, H, W) float in 0..1. Organs: logits (N, 6, H, W), background first, and
+    masks (N, 1, H, W) that hold class indices, as floats.
     """
 
     def __init__(self, parts: list[tuple[float, nn.Module]], classes: str = BINARY) -> None:
@@ -79,8 +84,8 @@ def build_loss(text: str, classes: str = BINARY) -> WeightedSum:
         weight = _weight(weight_text, text) if star else 1.0
         if name not in LOSSES:
             raise ConfigError(
-                f"training.loss is '{text}', where '{name}' is unknown; known are {', '.join(LOSSES)}, joined as in 0.5*bce+dice"
-                f"{did_you_mean(name, list(LOSSES))}"
+                f"training.loss is '{text}', where '{name}' is unknown; known are {', '.join(LOSSES)}, joined as in"
+                f" 0.5*bce+dice{did_you_mean(name, list(LOSSES))}"
             )
         parts.append((weight, LOSSES[name](_MODES[classes])))
     return WeightedSum(parts, classes)
@@ -92,5 +97,7 @@ def _weight(text: str, whole: str) -> float:
     except ValueError:
         weight = 0.0
     if not 0 < weight < math.inf:
-        raise ConfigError(f"training.loss is '{whole}', where '{text}' is no positive weight; write for instance 0.5*bce+dice")
+        raise ConfigError(
+            f"training.loss is '{whole}', where '{text}' is no positive weight; write for instance 0.5*bce+dice"
+        )
     return weight

@@ -1,6 +1,8 @@
-"""The learning-rate range test: train for a few steps while the rate rises from nothing to too much, and look at the loss.
+"""The learning-rate range test: train for a few steps while the rate rises from nothing to too much, and look at the
+loss.
 
-Leslie Smith's test (arXiv 1506.01186), with the smoothing, the end and the two suggestions that fastai's `lr_find` made usual.
+Leslie Smith's test (arXiv 1506.01186), with the smoothing, the end and the two suggestions that fastai's `lr_find` made
+usual.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from hubmap_kit.training.checkpoint import restore_rng, rng_state
 
 SMOOTHING = 0.98  # weight of the past in the smoothed loss
 EXPLODED = 4.0  # times the best smoothed loss
-START, END = 0.1, 5  # the share of the steps at the start and the number of points at the end that suggestions do not look at
+START, END = (
+    0.1,
+    5,
+)  # the share of the steps at the start and the number of points at the end that suggestions do not look at
 DIGITS = 9  # of the loss that count
 FEWEST = 10  # steps that a suggestion can be made from
 
@@ -29,8 +34,8 @@ FEWEST = 10  # steps that a suggestion can be made from
 class Sweep:
     """A range test: the rate, the loss and the smoothed loss of every step, (S,) each.
 
-    Suggestions, None where the loss never fell: `steep`, where the smoothed loss falls fastest; `valley`, half way down its longest
-    fall, which is the safer one. `exploded`: the test ended early because the loss did.
+    Suggestions, None where the loss never fell: `steep`, where the smoothed loss falls fastest; `valley`, half way down
+    its longest fall, which is the safer one. `exploded`: the test ended early because the loss did.
     """
 
     rates: np.ndarray
@@ -42,18 +47,24 @@ class Sweep:
 
 
 def sweep(
-    step: Callable[[], float], optimizer: torch.optim.Optimizer, low: float = 1e-7, high: float = 10.0, steps: int = 100,
+    step: Callable[[], float],
+    optimizer: torch.optim.Optimizer,
+    low: float = 1e-7,
+    high: float = 10.0,
+    steps: int = 100,
     smoothing: float = SMOOTHING,
-) -> Sweep:  # fmt: skip
-    """Call `step`, which makes one optimiser step and returns its loss, while the rate rises from `low` to `high` by equal factors.
+) -> Sweep:
+    """Call `step`, which makes one optimiser step and returns its loss, while the rate rises from `low` to `high` by
+    equal factors.
 
-    The fastest group has the rate, the others keep their proportion to it. It ends early when the smoothed loss is more than
-    four times its best or no number any more. Weights and rates are left as they are then: see `preserved`.
-    Raises HubmapError for a range or a number of steps that makes no test.
+    The fastest group has the rate, the others keep their proportion to it. It ends early when the smoothed loss is more
+    than four times its best or no number any more. Weights and rates are left as they are then: see `preserved`. Raises
+    HubmapError for a range or a number of steps that makes no test.
     """
     if not (0 < low < high < math.inf and steps >= 2 * FEWEST):
         raise HubmapError(
-            f"a range test from {low:g} to {high:g} in {steps} steps is none; it takes rising rates above 0 and {2 * FEWEST} steps or more"
+            f"a range test from {low:g} to {high:g} in {steps} steps is none; it takes rising rates above 0 and"
+            f" {2 * FEWEST} steps or more"
         )
     top = max(group["lr"] for group in optimizer.param_groups)
     shares = [group["lr"] / top for group in optimizer.param_groups]
@@ -82,7 +93,9 @@ def sweep(
 
 @contextmanager
 def preserved(network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[None]:
-    """Put weights, buffers, the optimiser and all random generators back, to the bit, when the block ends, also by an error."""
+    """Put weights, buffers, the optimiser and all random generators back, to the bit, when the block ends, also by an
+    error.
+    """
     weights, state, random = deepcopy(network.state_dict()), deepcopy(optimizer.state_dict()), rng_state(device)
     training = {name: part.training for name, part in network.named_modules()}
     try:
@@ -97,17 +110,25 @@ def preserved(network: nn.Module, optimizer: torch.optim.Optimizer, device: torc
 
 
 def _suggest(rates: np.ndarray, smoothed: np.ndarray, steps: int) -> tuple[float | None, float | None]:
-    """Valley and steep. The first tenth of the steps, where the smoothed loss is still settling, and the last points do not count."""
+    """Valley and steep.
+
+    The first tenth of the steps, where the smoothed loss is still settling, and the last points do not count.
+    """
     part = slice(int(START * steps), max(len(rates) - END, 0))
     rates, smoothed = rates[part], smoothed[part]
     if len(rates) < FEWEST - END:
         return None, None
-    smoothed = np.round(smoothed / max(float(np.abs(smoothed).max()), 1e-30), DIGITS)  # a loss that stays is no fall by its rounding errors
+    smoothed = np.round(
+        smoothed / max(float(np.abs(smoothed).max()), 1e-30), DIGITS
+    )  # a loss that stays is no fall by its rounding errors
     return valley(rates, smoothed), steepest(rates, smoothed)
 
 
 def steepest(rates: np.ndarray, losses: np.ndarray) -> float | None:
-    """The rate from which the loss falls most by the logarithm of the rate; None when it only rises. Both (S,), S of 2 or more."""
+    """The rate from which the loss falls most by the logarithm of the rate; None when it only rises.
+
+    Both (S,), S of 2 or more.
+    """
     slopes = np.diff(losses) / np.diff(np.log(rates))
     return float(rates[int(slopes.argmin())]) if slopes.min() < 0 else None
 
@@ -115,8 +136,8 @@ def steepest(rates: np.ndarray, losses: np.ndarray) -> float | None:
 def valley(rates: np.ndarray, losses: np.ndarray) -> float | None:
     """The rate half way through the longest fall of the loss; None when it only rises. Both (S,).
 
-    The longest fall is the longest subsequence of falling losses. It may skip points; the stretch that is halved is taken to
-    have as many points as it, up to its end. Halves are rounded towards the lower rate.
+    The longest fall is the longest subsequence of falling losses. It may skip points; the stretch that is halved is
+    taken to have as many points as it, up to its end. Halves are rounded towards the lower rate.
     """
     length = np.ones(len(losses), np.int64)  # of the longest falling subsequence that ends at each point
     for end in range(1, len(losses)):

@@ -1,7 +1,7 @@
 """Hard tiles: draws aimed at the tiles of the grid that had the highest loss in the last epoch.
 
-The trainer notes the loss of every tile it sees and hands the table over after an epoch. It goes into the checkpoint, so a run
-that is resumed aims where it would have aimed.
+The trainer notes the loss of every tile it sees and hands the table over after an epoch. It goes into the checkpoint,
+so a run that is resumed aims where it would have aimed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class HardTiles:
         return worst_first[: math.ceil(HARDEST * len(seen))]
 
     def aims(self, epoch: int, count: int) -> np.ndarray:
-        """What each of `count` draws is aimed at: the number of a tile, or NOT_AIMED. A pure function of the losses, seed and epoch."""
+        """What each of `count` draws is aimed at: the number of a tile, or NOT_AIMED.
+
+        A pure function of the losses, seed and epoch.
+        """
         random = np.random.default_rng((self.seed, epoch, 0, 0, STREAM))
         hard, chosen = self.hardest(), random.random(count) < self.share
         if not len(hard):
@@ -50,7 +53,9 @@ class HardTiles:
             self._noted.append(torch.stack([loss(logits[n : n + 1], masks[n : n + 1]) for n in range(len(logits))]))
 
     def learn(self, places: np.ndarray) -> None:
-        """End an epoch: `places` (D, 3) are slide, row and col of its draws in order; a last batch may have been dropped."""
+        """End an epoch: `places` (D, 3) are slide, row and col of its draws in order; a last batch may have been
+        dropped.
+        """
         noted = torch.cat(self._noted).float().cpu().numpy()
         self._noted = []
         near = nearest(places[: len(noted)], self.tiles)
@@ -67,13 +72,16 @@ class HardTiles:
         """Take over what a checkpoint kept. Raises CheckpointError when it is of another grid."""
         if len(state) != len(self.tiles):
             raise CheckpointError(
-                f"the checkpoint has losses of {len(state)} tiles, the store has {len(self.tiles)} of them; train into another --out"
+                f"the checkpoint has losses of {len(state)} tiles, the store has {len(self.tiles)} of them; train into"
+                " another --out"
             )
         self.losses = state.numpy().astype(np.float32)
 
 
 def nearest(places: np.ndarray, tiles: np.ndarray) -> np.ndarray:
-    """For each place (D, 3) the number of the nearest tile (T, 3) of its slide, which in a grid is the one it covers most of; -1: none."""
+    """For each place (D, 3) the number of the nearest tile (T, 3) of its slide, which in a grid is the one it covers
+    most of; -1: none.
+    """
     found = np.full(len(places), NOT_AIMED)
     for slide in np.unique(places[:, 0]):
         here, there = np.flatnonzero(places[:, 0] == slide), np.flatnonzero(tiles[:, 0] == slide)

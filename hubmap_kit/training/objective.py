@@ -21,7 +21,9 @@ KNOWN = ("organ", "pixel_size")  # auxiliary heads that are told about the slide
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a batch's tiles: organ (N,) int64 from 0, and log2 of the micrometres per network pixel (N,) float32."""
+    """What is known of a batch's tiles: organ (N,) int64 from 0, and log2 of the micrometres per network pixel (N,)
+    float32.
+    """
 
     organ: torch.Tensor
     log_um: torch.Tensor
@@ -48,7 +50,9 @@ class Slides:
 
 
 class Objective(nn.Module):
-    """The training loss of an experiment: `mask` is that of the mask, for which `plain` is the same on binary planes."""
+    """The training loss of an experiment: `mask` is that of the mask, for which `plain` is the same on binary
+    planes.
+    """
 
     def __init__(self, settings: Experiment) -> None:
         super().__init__()
@@ -66,14 +70,22 @@ class Objective(nn.Module):
             total = total + self.weights[name] * self._auxiliary(name, made, masks, about)
         return total
 
-    def _auxiliary(self, name: str, made: torch.Tensor | list[torch.Tensor], masks: torch.Tensor, about: About | None) -> torch.Tensor:
+    def _auxiliary(
+        self, name: str, made: torch.Tensor | list[torch.Tensor], masks: torch.Tensor, about: About | None
+    ) -> torch.Tensor:
         if name in KNOWN:
             if about is None:
                 raise ValueError(f"the head '{name}' needs to know the tiles' slides")
-            return F.cross_entropy(made.float(), about.organ) if name == "organ" else F.smooth_l1_loss(made.float().flatten(), about.log_um)
+            return (
+                F.cross_entropy(made.float(), about.organ)
+                if name == "organ"
+                else F.smooth_l1_loss(made.float().flatten(), about.log_um)
+            )
         # At the mask's own size: a mask that is made smaller loses thin units.
         planes = made if isinstance(made, list) else [made]
-        scaled = (F.interpolate(plane.float(), masks.shape[2:], mode="bilinear", align_corners=False) for plane in planes)
+        scaled = (
+            F.interpolate(plane.float(), masks.shape[2:], mode="bilinear", align_corners=False) for plane in planes
+        )
         return sum(self.mask(plane, masks) for plane in scaled) / len(planes)
 
 

@@ -29,12 +29,18 @@ log = logging.getLogger(__name__)
 
 
 def predict_fold(
-    ensemble: Ensemble, store: TileStore, slides: Sequence[Slide], rows: Sequence[int], path: Path, check: Callable[[], None] | None = None
+    ensemble: Ensemble,
+    store: TileStore,
+    slides: Sequence[Slide],
+    rows: Sequence[int],
+    path: Path,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Predict the slides at `rows` of the store with all views, and write their counts at every threshold to `path`.
 
-    The store holds what inference would make of the slide file, so nothing is decoded again; the plane is brought back to the
-    slide's original size and compared with its original mask. `check` is called before every slide; what it raises ends this.
+    The store holds what inference would make of the slide file, so nothing is decoded again; the plane is brought back
+    to the slide's original size and compared with its original mask. `check` is called before every slide; what it
+    raises ends this.
     """
     by_id = {slide.id: slide for slide in slides}
     counts, ids = [], []
@@ -43,7 +49,9 @@ def predict_fold(
             check()
         record = store.slides.iloc[row]
         height, width = int(record["height"]), int(record["width"])
-        plane = resize_plane(ensemble.plane(store.image(row), organ=record["organ"], source=record["data_source"]), (height, width))
+        plane = resize_plane(
+            ensemble.plane(store.image(row), organ=record["organ"], source=record["data_source"]), (height, width)
+        )
         counts.append(sweep.threshold_counts(plane, decode_for(by_id[record["id"]], height, width)))
         ids.append(record["id"])
     with atomic_path(path) as temporary:
@@ -51,22 +59,32 @@ def predict_fold(
 
 
 def collect(run: Path, slides: Sequence[Slide], folds: Mapping[str, int]) -> pd.DataFrame:
-    """Merge the folds that are predicted: fit thresholds.json, write oof.csv and metrics.csv; returns the out-of-fold table.
+    """Merge the folds that are predicted: fit thresholds.json, write oof.csv and metrics.csv; returns the out-of-fold
+    table.
 
-    Columns: id, organ, data_source, fold, dice (at the fitted threshold of its organ), dice@0.5, threshold, truth_share,
-    predicted_share, finished (whether the fold was trained to its end). A warning names the folds that are not. Both Dices are a
-    little optimistic: the kept epoch was chosen on these slides, and for `dice` the thresholds were fitted on them too.
+    Columns: id, organ, data_source, fold, dice (at the fitted threshold of its organ), dice@0.5, threshold,
+    truth_share, predicted_share, finished (whether the fold was trained to its end). A warning names the folds that are
+    not. Both Dices are a little optimistic: the kept epoch was chosen on these slides, and for `dice` the thresholds
+    were fitted on them too.
     """
     ids, counts = _read_counts(run, slides)
     open_folds = unfinished(run, experiment.read(run / "config.yaml").training)
     by_id = {slide.id: slide for slide in slides}
     unknown = [slide_id for slide_id in ids if slide_id not in by_id]
     if unknown:
-        raise CheckpointError(f"{run} has out-of-fold results for slide {unknown[0]}, which the data folder does not list; give the run its own data")
+        raise CheckpointError(
+            f"{run} has out-of-fold results for slide {unknown[0]}, which the data folder does not list; give the run"
+            " its own data"
+        )
     organs = np.array([by_id[slide_id].organ for slide_id in ids])
     curves = sweep.dice_curve(counts)
     thresholds = sweep.fit_thresholds(sweep.mean_curves(curves, organs))
-    table = pd.DataFrame([_row(by_id[i], folds[i], curve, count, thresholds) for i, curve, count in zip(ids, curves, counts, strict=True)])
+    table = pd.DataFrame(
+        [
+            _row(by_id[i], folds[i], curve, count, thresholds)
+            for i, curve, count in zip(ids, curves, counts, strict=True)
+        ]
+    )
     table["finished"] = ~table["fold"].isin(list(open_folds))
     _warn(run, open_folds, set(table["fold"]))
     write_json(run / "thresholds.json", thresholds)
@@ -81,20 +99,31 @@ def collect(run: Path, slides: Sequence[Slide], folds: Mapping[str, int]) -> pd.
 
 def read_metrics(run: Path) -> pd.DataFrame:
     """The metrics of all folds, one row a fold and epoch; empty when no epoch is done."""
-    numbered = {number: path for path in run.glob(f"fold*/{METRICS_FILE}") if (number := fold_number(path.parent)) is not None}
+    numbered = {
+        number: path for path in run.glob(f"fold*/{METRICS_FILE}") if (number := fold_number(path.parent)) is not None
+    }
     try:
         parts = [pd.read_csv(path) for _, path in sorted(numbered.items())]
     except ValueError as error:
-        raise CheckpointError(f"{run} has a damaged fold<k>/metrics.csv ({error}); delete that file, --resume writes it anew") from error
+        raise CheckpointError(
+            f"{run} has a damaged fold<k>/metrics.csv ({error}); delete that file, --resume writes it anew"
+        ) from error
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _warn(run: Path, open_folds: Mapping[int, str], present: Collection[int]) -> None:
     for number, phrase in open_folds.items():
         if number in present:
-            log.warning("%s: %s; oof.csv and thresholds.json judge its best epoch so far, predict uses it as well; go on with --resume", run, phrase)
+            log.warning(
+                "%s: %s; oof.csv and thresholds.json judge its best epoch so far, predict uses it as well; go on with"
+                " --resume",
+                run,
+                phrase,
+            )
         else:
-            log.warning("%s: %s; its slides are not in oof.csv, and thresholds.json is fitted without them", run, phrase)
+            log.warning(
+                "%s: %s; its slides are not in oof.csv, and thresholds.json is fitted without them", run, phrase
+            )
 
 
 def organ_curves(run: Path, slides: Sequence[Slide]) -> dict[str, np.ndarray]:
@@ -114,19 +143,29 @@ def _read_counts(run: Path, slides: Sequence[Slide]) -> tuple[list[str], np.ndar
             ids += fold_ids
             counts.append(fold_counts)
     if not counts:
-        raise CheckpointError(f"{run} has no out-of-fold results yet; train a fold to its end, or run 'hubmap evaluate {run}'")
+        raise CheckpointError(
+            f"{run} has no out-of-fold results yet; train a fold to its end, or run 'hubmap evaluate {run}'"
+        )
     # Counts of before the table knew the copies' parents may still hold them.
     copies = {slide.id for slide in slides} - judged_slides(slides)
     used = [place for place, slide_id in enumerate(ids) if slide_id not in copies]
     return [ids[place] for place in used], np.concatenate(counts)[used]
 
 
-def _row(slide: Slide, fold: int, curve: np.ndarray, counts: np.ndarray, thresholds: Mapping[str, float]) -> dict[str, object]:
+def _row(
+    slide: Slide, fold: int, curve: np.ndarray, counts: np.ndarray, thresholds: Mapping[str, float]
+) -> dict[str, object]:
     threshold = thresholds[slide.organ]
     level = int(np.argmin(np.abs(sweep.THRESHOLDS - threshold)))
     pixels = slide.height * slide.width
     return {
-        "id": slide.id, "organ": slide.organ, "data_source": slide.source, "fold": fold, "dice": curve[level],
-        "dice@0.5": curve[sweep.HALF], "threshold": threshold, "truth_share": counts[2, level] / pixels,
+        "id": slide.id,
+        "organ": slide.organ,
+        "data_source": slide.source,
+        "fold": fold,
+        "dice": curve[level],
+        "dice@0.5": curve[sweep.HALF],
+        "threshold": threshold,
+        "truth_share": counts[2, level] / pixels,
         "predicted_share": counts[1, level] / pixels,
-    }  # fmt: skip
+    }

@@ -34,16 +34,21 @@ DECODER = "<decoder>"  # no parameter's name
 def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimiser of `training.optimizer` over all weights of a network, frozen ones too.
 
-    Biases and norm weights (one dimension) have no weight decay. The encoder's rate is `encoder_lr` of the others', and with
-    `layer_decay` each of its layers learns at that share of the one above. adam and sgd add the decay to the gradient, the
-    others take it off the weights. Raises ConfigError when the network has no encoder, or its encoder no order of layers.
+    Biases and norm weights (one dimension) have no weight decay. The encoder's rate is `encoder_lr` of the others', and
+    with `layer_decay` each of its layers learns at that share of the one above. adam and sgd add the decay to the
+    gradient, the others take it off the weights. Raises ConfigError when the network has no encoder, or its encoder no
+    order of layers.
     """
     name, extra = OPTIMIZERS[config.optimizer]
-    return create_optimizer_v2(_groups(network, config), opt=name, lr=config.lr, weight_decay=config.weight_decay, **extra)
+    return create_optimizer_v2(
+        _groups(network, config), opt=name, lr=config.lr, weight_decay=config.weight_decay, **extra
+    )
 
 
 def set_frozen(network: nn.Module, frozen: bool) -> None:
-    """Stop or start the learning of `network.encoder`. Call it after every `network.train()`, which wakes the norms again.
+    """Stop or start the learning of `network.encoder`.
+
+    Call it after every `network.train()`, which wakes the norms again.
 
     Frozen weights have no gradient, so no optimiser moves them, nor does weight decay; and norms keep their statistics.
     """
@@ -58,10 +63,12 @@ def set_frozen(network: nn.Module, frozen: bool) -> None:
 
 
 def layer_order(encoder: nn.Module) -> tuple[dict[str, int], int]:
-    """The layer of each of an encoder's weights by name, counted from the input, and the number of the decoder after them.
+    """The layer of each of an encoder's weights by name, counted from the input, and the number of the decoder after
+    them.
 
-    What belongs to no layer, such as a ViT's last norm, has the decoder's number. The order is timm's, for every encoder that is
-    a timm network, and that of the stages for smp's own ResNets and Mix Transformers. Raises ConfigError for others.
+    What belongs to no layer, such as a ViT's last norm, has the decoder's number. The order is timm's, for every
+    encoder that is a timm network, and that of the stages for smp's own ResNets and Mix Transformers. Raises
+    ConfigError for others.
     """
     inner, prefix, matcher = _matcher(encoder)
     names = {_timm_name(name, prefix, inner): name for name, _ in encoder.named_parameters()}
@@ -87,7 +94,10 @@ class _Names(nn.Module):
 
 
 def _groups(network: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Weights by their rate and decay. Without rates of their own they are the groups, in the order, that timm makes."""
+    """Weights by their rate and decay.
+
+    Without rates of their own they are the groups, in the order, that timm makes.
+    """
     shares = _encoder_shares(network, config)
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
@@ -109,7 +119,9 @@ def _encoder_shares(network: nn.Module, config: TrainingConfig) -> dict[str, flo
 def _encoder(network: nn.Module, key: str) -> nn.Module:
     encoder = getattr(network, "encoder", None)
     if not isinstance(encoder, nn.Module):
-        raise ConfigError(f"training.{key} is set, but the network {type(network).__name__} has no encoder; leave it at its default")
+        raise ConfigError(
+            f"training.{key} is set, but the network {type(network).__name__} has no encoder; leave it at its default"
+        )
     return encoder
 
 
@@ -142,4 +154,8 @@ def _timm_name(name: str, prefix: str, whole: nn.Module | None) -> str:
         return name if whole is None else f"<outside>.{name}"
     name = name.removeprefix(prefix)
     # Lists of features write stages_0 for stages.0.
-    return re.sub(r"^(\w+?)_(\d+)\.", lambda found: found[0] if hasattr(whole, f"{found[1]}_{found[2]}") else f"{found[1]}.{found[2]}.", name)
+    return re.sub(
+        r"^(\w+?)_(\d+)\.",
+        lambda found: found[0] if hasattr(whole, f"{found[1]}_{found[2]}") else f"{found[1]}.{found[2]}.",
+        name,
+    )

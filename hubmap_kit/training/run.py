@@ -38,30 +38,45 @@ def split(slides: Sequence[Slide], config: DataConfig, run: Path) -> dict[str, i
     kept = run / "folds.csv"
     if kept.is_file():
         return read_folds(kept, slides)
-    return read_folds(Path(config.folds_csv), slides) if config.folds_csv else assign_folds(slides, config.n_folds, config.fold_seed)
+    return (
+        read_folds(Path(config.folds_csv), slides)
+        if config.folds_csv
+        else assign_folds(slides, config.n_folds, config.fold_seed)
+    )
 
 
 def folds_table(run: Path) -> Path:
     """The run's folds.csv. Raises CheckpointError where there is none."""
     path = run / "folds.csv"
     if not path.is_file():
-        raise CheckpointError(f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run folder")
+        raise CheckpointError(
+            f"{run} has no folds.csv, so nobody knows which slides its folds have seen; take it from the original run"
+            " folder"
+        )
     return path
 
 
 def of_organs(slides: Sequence[Slide], config: DataConfig) -> list[Slide]:
-    """The slides that an experiment learns from and is judged on: those of `data.organs`, or all. Raises TableError when none is left."""
+    """The slides that an experiment learns from and is judged on: those of `data.organs`, or all.
+
+    Raises TableError when none is left.
+    """
     found = [slide for slide in slides if config.has(slide.organ)]
     if not found:
-        raise TableError(f"data.organs is {', '.join(config.organs)}, but none of the {len(slides)} training slides is of them; name organs of train.csv")
+        raise TableError(
+            f"data.organs is {', '.join(config.organs)}, but none of the {len(slides)} training slides is of them; name"
+            " organs of train.csv"
+        )
     return found
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that is about to be trained: the slides of its organs and their split (id -> fold), the fold numbers to train, and its open store.
+    """A run that is about to be trained: the slides of its organs and their split (id -> fold), the fold numbers to
+    train, and its open store.
 
-    `session` marks what this session measures. `degrade`: a damaged checkpoint costs its fold some epochs, not the session.
+    `session` marks what this session measures. `degrade`: a damaged checkpoint costs its fold some epochs, not the
+    session.
     """
 
     settings: Experiment
@@ -77,14 +92,20 @@ class Plan:
 
 
 def plan(
-    settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, chosen: Sequence[int] | None = None, degrade: bool = False,
+    settings: Experiment,
+    slides: Sequence[Slide],
+    run: Path,
+    stores: Path,
+    chosen: Sequence[int] | None = None,
+    degrade: bool = False,
     world: World = ALONE,
-) -> Plan:  # fmt: skip
-    """Split the slides, write folds.csv and stain_references.json into the run, and build the store if it is not in the folder `stores` yet.
+) -> Plan:
+    """Split the slides, write folds.csv and stain_references.json into the run, and build the store if it is not in the
+    folder `stores` yet.
 
-    All slides are split, and only then those of `data.organs` are taken: a run on some organs has the folds of one on all, so the two
-    can be blended. A fold that holds none of these out is not trained. Raises ConfigError for chosen fold numbers that the split does
-    not have, TableError where no slide is left.
+    All slides are split, and only then those of `data.organs` are taken: a run on some organs has the folds of one on
+    all, so the two can be blended. A fold that holds none of these out is not trained. Raises ConfigError for chosen
+    fold numbers that the split does not have, TableError where no slide is left.
     """
     everyone = split(slides, settings.data, run)
     write_folds(run / "folds.csv", everyone, slides)
@@ -109,12 +130,16 @@ def remaining(planned: Plan) -> dict[int, str]:
 
 
 def collect_done(planned: Plan) -> pd.DataFrame | None:
-    """Write the run's tables from the folds that are done, and return the out-of-fold table; None when no fold is done."""
+    """Write the run's tables from the folds that are done, and return the out-of-fold table; None when no fold is
+    done.
+    """
     done = any((folder / COUNTS_FILE).is_file() for folder in fold_folders(planned.run).values())
     return oof.collect(planned.run, planned.slides, planned.folds) if done else None
 
 
-def evaluate_folds(settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, device: torch.device) -> pd.DataFrame:
+def evaluate_folds(
+    settings: Experiment, slides: Sequence[Slide], run: Path, stores: Path, device: torch.device
+) -> pd.DataFrame:
     """Predict every trained fold's held-out slides again with `settings.inference`, and write the run's tables anew.
 
     A run of before there were stain references gets its stain_references.json.
@@ -138,20 +163,27 @@ def check_folds(chosen: Sequence[int] | None, folds: Mapping[str, int]) -> list[
     known = sorted(set(folds.values()))
     wrong = [number for number in chosen or () if number not in known]
     if wrong:
-        raise ConfigError(f"fold {wrong[0]} was asked for, but the split has the folds {known}; choose among them with --folds")
+        raise ConfigError(
+            f"fold {wrong[0]} was asked for, but the split has the folds {known}; choose among them with --folds"
+        )
     return sorted(set(chosen)) if chosen else known
 
 
-def train_fold(planned: Plan, number: int, device: torch.device, on_epoch: OnEpoch | None = None, clock: Clock | None = None) -> None:
+def train_fold(
+    planned: Plan, number: int, device: torch.device, on_epoch: OnEpoch | None = None, clock: Clock | None = None
+) -> None:
     """Train one fold to its end and predict its held-out slides; everything goes into the fold's own folder.
 
-    A fold that is done is left as it is; one that was interrupted goes on from its last epoch. Raises OutOfTime when the clock
-    does not leave enough for the next step.
+    A fold that is done is left as it is; one that was interrupted goes on from its last epoch. Raises OutOfTime when
+    the clock does not leave enough for the next step.
     """
     folder = planned.run / f"fold{number}"
     train, valid = _rows(planned.store, planned.slides, planned.folds, number)
     if not train:
-        raise TableError(f"{planned.run / 'folds.csv'} puts every slide into fold {number}, so nothing is left to learn from; use another split")
+        raise TableError(
+            f"{planned.run / 'folds.csv'} puts every slide into fold {number}, so nothing is left to learn from; use"
+            " another split"
+        )
     expected = longest(read_timing(planned.run), "seconds", planned.session)
     if (folder / MODEL_FILE).is_file() and not (folder / CHECKPOINT_FILE).is_file():
         log.warning("%s holds weights but no last.ckpt to go on from; it is taken as finished", folder)
@@ -161,9 +193,20 @@ def train_fold(planned: Plan, number: int, device: torch.device, on_epoch: OnEpo
         log.info("fold %d: %d slides to learn from, %d held out", number, len(train), len(valid))
         tiles = planned.tiles or planned.store
         task = FoldTask(
-            number, planned.store, _rows(tiles, planned.slides, planned.folds, number)[0], valid, folder, device, clock, expected, planned.session,
-            planned.degrade, planned.world, tiles, {slide.id: slide.weight for slide in planned.slides},
-        )  # fmt: skip
+            number,
+            planned.store,
+            _rows(tiles, planned.slides, planned.folds, number)[0],
+            valid,
+            folder,
+            device,
+            clock,
+            expected,
+            planned.session,
+            planned.degrade,
+            planned.world,
+            tiles,
+            {slide.id: slide.weight for slide in planned.slides},
+        )
         FoldTrainer(planned.settings, task).run(on_epoch)
     stopped = _predict_held_out(planned, number, len(valid), device, clock) if planned.world.first else None
     if where := planned.world.gathered(stopped)[0]:
@@ -171,7 +214,10 @@ def train_fold(planned: Plan, number: int, device: torch.device, on_epoch: OnEpo
 
 
 def _predict_held_out(planned: Plan, number: int, slides: int, device: torch.device, clock: Clock | None) -> str | None:
-    """Predict a trained fold's held-out slides, unless that is done. Returns how far it came where the clock stopped it."""
+    """Predict a trained fold's held-out slides, unless that is done.
+
+    Returns how far it came where the clock stopped it.
+    """
     folder = planned.run / f"fold{number}"
     if (folder / COUNTS_FILE).is_file():
         return None
@@ -184,10 +230,12 @@ def _predict_held_out(planned: Plan, number: int, slides: int, device: torch.dev
 
 
 def _prediction_check(planned: Plan, number: int, slides: int, clock: Clock | None) -> Callable[[], None]:
-    """What to call before every slide of a fold's prediction. Raises OutOfTime already here when the whole would not end in time.
+    """What to call before every slide of a fold's prediction.
 
-    About how long that is: a validation is one view, and every slide comes back to its full size. A session that has validated
-    nothing yet knows nothing of its own speed: its prediction begins, and stops when the time is up.
+    Raises OutOfTime already here when the whole would not end in time.
+
+    About how long that is: a validation is one view, and every slide comes back to its full size. A session that has
+    validated nothing yet knows nothing of its own speed: its prediction begins, and stops when the time is up.
     """
     views = len(view_transforms(planned.settings.inference.views))
     measured = longest(read_timing(planned.run), "validation_seconds", planned.session)
@@ -203,14 +251,31 @@ def _prediction_check(planned: Plan, number: int, slides: int, clock: Clock | No
 
 
 def _predict_one(
-    settings: Experiment, slides: Sequence[Slide], folds: Mapping[str, int], number: int, store: TileStore, folder: Path, device: torch.device,
+    settings: Experiment,
+    slides: Sequence[Slide],
+    folds: Mapping[str, int],
+    number: int,
+    store: TileStore,
+    folder: Path,
+    device: torch.device,
     check: Callable[[], None] | None = None,
-) -> None:  # fmt: skip
-    oof.predict_fold(load_fold(settings, folder, device), store, slides, _rows(store, slides, folds, number)[1], folder / COUNTS_FILE, check)
+) -> None:
+    oof.predict_fold(
+        load_fold(settings, folder, device),
+        store,
+        slides,
+        _rows(store, slides, folds, number)[1],
+        folder / COUNTS_FILE,
+        check,
+    )
 
 
-def _rows(store: TileStore, slides: Sequence[Slide], folds: Mapping[str, int], number: int) -> tuple[list[int], list[int]]:
-    """Row numbers in the store to learn from and to hold out; a slide whose parent is among `slides` is held out unjudged."""
+def _rows(
+    store: TileStore, slides: Sequence[Slide], folds: Mapping[str, int], number: int
+) -> tuple[list[int], list[int]]:
+    """Row numbers in the store to learn from and to hold out; a slide whose parent is among `slides` is held out
+    unjudged.
+    """
     ids, known = list(store.slides["id"]), judged_slides(slides)
     learnt = [row for row, slide_id in enumerate(ids) if folds[slide_id] != number]
     return learnt, [row for row, slide_id in enumerate(ids) if folds[slide_id] == number and slide_id in known]

@@ -19,9 +19,9 @@ POWER = 0.9  # of the falling side of `poly`
 class StepSchedule:
     """A learning rate per optimiser step. Contract: call `step()` once after every `optimizer.step()`, never per epoch.
 
-    A group's rate when the schedule is made is its peak, so groups keep their proportions on every step. The rate begins at a
-    25th of the peak, but for `constant` (always the peak) and where `warmup` is 0, and falls to a 1000th (onecycle: to next to
-    nothing).
+    A group's rate when the schedule is made is its peak, so groups keep their proportions on every step. The rate
+    begins at a 25th of the peak, but for `constant` (always the peak) and where `warmup` is 0, and falls to a 1000th
+    (onecycle: to next to nothing).
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: TrainingConfig, total_steps: int) -> None:
@@ -32,7 +32,9 @@ class StepSchedule:
             # torch divides by the length of each phase: both need a step at least.
             share = min(max(config.warmup, 1 / total_steps), 1 - 1 / total_steps) if total_steps > 2 else 0.75
             peaks = [group["lr"] for group in optimizer.param_groups]
-            self._cycle = OneCycleLR(optimizer, peaks, total_steps=total_steps + 1, pct_start=share, cycle_momentum=_has_momentum(optimizer))
+            self._cycle = OneCycleLR(
+                optimizer, peaks, total_steps=total_steps + 1, pct_start=share, cycle_momentum=_has_momentum(optimizer)
+            )
         elif config.schedule != "constant":
             self._shape = _Shape(config, total_steps)
             self._set()
@@ -76,7 +78,9 @@ class StepSchedule:
 
 
 class _Shape:
-    """The rate of a step, without the optimiser: timm's schedules know absolute rates only, so they drive a stand-in of one group."""
+    """The rate of a step, without the optimiser: timm's schedules know absolute rates only, so they drive a stand-in of
+    one group.
+    """
 
     def __init__(self, config: TrainingConfig, total: int) -> None:
         self._warmup = min(round(config.warmup * total), total - 1)
@@ -84,13 +88,19 @@ class _Shape:
         self._stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.lr)
         falling = total - self._warmup - self._hold
         common: dict[str, Any] = {
-            "lr_min": config.lr / 1000, "warmup_t": self._warmup, "warmup_lr_init": config.lr / 25, "warmup_prefix": True, "t_in_epochs": False,
-        }  # fmt: skip
+            "lr_min": config.lr / 1000,
+            "warmup_t": self._warmup,
+            "warmup_lr_init": config.lr / 25,
+            "warmup_prefix": True,
+            "t_in_epochs": False,
+        }
         if config.schedule == "poly":
             self._schedule = PolyLRScheduler(self._stand_in, t_initial=falling, power=POWER, **common)
         elif config.schedule == "restarts":
             first = falling / (2**CYCLES - 1)  # no whole number as a rule: the last cosine ends with the training
-            self._schedule = CosineLRScheduler(self._stand_in, t_initial=first, cycle_mul=2.0, cycle_limit=CYCLES, **common)
+            self._schedule = CosineLRScheduler(
+                self._stand_in, t_initial=first, cycle_mul=2.0, cycle_limit=CYCLES, **common
+            )
         else:
             self._schedule = CosineLRScheduler(self._stand_in, t_initial=falling, **common)
 
@@ -100,5 +110,8 @@ class _Shape:
 
 
 def _has_momentum(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether onecycle has a momentum to lower while the rate rises. The first of Adan's three betas plays another part."""
+    """Whether onecycle has a momentum to lower while the rate rises.
+
+    The first of Adan's three betas plays another part.
+    """
     return "momentum" in optimizer.defaults or len(optimizer.defaults.get("betas", ())) == 2

@@ -1,7 +1,7 @@
 """A hyper-parameter search: an optuna study in an SQLite file, which a killed search goes on with.
 
-Trials have numbers of the search's own, from 1, which are also their folders: a trial that was interrupted becomes a new one for
-optuna, but keeps its number and folder, so that its training is resumed.
+Trials have numbers of the search's own, from 1, which are also their folders: a trial that was interrupted becomes a
+new one for optuna, but keeps its number and folder, so that its training is resumed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Pruned(HubmapError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial that has ended: complete, pruned or failed. `words` are its settings; `value` its Dice, of the last epoch if it was pruned."""
+    """A trial that has ended: complete, pruned or failed.
+
+    `words` are its settings; `value` its Dice, of the last epoch if it was pruned.
+    """
 
     number: int
     state: str
@@ -63,13 +66,21 @@ class Trial:
 class Search:
     """The study in `file`, made anew where there is none.
 
-    `base` (a dumped experiment) and `folds` belong to the study, as does its space: with others its trials could not be compared.
-    With the same `seed` and the same outcomes the same trials are drawn, however often the search is interrupted. Raises
-    CheckpointError for a study of another search, or a file that is none, and HubmapError without optuna.
+    `base` (a dumped experiment) and `folds` belong to the study, as does its space: with others its trials could not be
+    compared. With the same `seed` and the same outcomes the same trials are drawn, however often the search is
+    interrupted. Raises CheckpointError for a study of another search, or a file that is none, and HubmapError without
+    optuna.
     """
 
     def __init__(
-        self, file: Path, space: Sequence[Dimension], base: dict[str, Any], folds: Sequence[int], seed: int = 0, prune: bool = True, warmup: int = 1
+        self,
+        file: Path,
+        space: Sequence[Dimension],
+        base: dict[str, Any],
+        folds: Sequence[int],
+        seed: int = 0,
+        prune: bool = True,
+        warmup: int = 1,
     ) -> None:
         self.space, self.folds, self.seed = list(space), list(folds), seed
         self.optuna = import_optuna()
@@ -79,24 +90,35 @@ class Search:
 
     def _pruner(self, prune: bool, warmup: int) -> optuna.pruners.BasePruner:
         pruners = self.optuna.pruners
-        return pruners.MedianPruner(n_startup_trials=LEAST_TRIALS, n_warmup_steps=warmup) if prune else pruners.NopPruner()
+        return (
+            pruners.MedianPruner(n_startup_trials=LEAST_TRIALS, n_warmup_steps=warmup) if prune else pruners.NopPruner()
+        )
 
     def _open(self, file: Path, pruner: optuna.pruners.BasePruner) -> optuna.Study:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             return self.optuna.create_study(
-                storage=f"sqlite:///{file.resolve()}", study_name=NAME, direction="maximize", pruner=pruner, load_if_exists=True
+                storage=f"sqlite:///{file.resolve()}",
+                study_name=NAME,
+                direction="maximize",
+                pruner=pruner,
+                load_if_exists=True,
             )
         except Exception as error:
             # SQLite, SQLAlchemy, Alembic and optuna each have their own word for a file that they cannot use.
-            raise CheckpointError(f"{file} is damaged or no study of this kit ({type(error).__name__}); search in another --out") from error
+            raise CheckpointError(
+                f"{file} is damaged or no study of this kit ({type(error).__name__}); search in another --out"
+            ) from error
 
     def _check(self, file: Path, base: dict[str, Any]) -> None:
         now = {"space": {dimension.key: dimension.text for dimension in self.space}, "folds": self.folds}
         kept = self.study.user_attrs
         for key, value in now.items():
             if kept.get(key, value) != value:
-                raise CheckpointError(f"{file} was begun with {key} {kept[key]}, now it is {value}; go on with the same, or search in another --out")
+                raise CheckpointError(
+                    f"{file} was begun with {key} {kept[key]}, now it is {value}; go on with the same, or search in"
+                    " another --out"
+                )
         if "base" in kept:
             checkpoint.check_same(kept["base"], base, file)
         for key, value in {**now, "base": base}.items():
@@ -104,7 +126,9 @@ class Search:
                 self.study.set_user_attr(key, value)
 
     def _requeue(self) -> None:
-        """Put trials that a kill left running first in the queue, with their settings and numbers, and end their old selves."""
+        """Put trials that a kill left running first in the queue, with their settings and numbers, and end their old
+        selves.
+        """
         state = self.optuna.trial.TrialState
         continued = self._continued()
         for old in self.study.get_trials(deepcopy=False, states=(state.RUNNING,)):
@@ -115,12 +139,17 @@ class Search:
             self.study.tell(old.number, state=state.FAIL)
 
     def _continued(self) -> set[int]:
-        return {trial.user_attrs["continues"] for trial in self.study.get_trials(deepcopy=False) if "continues" in trial.user_attrs}
+        return {
+            trial.user_attrs["continues"]
+            for trial in self.study.get_trials(deepcopy=False)
+            if "continues" in trial.user_attrs
+        }
 
     def ask(self) -> Trial:
         """The next trial: an interrupted one, or one drawn in view of all outcomes."""
         number = len(self.outcomes()) + 1
-        # A generator of its own for every trial: one that went on from the start would draw the first trials again after a kill.
+        # A generator of its own for every trial: one that went on from the start would draw the first trials again
+        # after a kill.
         self.study.sampler = self.optuna.samplers.TPESampler(seed=self.seed * SEEDS + number)
         asked = self.study.ask()
         words = {dimension.key: dimension.suggest(asked) for dimension in self.space}
@@ -142,7 +171,8 @@ class Search:
         """A trial could not be trained to its end; for the sampler it is worse than any other."""
         self._note(trial, seconds, reason)
         trial.asked.set_user_attr("failed", True)
-        # What has state FAIL is forgotten by the sampler, which would ask for the same encoder or batch size over and over.
+        # What has state FAIL is forgotten by the sampler, which would ask for the same encoder or batch size over and
+        # over.
         self.study.tell(trial.asked, state=self.optuna.trial.TrialState.PRUNED)
 
     def _note(self, trial: Trial, seconds: float, reason: str) -> None:
@@ -153,21 +183,32 @@ class Search:
         """Every ended trial by number; of an interrupted one only its continuation."""
         continued = self._continued()
         found = [
-            self._outcome(trial) for trial in self.study.get_trials(deepcopy=False)
+            self._outcome(trial)
+            for trial in self.study.get_trials(deepcopy=False)
             if trial.state.is_finished() and "number" in trial.user_attrs and trial.number not in continued
-        ]  # fmt: skip
+        ]
         return sorted(found, key=lambda outcome: outcome.number)
 
     def _outcome(self, trial: optuna.trial.FrozenTrial) -> Outcome:
-        state = "failed" if "failed" in trial.user_attrs else {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
+        state = (
+            "failed"
+            if "failed" in trial.user_attrs
+            else {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
+        )
         curve = {step: value for step, value in sorted(trial.intermediate_values.items()) if step < FOLD_STEPS}
-        words = {dimension.key: written(trial.params[dimension.key]) for dimension in self.space if dimension.key in trial.params}
+        words = {
+            dimension.key: written(trial.params[dimension.key])
+            for dimension in self.space
+            if dimension.key in trial.params
+        }
         attrs = trial.user_attrs
         value = trial.value if state != "failed" else None
         return Outcome(attrs["number"], state, words, value, attrs.get("seconds", 0.0), attrs.get("reason", ""), curve)
 
     def importance(self) -> dict[str, float]:
-        """The share of each setting in how much the Dice of complete trials differs; empty where they are too few or all alike."""
+        """The share of each setting in how much the Dice of complete trials differs; empty where they are too few or
+        all alike.
+        """
         done = [outcome for outcome in self.outcomes() if outcome.state == "complete"]
         if len(done) < LEAST_TRIALS or len({outcome.value for outcome in done}) < 2 or len(self.space) < 2:
             return {}
@@ -182,7 +223,10 @@ class Search:
 
 
 class Watch:
-    """What a training calls after every epoch: tells the study the Dice. Raises Pruned when the trial is not worth going on."""
+    """What a training calls after every epoch: tells the study the Dice.
+
+    Raises Pruned when the trial is not worth going on.
+    """
 
     def __init__(self, trial: Trial, folds: Sequence[int]) -> None:
         self.trial, self.folds = trial, list(folds)

@@ -1,8 +1,10 @@
-"""What a hyper-parameter search may choose from: settings and their values, written on the command line or in a YAML file.
+"""What a hyper-parameter search may choose from: settings and their values, written on the command line or in a YAML
+file.
 
-One dimension is `section.key=...` with, after the equals sign, `log:LOW:HIGH` or `float:LOW:HIGH` (a number in between, drawn by
-its logarithm or by itself), `int:LOW:HIGH` or `int:LOW:HIGH:STEP` (whole numbers, both ends among them), or choices joined by
-commas; a comma inside brackets belongs to its choice. In a YAML file the key is before the colon, and choices may be a list.
+One dimension is `section.key=...` with, after the equals sign, `log:LOW:HIGH` or `float:LOW:HIGH` (a number in between,
+drawn by its logarithm or by itself), `int:LOW:HIGH` or `int:LOW:HIGH:STEP` (whole numbers, both ends among them), or
+choices joined by commas; a comma inside brackets belongs to its choice. In a YAML file the key is before the colon, and
+choices may be a list.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ FORMS = "log:LOW:HIGH, float:LOW:HIGH, int:LOW:HIGH[:STEP], or choices such as b
 
 @dataclass(frozen=True)
 class Dimension:
-    """One setting that is searched. `kind` is log, float or int with `low`, `high` (and `step`), or choice with `choices`."""
+    """One setting that is searched.
+
+    `kind` is log, float or int with `low`, `high` (and `step`), or choice with `choices`.
+    """
 
     key: str
     kind: str
@@ -51,7 +56,9 @@ class Dimension:
         """Values that stand for all: every choice, or both ends."""
         if self.kind == "choice":
             return self.choices
-        return (str(int(self.low)), str(int(self.high))) if self.kind == "int" else (written(self.low), written(self.high))
+        return (
+            (str(int(self.low)), str(int(self.high))) if self.kind == "int" else (written(self.low), written(self.high))
+        )
 
 
 def written(value: Any) -> str:
@@ -72,14 +79,19 @@ def read_space(words: Sequence[str], file: Path | None = None) -> list[Dimension
         dimension = parse(key.strip(), text.strip(), f"--search {word}")
         found[dimension.key] = dimension
     if not found:
-        raise ConfigError("nothing is searched; give --search section.key=values, for instance --search training.lr=log:1e-4:1e-2")
+        raise ConfigError(
+            "nothing is searched; give --search section.key=values, for instance --search training.lr=log:1e-4:1e-2"
+        )
     return list(found.values())
 
 
 def parse(key: str, text: str, origin: str) -> Dimension:
     """The dimension of a key; `origin` names the word or file in errors. Raises ConfigError."""
     if key.partition(".")[0] in FIXED:
-        raise ConfigError(f"{origin}: {key} cannot be searched, because trials are compared on the same held-out slides; give it with --set")
+        raise ConfigError(
+            f"{origin}: {key} cannot be searched, because trials are compared on the same held-out slides; give it with"
+            " --set"
+        )
     kind, *numbers = text.split(":")
     if kind in KINDS and numbers:
         return _range(key, kind, numbers, text, origin)
@@ -90,9 +102,12 @@ def parse(key: str, text: str, origin: str) -> Dimension:
 
 
 def check_space(space: Sequence[Dimension], load: Callable[[list[str]], Experiment]) -> None:
-    """Load the experiment once for every choice and both ends of every range; `load` takes overrides. Raises ConfigError.
+    """Load the experiment once for every choice and both ends of every range; `load` takes overrides.
 
-    Each value is tried beside the experiment's own others; a pair that does not go together fails its trial, not the search.
+    Raises ConfigError.
+
+    Each value is tried beside the experiment's own others; a pair that does not go together fails its trial, not the
+    search.
     """
     for dimension in space:
         for value in dimension.ends():
@@ -103,7 +118,9 @@ def _range(key: str, kind: str, numbers: Sequence[str], text: str, origin: str) 
     try:
         low, high, *step = [float(number) if kind != "int" else int(number) for number in numbers]
     except ValueError as error:
-        raise ConfigError(f"{origin}: '{text}' has no two numbers that kind {kind} takes; values are {FORMS}") from error
+        raise ConfigError(
+            f"{origin}: '{text}' has no two numbers that kind {kind} takes; values are {FORMS}"
+        ) from error
     if len(step) > (kind == "int") or not (math.isfinite(low) and math.isfinite(high)):
         raise ConfigError(f"{origin}: '{text}' has too many or infinite numbers; values are {FORMS}")
     wide = step[0] if step else 1
@@ -111,7 +128,9 @@ def _range(key: str, kind: str, numbers: Sequence[str], text: str, origin: str) 
         high = low + (high - low) // wide * wide  # the last value that a step reaches; optuna wants just that
     if low >= high or wide < 1 or (kind == "log" and low <= 0):
         above = " of positive numbers" if kind == "log" else ""
-        raise ConfigError(f"{origin}: '{text}' is no range{above} from a lower to a higher end; swap or mend its numbers")
+        raise ConfigError(
+            f"{origin}: '{text}' is no range{above} from a lower to a higher end; swap or mend its numbers"
+        )
     return Dimension(key, kind, text, (), low, high, int(wide))
 
 
@@ -133,7 +152,10 @@ def _read_file(file: Path) -> list[Dimension]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML; write lines such as 'training.lr: log:1e-4:1e-2'") from error
     except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror}); expected a YAML file with lines such as 'training.lr: log:1e-4:1e-2'") from error
+        raise ConfigError(
+            f"{file} cannot be read ({error.strerror}); expected a YAML file with lines such as 'training.lr:"
+            " log:1e-4:1e-2'"
+        ) from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{file} is no table of settings; write lines such as 'training.lr: log:1e-4:1e-2'")
     return [_from_yaml(key, value, str(file)) for key, value in values.items()]

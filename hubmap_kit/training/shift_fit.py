@@ -1,4 +1,6 @@
-"""Thresholds for slides of two kinds at once: half of the weight on the slides as they are, half on the same slides shifted."""
+"""Thresholds for slides of two kinds at once: half of the weight on the slides as they are, half on the same slides
+shifted.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ from hubmap_kit.training.counts import HALF, THRESHOLDS, best_threshold
 class MixtureFit:
     """One organ's thresholds before and after. Dice is the mean over plain and shifted slides, half each.
 
-    `dice_before`, `dice_same`: at the two thresholds, on the very slides that `threshold` was fitted to. `crossed_plain`,
-    `crossed`: each slide at a threshold fitted without its fold, to plain slides alone and to the mixture; their difference is
-    what fitting to the mixture is worth.
+    `dice_before`, `dice_same`: at the two thresholds, on the very slides that `threshold` was fitted to.
+    `crossed_plain`, `crossed`: each slide at a threshold fitted without its fold, to plain slides alone and to the
+    mixture; their difference is what fitting to the mixture is worth.
     """
 
     organ: str
@@ -29,11 +31,13 @@ class MixtureFit:
     crossed: float
 
 
-def fit_mixture(organs: Sequence[str], folds: Sequence[int], plain: np.ndarray, shifted: np.ndarray, before: Mapping[str, float]) -> list[MixtureFit]:
+def fit_mixture(
+    organs: Sequence[str], folds: Sequence[int], plain: np.ndarray, shifted: np.ndarray, before: Mapping[str, float]
+) -> list[MixtureFit]:
     """The threshold of every organ for the mixture, by the rule of `counts.best_threshold`, and what it is worth.
 
-    `plain` and `shifted` (S, T) are Dice at each of counts.THRESHOLDS of the same S slides. Where an organ's slides are all in
-    one fold, single slides are left out instead of folds.
+    `plain` and `shifted` (S, T) are Dice at each of counts.THRESHOLDS of the same S slides. Where an organ's slides are
+    all in one fold, single slides are left out instead of folds.
     """
     named, numbers, both = np.array(organs), np.array(folds), (plain + shifted) / 2
     return [_fit_organ(str(organ), named, numbers, plain, both, before[str(organ)]) for organ in np.unique(named)]
@@ -44,7 +48,9 @@ def level_of(threshold: float) -> int:
     return int(np.argmin(np.abs(THRESHOLDS - threshold)))
 
 
-def _fit_organ(organ: str, organs: np.ndarray, folds: np.ndarray, plain: np.ndarray, both: np.ndarray, before: float) -> MixtureFit:
+def _fit_organ(
+    organ: str, organs: np.ndarray, folds: np.ndarray, plain: np.ndarray, both: np.ndarray, before: float
+) -> MixtureFit:
     mine = organs == organ
     threshold = best_threshold(both[mine].mean(0))
     rows = np.flatnonzero(mine)
@@ -56,12 +62,20 @@ def _fit_organ(organ: str, organs: np.ndarray, folds: np.ndarray, plain: np.ndar
             judged = mine & left_out
             crossed[name][judged] = both[judged, level_of(_best_among(curves, ~left_out, mine))]
     return MixtureFit(
-        organ, len(rows), before, threshold, float(both[rows, level_of(before)].mean()), float(both[rows, level_of(threshold)].mean()),
-        float(crossed["plain"][rows].mean()), float(crossed["both"][rows].mean()),
-    )  # fmt: skip
+        organ,
+        len(rows),
+        before,
+        threshold,
+        float(both[rows, level_of(before)].mean()),
+        float(both[rows, level_of(threshold)].mean()),
+        float(crossed["plain"][rows].mean()),
+        float(crossed["both"][rows].mean()),
+    )
 
 
 def _best_among(curves: np.ndarray, among: np.ndarray, mine: np.ndarray) -> float:
-    """The best threshold of the organ's slides that are left; of all organs' where it has none, and 0.5 where nobody has."""
+    """The best threshold of the organ's slides that are left; of all organs' where it has none, and 0.5 where nobody
+    has.
+    """
     used = among & mine if (among & mine).any() else among
     return best_threshold(curves[used].mean(0)) if used.any() else float(THRESHOLDS[HALF])

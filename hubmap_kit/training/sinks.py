@@ -1,6 +1,7 @@
 """Where the metrics of an epoch go beside metrics.csv: TensorBoard's event files and offline runs of Weights & Biases.
 
-Both write files in the run folder and nothing else; no network, no account. Offline runs go up with `wandb sync`, by hand.
+Both write files in the run folder and nothing else; no network, no account. Offline runs go up with `wandb sync`, by
+hand.
 """
 
 from __future__ import annotations
@@ -27,29 +28,34 @@ class Sink(Protocol):
     """Takes a row of metrics an epoch."""
 
     def write(self, row: Mapping[str, Any], epoch: int) -> None:
-        """Keep the numbers of a row; what is no number is left out. An epoch that is trained again replaces the earlier one."""
+        """Keep the numbers of a row; what is no number is left out.
+
+        An epoch that is trained again replaces the earlier one.
+        """
 
     def close(self) -> None:
         """Put everything on disk. Call it once, also after an error."""
 
 
 def check_sinks(names: Sequence[str]) -> None:
-    """Raise ConfigError for a sink whose package is not installed, so that it is said before a training and not in it."""
+    """Raise ConfigError for a sink whose package is not installed, so that it is said before a training and not in
+    it.
+    """
     for name in names:
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise ConfigError(
-                f"training.sinks has {name}, which is not installed here ({error}); install it with 'pip install hubmap-kit[sinks]', "
-                f"or take it out of training.sinks"
+                f"training.sinks has {name}, which is not installed here ({error}); install it with 'pip install"
+                " hubmap-kit[sinks]', or take it out of training.sinks"
             ) from error
 
 
 def open_sinks(names: Sequence[str], run_folder: Path, fold: int, settings: Experiment) -> list[Sink]:
     """The sinks of one fold, by the names of `training.sinks`. Nothing is on disk before the first row.
 
-    A fold that is resumed goes on where it was. A sink that fails while training (a full disk) is dropped with a warning: pictures
-    of a training are not worth losing it. Raises ConfigError when a package is absent.
+    A fold that is resumed goes on where it was. A sink that fails while training (a full disk) is dropped with a
+    warning: pictures of a training are not worth losing it. Raises ConfigError when a package is absent.
     """
     check_sinks(names)
     makers: dict[str, Callable[[int], Sink]] = {
@@ -92,7 +98,10 @@ class _Safe:
 
 
 class _TensorBoard:
-    """Event files. `first` is the epoch of the first row: events of that and later epochs, of a session before, are void."""
+    """Event files.
+
+    `first` is the epoch of the first row: events of that and later epochs, of a session before, are void.
+    """
 
     def __init__(self, folder: Path, first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -111,7 +120,8 @@ class _TensorBoard:
 class _Wandb:
     """An offline run under <run>/wandb. All sessions of a fold share the id in <run>/wandb/fold<k>.id.
 
-    That `wandb sync --append` joins them into one run is what its documentation says; it was not tried, which takes an account.
+    That `wandb sync --append` joins them into one run is what its documentation says; it was not tried, which takes an
+    account.
     """
 
     def __init__(self, run_folder: Path, fold: int, settings: Experiment) -> None:
@@ -124,14 +134,30 @@ class _Wandb:
             write_text(kept, secrets.token_hex(4) + "\n")
         # Names of the machine, its user and its repository are nobody's business who gets the run folder.
         quiet = wandb.Settings(
-            silent=True, console="off", disable_git=True, disable_code=True, disable_job_creation=True, save_code=False, host="hidden",
-            x_disable_meta=True, x_disable_machine_info=True, x_disable_stats=True, x_disable_viewer=True,
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            disable_job_creation=True,
+            save_code=False,
+            host="hidden",
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_disable_stats=True,
+            x_disable_viewer=True,
             x_save_requirements=False,
-        )  # fmt: skip
+        )
         self._run = wandb.init(
-            project="hubmap-kit", name=f"{settings.name} fold {fold}", group=settings.name, id=kept.read_text(encoding="utf-8").strip(),
-            dir=str(run_folder), mode="offline", config=experiment.dump(settings), settings=quiet, reinit="create_new",
-        )  # fmt: skip
+            project="hubmap-kit",
+            name=f"{settings.name} fold {fold}",
+            group=settings.name,
+            id=kept.read_text(encoding="utf-8").strip(),
+            dir=str(run_folder),
+            mode="offline",
+            config=experiment.dump(settings),
+            settings=quiet,
+            reinit="create_new",
+        )
 
     def write(self, row: Mapping[str, float], epoch: int) -> None:
         self._run.log(dict(row), step=epoch)
@@ -142,5 +168,9 @@ class _Wandb:
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a row."""
-    found = {name: value for name, value in row.items() if name not in CONSTANT and isinstance(value, int | float) and not isinstance(value, bool)}
+    found = {
+        name: value
+        for name, value in row.items()
+        if name not in CONSTANT and isinstance(value, int | float) and not isinstance(value, bool)
+    }
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}

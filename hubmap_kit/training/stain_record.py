@@ -1,8 +1,8 @@
 """The colours that a run has learnt from: one typical training slide of each organ, for inference.normalise.
 
-What is kept are statistics of colours, of training slides only. So that a fold is not judged with the colours of a slide that it
-holds out either, each organ has a second slide, of another fold, which takes the first one's place there. (Which slides are typical
-was decided by all of them.)
+What is kept are statistics of colours, of training slides only. So that a fold is not judged with the colours of a
+slide that it holds out either, each organ has a second slide, of another fold, which takes the first one's place there.
+(Which slides are typical was decided by all of them.)
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ PIXELS = 1 << 18  # of a slide that are measured, about: whole rows, evenly spre
 def write_stain_references(run: Path, store: TileStore, slides: Sequence[Slide], folds: Mapping[str, int]) -> None:
     """Write stain_references.json: by organ the medoid of its training slides, and the medoid of those of other folds.
 
-    Measured at the store's scale, on which networks look at slides. HPA slides count where an organ has any; copies with other
-    stains, whose `parent` is there as well, never do. An organ whose slides show too little tissue is left out.
+    Measured at the store's scale, on which networks look at slides. HPA slides count where an organ has any; copies
+    with other stains, whose `parent` is there as well, never do. An organ whose slides show too little tissue is left
+    out.
     """
     originals = judged({slide.id: slide.parent for slide in slides})
     learnt = {slide.id for slide in slides if slide.id in folds and slide.id in originals and slide.weight > 0}
@@ -41,12 +42,16 @@ def write_stain_references(run: Path, store: TileStore, slides: Sequence[Slide],
         measured = _measured(store, _candidates(store, organ, learnt))
         if measured:
             organs[organ] = [as_plain(reference, folds[reference.name]) for reference in _chosen(measured, folds)]
-            log.debug("%s: %s", organ, ", ".join(f"slide {entry['slide']} of fold {entry['fold']}" for entry in organs[organ]))
+            log.debug(
+                "%s: %s", organ, ", ".join(f"slide {entry['slide']} of fold {entry['fold']}" for entry in organs[organ])
+            )
     write_text(run / STAIN_FILE, json.dumps({"format": FORMAT, "organs": organs}) + "\n")
 
 
 def medoid(references: Sequence[Reference]) -> Reference:
-    """The one whose mean colour in CIE Lab is nearest to all others': unlike a mean, no odd slide moves it far, and it is a real slide."""
+    """The one whose mean colour in CIE Lab is nearest to all others': unlike a mean, no odd slide moves it far, and it
+    is a real slide.
+    """
     means = np.stack([reference.mean for reference in references])
     distances = np.linalg.norm(means[:, None] - means[None], axis=2).sum(axis=1)
     return references[int(distances.argmin())]

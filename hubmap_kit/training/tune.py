@@ -1,9 +1,11 @@
-"""Thresholds and post-processing by organ, fitted on out-of-fold slides so that they carry over to slides that were not there.
+"""Thresholds and post-processing by organ, fitted on out-of-fold slides so that they carry over to slides that were not
+there.
 
-The plain rule takes the best threshold of an organ's mean curve. With a handful of slides that is the best by luck. The rule here
-adds to every organ's slides PRIOR more that look like the mean of the other organs: what an organ's slides say clearly stays, and
-what they hardly say follows the others. Mean Dice of out-of-fold slides, each at a threshold that was fitted without that slide /
-without its fold, for two trainings on 26 real slides (3 to 7 an organ) and one on 10 synthetic ones (2 an organ):
+The plain rule takes the best threshold of an organ's mean curve. With a handful of slides that is the best by luck. The
+rule here adds to every organ's slides PRIOR more that look like the mean of the other organs: what an organ's slides
+say clearly stays, and what they hardly say follows the others. Mean Dice of out-of-fold slides, each at a threshold
+that was fitted without that slide / without its fold, for two trainings on 26 real slides (3 to 7 an organ) and one on
+10 synthetic ones (2 an organ):
 
     rule                                              real, 20 epochs   real, 4 epochs   synthetic
     plain                                               0.507 / 0.493    0.397 / 0.391   0.107 / 0.107
@@ -12,11 +14,11 @@ without its fold, for two trainings on 26 real slides (3 to 7 an organ) and one 
     PRIOR = 6                                           0.501 / 0.493    0.393 / 0.390   0.231 / 0.107
     one threshold for all organs                        0.458 / 0.484    0.374 / 0.374   0.231 / 0.107
 
-The middle of all thresholds within one standard error, which is the usual cure, gave 0.494 / 0.423 on the first: with so few
-slides the error is so large that the band is most of the axis. 3 is never below plain here; the differences are small and the
-slides few, so every organ keeps its plain threshold where cross-fitting says so. With 18 slides and more of an organ, as in the
-competition, the prior hardly counts. A low threshold can be right: spleen, best at 0.04 on the first, is best there without the
-fold that is judged as well.
+The middle of all thresholds within one standard error, which is the usual cure, gave 0.494 / 0.423 on the first: with
+so few slides the error is so large that the band is most of the axis. 3 is never below plain here; the differences are
+small and the slides few, so every organ keeps its plain threshold where cross-fitting says so. With 18 slides and more
+of an organ, as in the competition, the prior hardly counts. A low threshold can be right: spleen, best at 0.04 on the
+first, is best there without the fold that is judged as well.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ FEWEST_OF_SOURCE = 8  # slides of each source below which sources share their or
 
 @dataclass(frozen=True)
 class Choice:
-    """What was fitted for an organ: the number of a candidate, the threshold, and the thresholds of sources with their own."""
+    """What was fitted for an organ: the number of a candidate, the threshold, and the thresholds of sources with their
+    own.
+    """
 
     candidate: int
     threshold: float
@@ -46,8 +50,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class OrganResult:
-    """One organ's row. Dice is the mean over its slides: `*_same` fitted on these very slides, `*_crossed` fitted without the fold
-    that is judged. `plain_*`: the best threshold and nothing after it."""
+    """One organ's row.
+
+    Dice is the mean over its slides: `*_same` fitted on these very slides, `*_crossed` fitted without the fold that is
+    judged. `plain_*`: the best threshold and nothing after it.
+    """
 
     organ: str
     slides: int
@@ -62,10 +69,13 @@ class OrganResult:
 
 
 class Scores:
-    """The scores of all out-of-fold slides, one a row: organ, source, fold, and the curves (S, thresholds) of every candidate, without
-    (`bare`) and with (`final`) a rescue of empty masks."""
+    """The scores of all out-of-fold slides, one a row: organ, source, fold, and the curves (S, thresholds) of every
+    candidate, without (`bare`) and with (`final`) a rescue of empty masks.
+    """
 
-    def __init__(self, organs: Sequence[str], sources: Sequence[str], folds: Sequence[int], slides: Sequence[SlideScores]) -> None:
+    def __init__(
+        self, organs: Sequence[str], sources: Sequence[str], folds: Sequence[int], slides: Sequence[SlideScores]
+    ) -> None:
         self.organs, self.sources, self.folds = np.array(organs), np.array(sources), np.array(folds)
         self.bare = [np.stack(curves) for curves in zip(*(slide.bare for slide in slides), strict=True)]
         self.final = [np.stack(curves) for curves in zip(*(slide.final for slide in slides), strict=True)]
@@ -82,10 +92,10 @@ class Scores:
 def tune(scores: Scores) -> list[OrganResult]:
     """The choice of every organ, with what it is worth.
 
-    Three rules are cross-fitted: the plain threshold with a rescue of empty masks, the robust threshold with it, and the robust
-    threshold with steps after it. The robust threshold is taken where it is worth no less than the plain one, steps where they
-    are worth more. So in cross-fitting no organ is worse than with plain thresholds. On the very slides that were fitted a robust
-    threshold may be a little below the best one; that is its price.
+    Three rules are cross-fitted: the plain threshold with a rescue of empty masks, the robust threshold with it, and
+    the robust threshold with steps after it. The robust threshold is taken where it is worth no less than the plain
+    one, steps where they are worth more. So in cross-fitting no organ is worse than with plain thresholds. On the very
+    slides that were fitted a robust threshold may be a little below the best one; that is its price.
     """
     return [_tune_organ(scores, str(organ)) for organ in np.unique(scores.organs)]
 
@@ -99,19 +109,29 @@ def _tune_organ(scores: Scores, organ: str) -> OrganResult:
     rule = "steps" if with_steps.candidate and crossed["steps"] > crossed[rule] else rule
     choice, before = RULES[rule](scores, organ, everywhere), _plain(scores, organ, everywhere)
     return OrganResult(
-        organ, len(rows), rule, choice, before.threshold, float(scores.bare[0][rows, _index(THRESHOLDS, before.threshold)].mean()), plain_crossed,
-        float(np.mean([scores.at(row, choice) for row in rows])), crossed[rule],
+        organ,
+        len(rows),
+        rule,
+        choice,
+        before.threshold,
+        float(scores.bare[0][rows, _index(THRESHOLDS, before.threshold)].mean()),
+        plain_crossed,
+        float(np.mean([scores.at(row, choice) for row in rows])),
+        crossed[rule],
         band(grid_of(choice.candidate), scores.bare[choice.candidate][rows]),
-    )  # fmt: skip
+    )
 
 
 def _cross_fit(scores: Scores, organ: str, rows: np.ndarray) -> tuple[float, dict[str, float]]:
-    """Mean Dice over the slides `rows` of an organ, each with what was fitted without its fold: plain, without a rescue, and each rule.
+    """Mean Dice over the slides `rows` of an organ, each with what was fitted without its fold: plain, without a
+    rescue, and each rule.
 
     Where an organ's slides are all in one fold, single slides are left out instead.
     """
     folds = np.unique(scores.folds[rows])
-    parts = [scores.folds == fold for fold in folds] if len(folds) > 1 else [np.arange(len(scores)) == row for row in rows]
+    parts = (
+        [scores.folds == fold for fold in folds] if len(folds) > 1 else [np.arange(len(scores)) == row for row in rows]
+    )
     plain: list[float] = []
     found: dict[str, list[float]] = {name: [] for name in RULES}
     for left_out in parts:
@@ -124,7 +144,9 @@ def _cross_fit(scores: Scores, organ: str, rows: np.ndarray) -> tuple[float, dic
 
 
 def _plain(scores: Scores, organ: str, among: np.ndarray) -> Choice:
-    """The best threshold of an organ's mean curve over the slides `among` (S,) bool; over all organs where it has none there."""
+    """The best threshold of an organ's mean curve over the slides `among` (S,) bool; over all organs where it has none
+    there.
+    """
     mine = among & (scores.organs == organ)
     used = mine if mine.any() else among
     return Choice(0, best_threshold(scores.bare[0][used].mean(0)) if used.any() else float(THRESHOLDS[HALF]), {})
@@ -133,11 +155,14 @@ def _plain(scores: Scores, organ: str, among: np.ndarray) -> Choice:
 def fit_organ(scores: Scores, organ: str, among: np.ndarray, steps: bool = True) -> Choice:
     """The candidate (the first without `steps`) and the thresholds of an organ from the slides `among` (S,) bool.
 
-    Every candidate takes its own robust threshold. The simplest candidate wins that is no more than one standard error, taken
-    over the slides' differences, below the best.
+    Every candidate takes its own robust threshold. The simplest candidate wins that is no more than one standard error,
+    taken over the slides' differences, below the best.
     """
     mine = among & (scores.organs == organ)
-    found = [_robust(curves, scores.organs, mine, among, grid_of(number)) for number, curves in enumerate(scores.bare if steps else scores.bare[:1])]
+    found = [
+        _robust(curves, scores.organs, mine, among, grid_of(number))
+        for number, curves in enumerate(scores.bare if steps else scores.bare[:1])
+    ]
     chosen = 0
     if steps and mine.sum() >= FEWEST:
         dice = np.stack([curves[mine, _index(grid_of(n), found[n])] for n, curves in enumerate(scores.bare)])
@@ -146,11 +171,17 @@ def fit_organ(scores: Scores, organ: str, among: np.ndarray, steps: bool = True)
     return Choice(chosen, found[chosen], _sources(scores, mine, chosen, found[chosen]))
 
 
-RULES: dict[str, Callable[[Scores, str, np.ndarray], Choice]] = {"plain": _plain, "robust": partial(fit_organ, steps=False), "steps": fit_organ}
+RULES: dict[str, Callable[[Scores, str, np.ndarray], Choice]] = {
+    "plain": _plain,
+    "robust": partial(fit_organ, steps=False),
+    "steps": fit_organ,
+}
 
 
 def _robust(curves: np.ndarray, organs: np.ndarray, mine: np.ndarray, among: np.ndarray, grid: np.ndarray) -> float:
-    """The threshold of an organ's mean curve, drawn towards the mean curve of the other organs by PRIOR slides' weight."""
+    """The threshold of an organ's mean curve, drawn towards the mean curve of the other organs by PRIOR slides'
+    weight.
+    """
     others = [curves[among & (organs == organ)].mean(0) for organ in np.unique(organs[among & ~mine])]
     own = curves[mine].sum(0)
     if not mine.any() and not others:
@@ -160,8 +191,14 @@ def _robust(curves: np.ndarray, organs: np.ndarray, mine: np.ndarray, among: np.
 
 
 def _sources(scores: Scores, mine: np.ndarray, candidate: int, threshold: float) -> dict[str, float]:
-    """The thresholds of an organ's sources, each drawn towards the organ's curve; none unless two sources have enough slides."""
-    names = [str(name) for name in np.unique(scores.sources[mine]) if (scores.sources[mine] == name).sum() >= FEWEST_OF_SOURCE]
+    """The thresholds of an organ's sources, each drawn towards the organ's curve; none unless two sources have enough
+    slides.
+    """
+    names = [
+        str(name)
+        for name in np.unique(scores.sources[mine])
+        if (scores.sources[mine] == name).sum() >= FEWEST_OF_SOURCE
+    ]
     if len(names) < 2:
         return {}
     grid, curves = grid_of(candidate), scores.bare[candidate]
@@ -182,7 +219,9 @@ def _best(curve: np.ndarray, grid: np.ndarray) -> float:
 
 
 def band(grid: np.ndarray, curves: np.ndarray) -> tuple[float, float]:
-    """The thresholds around the peak of the mean of `curves` (n, len(grid)) that are within one standard error of it."""
+    """The thresholds around the peak of the mean of `curves` (n, len(grid)) that are within one standard error of
+    it.
+    """
     peak = int(curves.mean(0).argmax())
     behind = (curves[:, [peak]] - curves).T
     near = behind.mean(1) <= standard_error(behind)

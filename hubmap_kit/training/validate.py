@@ -21,7 +21,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Validation:
-    """One validation. `dice` is the mean over slides, each organ at its best threshold; `dice_at_half` at 0.5 for all."""
+    """One validation.
+
+    `dice` is the mean over slides, each organ at its best threshold; `dice_at_half` at 0.5 for all.
+    """
 
     loss: float
     dice: float
@@ -30,12 +33,19 @@ class Validation:
 
 
 def validate(
-    network: nn.Module, loss: nn.Module, store: TileStore, slides: Sequence[int], settings: Experiment, device: torch.device,
-    check: Callable[[], None] | None = None, world: World = ALONE,
-) -> Validation:  # fmt: skip
+    network: nn.Module,
+    loss: nn.Module,
+    store: TileStore,
+    slides: Sequence[int],
+    settings: Experiment,
+    device: torch.device,
+    check: Callable[[], None] | None = None,
+    world: World = ALONE,
+) -> Validation:
     """Predict whole slides at the store's scale, one view, and score them there; leaves the network in eval mode.
 
-    `loss` is that of binary planes. Several processes share the slides and all get the scores of all. `check` is called before every slide; what it raises ends the validation.
+    `loss` is that of binary planes. Several processes share the slides and all get the scores of all. `check` is called
+    before every slide; what it raises ends the validation.
     """
     inference = settings.inference.model_copy(update={"views": "none"})
     single = Ensemble(settings.model_copy(update={"inference": inference}), [network.eval()], {}, device)

@@ -1,8 +1,8 @@
 """One training in several processes, as torchrun starts them: who am I, and what do the others say.
 
-Every process holds the same network and takes its share of each batch (`training.batch_size` is the whole), so the losses are
-those of one process, as far as they are means over tiles: Dice and Lovasz are then means over the shares, and batch norms see
-shares on a CPU. Files are written by the first process alone.
+Every process holds the same network and takes its share of each batch (`training.batch_size` is the whole), so the
+losses are those of one process, as far as they are means over tiles: Dice and Lovasz are then means over the shares,
+and batch norms see shares on a CPU. Files are written by the first process alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from hubmap_kit.errors import ConfigError, HubmapError
 T = TypeVar("T")
 # The others wait while the first one predicts held-out slides with all views.
 PATIENCE = timedelta(hours=3)
-LOST = ("onnection closed", "onnection reset", "roken pipe", "onnection refused")  # what gloo says when another process is gone
+LOST = (
+    "onnection closed",
+    "onnection reset",
+    "roken pipe",
+    "onnection refused",
+)  # what gloo says when another process is gone
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,10 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so anywhere. All must call this, and all get the same answer: one that stopped alone would hang the others."""
+        """Whether it is so anywhere.
+
+        All must call this, and all get the same answer: one that stopped alone would hang the others.
+        """
         return any(self.gathered(flag)) if self.size > 1 else flag
 
     def wait(self) -> None:
@@ -87,9 +95,14 @@ def is_one_of_many(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def own_device(names: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The device of this process: `cpu` for all, else the card of its number on this machine. Raises ConfigError for named cards."""
+    """The device of this process: `cpu` for all, else the card of its number on this machine.
+
+    Raises ConfigError for named cards.
+    """
     if names not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device is '{names}', but torchrun gives every process its own card; use auto, cuda or cpu")
+        raise ConfigError(
+            f"--device is '{names}', but torchrun gives every process its own card; use auto, cuda or cpu"
+        )
     if names == "cpu" or not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{environment.get('LOCAL_RANK', '0')}"  # no GPU has run this line
@@ -97,7 +110,10 @@ def own_device(names: str, environment: Mapping[str, str] = os.environ) -> str:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Join the processes that torchrun started, if it did, until the block's end. Raises HubmapError where another one is gone."""
+    """Join the processes that torchrun started, if it did, until the block's end.
+
+    Raises HubmapError where another one is gone.
+    """
     if not is_one_of_many():
         yield ALONE
         return
@@ -109,7 +125,8 @@ def joined(device: torch.device) -> Iterator[World]:
         if not (isinstance(error, dist.DistError) or any(words in str(error) for words in LOST)):
             raise
         raise HubmapError(
-            "another process of this training is gone: it says above why, or was killed, mostly for want of memory; go on with --resume"
+            "another process of this training is gone: it says above why, or was killed, mostly for want of memory; go"
+            " on with --resume"
         ) from error
     finally:
         dist.destroy_process_group()

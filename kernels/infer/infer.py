@@ -1,4 +1,6 @@
-"""Segments test.csv on Kaggle with every attached run into /kaggle/working/submission.csv; a code competition allows 9 hours."""
+"""Segments test.csv on Kaggle with every attached run into /kaggle/working/submission.csv; a code competition allows 9
+hours.
+"""
 
 from bootstrap import start
 

@@ -1,4 +1,6 @@
-"""Cuts the training slides on Kaggle, at the scale of CONFIG, into a tile store; training kernels attach this kernel's output."""
+"""Cuts the training slides on Kaggle, at the scale of CONFIG, into a tile store; training kernels attach this kernel's
+output.
+"""
 
 from bootstrap import start
 

@@ -29,10 +29,21 @@ class What(StrEnum):
 
 def benchmark(
     what: Annotated[What, typer.Argument(help="what to measure")] = What.ALL,
-    write: Annotated[Path | None, typer.Option(help="put the tables into this Markdown file too; only the sections measured change")] = None,
-    quick: Annotated[bool, typer.Option(help="small pictures, few repeats: shows that it works, the figures mean little")] = False,
-    slides: Annotated[int, typer.Option(help="with predict or data: a dry run over this many slides that records memory, instead of timing", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="with --slides: folder for memory.csv and memory.png")] = Path("build/dry-run"),
+    write: Annotated[
+        Path | None, typer.Option(help="put the tables into this Markdown file too; only the sections measured change")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option(help="small pictures, few repeats: shows that it works, the figures mean little")
+    ] = False,
+    slides: Annotated[
+        int,
+        typer.Option(
+            help="with predict or data: a dry run over this many slides that records memory, instead of timing", min=0
+        ),
+    ] = 0,
+    out: Annotated[Path, typer.Option(help="with --slides: folder for memory.csv and memory.png")] = Path(
+        "build/dry-run"
+    ),
 ) -> None:
     """Measure the kit against named rivals: one process, one thread, in turn; medians, spread and ratios."""
     warnings.filterwarnings("ignore")  # the rivals' own deprecations; ours are errors in the tests
@@ -50,7 +61,10 @@ def benchmark(
         try:
             comparisons = importlib.import_module(f"benchmarks.{name}").run(quick=quick)
         except ModuleNotFoundError as error:
-            console.print(f"{name} is left out: it needs {error.name}, which is not installed (scripts/bench.sh installs it)\n", highlight=False)
+            console.print(
+                f"{name} is left out: it needs {error.name}, which is not installed (scripts/bench.sh installs it)\n",
+                highlight=False,
+            )
             continue
         show(console, name, comparisons, time.perf_counter() - start)
         if write is not None:

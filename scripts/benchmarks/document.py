@@ -16,18 +16,28 @@ START = "# Benchmarks\n"
 def section(name: str, comparisons: Sequence[Comparison], quick: bool) -> str:
     """The text of a section: command, machine, versions, table."""
     facts = [
-        f"`scripts/bench.sh {name}{' --quick' if quick else ''}`, {datetime.date.today().isoformat()}", "", machine() + "<br>",
-        versions(), "", to_markdown(comparisons).rstrip(),
-    ]  # fmt: skip
+        f"`scripts/bench.sh {name}{' --quick' if quick else ''}`, {datetime.date.today().isoformat()}",
+        "",
+        machine() + "<br>",
+        versions(),
+        "",
+        to_markdown(comparisons).rstrip(),
+    ]
     return "\n".join(facts) + "\n"
 
 
 def replace(path: Path, name: str, text: str) -> None:
-    """Put `text` between the markers of section `name`; a file or section that is not there yet is made. Raises ValueError for half a marker."""
+    """Put `text` between the markers of section `name`; a file or section that is not there yet is made.
+
+    Raises ValueError for half a marker.
+    """
     old = path.read_text(encoding="utf-8") if path.is_file() else START
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
     if (begin in old) != (end in old):
-        raise ValueError(f"{path} holds only one of the lines '{begin.strip()}' and '{end.strip()}'; put the other back, or take it away too")
+        raise ValueError(
+            f"{path} holds only one of the lines '{begin.strip()}' and '{end.strip()}'; put the other back, or take it"
+            " away too"
+        )
     if begin not in old:
         old = f"{old.rstrip()}\n\n## {name}\n\n{begin}{end}"
     head, _, rest = old.partition(begin)

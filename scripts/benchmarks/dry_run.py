@@ -1,4 +1,5 @@
-"""Long work, to see that memory stays flat: a whole hidden test set with a tiny network, or a conversion of all training slides.
+"""Long work, to see that memory stays flat: a whole hidden test set with a tiny network, or a conversion of all
+training slides.
 
 `scripts/bench.sh predict --slides 529`, `scripts/bench.sh data --slides 351`.
 """
@@ -26,8 +27,13 @@ from hubmap_kit.tiles.convert_config import ConvertConfig
 
 # organ, source, side, um per px: every second slide as HPA's, the others the sizes at which HuBMAP's organs come.
 HPA = [(organ, "HPA", 3000, 0.4) for organ in ("kidney", "prostate", "largeintestine", "spleen", "lung")]
-HUBMAP = [("kidney", "Hubmap", 2000, 0.5), ("prostate", "Hubmap", 160, 6.263), ("largeintestine", "Hubmap", 4500, 0.229),
-          ("spleen", "Hubmap", 2023, 0.4945), ("lung", "Hubmap", 1323, 0.7562)]  # fmt: skip
+HUBMAP = [
+    ("kidney", "Hubmap", 2000, 0.5),
+    ("prostate", "Hubmap", 160, 6.263),
+    ("largeintestine", "Hubmap", 4500, 0.229),
+    ("spleen", "Hubmap", 2023, 0.4945),
+    ("lung", "Hubmap", 1323, 0.7562),
+]
 MIX = [slide for pair in zip(HPA, HUBMAP, strict=True) for slide in pair]
 SETTINGS = ("scale.reduce=4", "inference.views=none", "inference.window=512")
 EVERY_S = 0.25
@@ -60,7 +66,10 @@ class Sampler(threading.Thread):
 
 
 def dry_run(count: int, out: Path) -> str:
-    """Predict `count` synthetic slides in the hidden set's mix of sizes; write memory.csv and memory.png to `out`. Linux only."""
+    """Predict `count` synthetic slides in the hidden set's mix of sizes; write memory.csv and memory.png to `out`.
+
+    Linux only.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         slides = write_slides(folder, [MIX[number % len(MIX)] for number in range(count)])
@@ -75,7 +84,9 @@ def dry_run(count: int, out: Path) -> str:
 
 
 def dry_conversion(count: int, out: Path) -> str:
-    """Convert `count` synthetic HPA slides of 3000 px into a store at reduce 4; write memory.csv and memory.png to `out`. Linux only."""
+    """Convert `count` synthetic HPA slides of 3000 px into a store at reduce 4; write memory.csv and memory.png to
+    `out`. Linux only.
+    """
     with tempfile.TemporaryDirectory() as name:
         slides = write_slides(Path(name), [HPA[number % len(HPA)] for number in range(count)])
         marked = [replace(slide, rle=rle.encode(tissue(slide.height)[1])) for slide in slides]
@@ -101,10 +112,16 @@ def _sentence(samples: list[tuple[float, int, int]], out: Path, by_slide: bool) 
     column, warm_up = (1, min(WARM_SLIDES, table[-1, 1] / 4)) if by_slide else (0, table[-1, 0] / 10)
     warm = table[:, column] >= warm_up
     half = warm & (table[:, column] >= (table[-1, column] + table[warm, column].min()) / 2)
-    early, late = (table[mask, 2].max() / MEGABYTE for mask in (warm & ~half, half)) if (warm & ~half).any() else (float("nan"), float("nan"))
+    early, late = (
+        (table[mask, 2].max() / MEGABYTE for mask in (warm & ~half, half))
+        if (warm & ~half).any()
+        else (float("nan"), float("nan"))
+    )
     done = f"{int(table[-1, 1])} slides in " if by_slide else ""
-    return (f"{done}{table[-1, 0]:.0f} s; largest resident memory {early:.0f} MB in the first half after warming up, "
-            f"{late:.0f} MB in the second: {out / 'memory.csv'}, {out / 'memory.png'}")  # fmt: skip
+    return (
+        f"{done}{table[-1, 0]:.0f} s; largest resident memory {early:.0f} MB in the first half after warming up, "
+        f"{late:.0f} MB in the second: {out / 'memory.csv'}, {out / 'memory.png'}"
+    )
 
 
 def _draw(samples: list[tuple[float, int, int]], path: Path, title: str, by_slide: bool) -> None:
@@ -116,7 +133,13 @@ def _draw(samples: list[tuple[float, int, int]], path: Path, title: str, by_slid
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(table[:, 1 if by_slide else 0], table[:, 2] / MEGABYTE, linewidth=0.8, color="#1f77b4")
-    axes.set(xlabel="slides done" if by_slide else "seconds", ylabel="resident memory, MB", title=title, ylim=(0, None), xlim=(0, None))
+    axes.set(
+        xlabel="slides done" if by_slide else "seconds",
+        ylabel="resident memory, MB",
+        title=title,
+        ylim=(0, None),
+        xlim=(0, None),
+    )
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:

@@ -40,13 +40,17 @@ class Timed(nn.Module):
 def overhead(model: ModelConfig, side: int, repeats: int, at_most: float | None) -> Comparison:
     """Time outside of the network's forward passes, in percent of the time inside."""
     image, timed = tissue(side)[0], Timed(network(model).to(memory_format=torch.channels_last))
-    inference = InferenceConfig(window=SIZE, overlap=OVERLAP, views="none", batch_size=1, skip_background=False, tune_speed=False)
+    inference = InferenceConfig(
+        window=SIZE, overlap=OVERLAP, views="none", batch_size=1, skip_background=False, tune_speed=False
+    )
     ours = Ensemble(Experiment(inference=inference), [timed], {}, torch.device("cpu"))
     shares = {"ours": [_share(timed, partial(ours.plane, image)) for _ in range(repeats)]}
     for name in ("MONAI constant", "notebook loop"):
         rival = stitchers.RIVALS[name]()
         if rival is not None:
-            shares[name] = [_share(timed, partial(_stitch_logits, rival, image, timed)) for _ in range(max(1, repeats // 2))]
+            shares[name] = [
+                _share(timed, partial(_stitch_logits, rival, image, timed)) for _ in range(max(1, repeats // 2))
+            ]
     others = {name: float(np.median(values)) for name, values in shares.items() if name != "ours"}
     what = f"time beyond forward passes, {title(model)}, {side} x {side}, 1 view"
     return limit(what, shares["ours"], "%", at_most, others)
@@ -64,7 +68,8 @@ def _share(timed: Timed, call: partial[object]) -> float:
 
 
 def forward_times(model: ModelConfig, size: int, repeats: int, target: float | None) -> Comparison:
-    """One window through the form that the kit prefers on a CPU, against the network as it was trained, and what lies between.
+    """One window through the form that the kit prefers on a CPU, against the network as it was trained, and what lies
+    between.
 
     Input is what the kit gives: channel by channel in memory; a network in channels-last memory changes that itself.
     """
@@ -77,4 +82,6 @@ def forward_times(model: ModelConfig, size: int, repeats: int, target: float | N
         for name in forms:
             check_equal(name, torch.sigmoid(passes[name]()).numpy(), torch.sigmoid(passes[eager]()).numpy(), DIFFERENCE)
         what = f"forward pass of one window of {size} px, {title(model)}: {ours}"
-        return compare(what, passes[ours], {name: passes[name] for name in others}, {eager: target} if target else None, repeats)
+        return compare(
+            what, passes[ours], {name: passes[name] for name in others}, {eager: target} if target else None, repeats
+        )

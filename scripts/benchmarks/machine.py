@@ -25,7 +25,12 @@ def versions() -> str:
     import numpy
     import torch
 
-    own = {"Python": platform.python_version(), "numpy": numpy.__version__, "torch": torch.__version__, "OpenCV": cv2.__version__}
+    own = {
+        "Python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "torch": torch.__version__,
+        "OpenCV": cv2.__version__,
+    }
     return ", ".join(f"{name} {number}" for name, number in (own | _installed()).items())
 
 

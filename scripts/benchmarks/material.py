@@ -21,13 +21,15 @@ MEAN, STD = (np.array(values, np.float32) for values in (ModelConfig().mean, Mod
 def tissue(side: int, organ: str = "kidney", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A slide (side, side, 3) uint8 full of tissue, no glass at its border, and its mask (side, side) 0/1.
 
-    The middle of a drawn slide, mirrored until it is large enough: drawing thousands of pixels takes long, and the contents do
-    not matter to what is measured.
+    The middle of a drawn slide, mirrored until it is large enough: drawing thousands of pixels takes long, and the
+    contents do not matter to what is measured.
     """
     drawn, mask = draw(SlideSpec(organ, "Hubmap", 768, 768, 0.5), np.random.default_rng(seed))
     middle, units = drawn[128:-128, 128:-128], mask[128:-128, 128:-128]
     grow = (0, max(0, side - 512), 0, max(0, side - 512))
-    image, truth = (cv2.copyMakeBorder(np.ascontiguousarray(part), *grow, cv2.BORDER_REFLECT) for part in (middle, units))
+    image, truth = (
+        cv2.copyMakeBorder(np.ascontiguousarray(part), *grow, cv2.BORDER_REFLECT) for part in (middle, units)
+    )
     return np.ascontiguousarray(image[:side, :side]), np.ascontiguousarray(truth[:side, :side])
 
 

@@ -1,8 +1,8 @@
 """Timing of alternatives side by side, and what came of it.
 
-All callables of a comparison run in one process in turn, the order rotated from round to round, so that whatever else the
-machine does meets all of them. A ratio is the median over rounds of (rival's time / our time) within that round: load that
-comes and goes over minutes cancels out. Milliseconds are for scale only.
+All callables of a comparison run in one process in turn, the order rotated from round to round, so that whatever else
+the machine does meets all of them. A ratio is the median over rounds of (rival's time / our time) within that round:
+load that comes and goes over minutes cancels out. Milliseconds are for scale only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,19 @@ import numpy as np
 
 from benchmarks.memory import peak_memory, peak_rss
 
-__all__ = ["OURS", "Comparison", "Row", "check_equal", "compare", "limit", "one_thread", "optional", "peak_memory", "peak_rss", "to_markdown"]
+__all__ = [
+    "OURS",
+    "Comparison",
+    "Row",
+    "check_equal",
+    "compare",
+    "limit",
+    "one_thread",
+    "optional",
+    "peak_memory",
+    "peak_rss",
+    "to_markdown",
+]
 OURS = "ours"
 LEAST_ROUND = 0.002  # seconds; quicker callables are called several times a round, or the clock would be measured
 Call = Callable[[], object]
@@ -27,7 +39,8 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Row:
-    """One alternative: median and quartiles in the comparison's unit, its ratio to ours, and the bound that was set, if any.
+    """One alternative: median and quartiles in the comparison's unit, its ratio to ours, and the bound that was set, if
+    any.
 
     `target` is the least ratio of a rival, or the largest value of ours where `ratio` is None.
     """
@@ -49,7 +62,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing measured: our row first, then the rivals'. `missing` are rivals that are not installed, `notes` anything else."""
+    """One thing measured: our row first, then the rivals'.
+
+    `missing` are rivals that are not installed, `notes` anything else.
+    """
 
     name: str
     rows: list[Row]
@@ -71,15 +87,24 @@ def optional(module: str) -> ModuleType | None:
     """A rival's module, or None where it cannot be imported here."""
     try:
         return importlib.import_module(module)
-    except (ImportError, AttributeError, OSError):  # a rival that does not fit its own dependencies counts as absent too
+    except (
+        ImportError,
+        AttributeError,
+        OSError,
+    ):  # a rival that does not fit its own dependencies counts as absent too
         return None
 
 
 def compare(
-    name: str, ours: Call, rivals: Mapping[str, Call | None], target: Mapping[str, float] | None = None, repeats: int = 9,
+    name: str,
+    ours: Call,
+    rivals: Mapping[str, Call | None],
+    target: Mapping[str, float] | None = None,
+    repeats: int = 9,
     notes: Sequence[str] = (),
-) -> Comparison:  # fmt: skip
-    """Time `ours` against `rivals` (name -> callable, None: not installed), `repeats` rounds after one that does not count.
+) -> Comparison:
+    """Time `ours` against `rivals` (name -> callable, None: not installed), `repeats` rounds after one that does not
+    count.
 
     `target` is the least ratio rival/ours by rival. Raises ValueError for a target of a rival that was not named.
     """
@@ -97,25 +122,42 @@ def compare(
 
 
 def limit(
-    name: str, value: float | Sequence[float], unit: str, at_most: float | None = None, others: Mapping[str, float] | None = None,
+    name: str,
+    value: float | Sequence[float],
+    unit: str,
+    at_most: float | None = None,
+    others: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
-) -> Comparison:  # fmt: skip
-    """A figure that is not a time, such as megabytes: ours (one, or several of the same) with its bound, rivals' figures beside it."""
+) -> Comparison:
+    """A figure that is not a time, such as megabytes: ours (one, or several of the same) with its bound, rivals'
+    figures beside it.
+    """
     low, median, high = map(float, np.quantile(np.atleast_1d(value), (0.25, 0.5, 0.75)))
     rows = [Row(OURS, median, low, high, None, at_most)]
-    rows += [Row(rival, other, other, other, other / median if median > 0 else math.inf) for rival, other in (others or {}).items()]
+    rows += [
+        Row(rival, other, other, other, other / median if median > 0 else math.inf)
+        for rival, other in (others or {}).items()
+    ]
     return Comparison(name, rows, unit, notes=list(notes))
 
 
 def check_equal(name: str, ours: np.ndarray, rival: np.ndarray, tolerance: float = 0.0) -> None:
     """Raise ArithmeticError unless both results agree: a faster answer to another question is no rival."""
-    worst = float(np.abs(np.asarray(ours, np.float64) - np.asarray(rival, np.float64)).max()) if ours.shape == rival.shape else math.inf
+    worst = (
+        float(np.abs(np.asarray(ours, np.float64) - np.asarray(rival, np.float64)).max())
+        if ours.shape == rival.shape
+        else math.inf
+    )
     if not worst <= tolerance:
-        raise ArithmeticError(f"{name}: results of shapes {ours.shape} and {rival.shape} differ by {worst:g}, allowed is {tolerance:g}")
+        raise ArithmeticError(
+            f"{name}: results of shapes {ours.shape} and {rival.shape} differ by {worst:g}, allowed is {tolerance:g}"
+        )
 
 
 def _alternate(calls: Sequence[Call], repeats: int) -> np.ndarray:
-    """Seconds (calls, repeats); round i starts with callable i, so none of them always runs on another's warm or cold caches."""
+    """Seconds (calls, repeats); round i starts with callable i, so none of them always runs on another's warm or cold
+    caches.
+    """
     counts = [max(1, math.ceil(LEAST_ROUND / max(_seconds(call, 1), 1e-7))) for call in calls]
     times = np.zeros((len(calls), repeats))
     collects = gc.isenabled()
@@ -141,11 +183,19 @@ def _seconds(call: Call, count: int) -> float:
 
 def to_markdown(comparisons: Sequence[Comparison]) -> str:
     """A Markdown table of all comparisons, one row an alternative, then what there is to say about them."""
-    lines = ["| what | who | median | quartiles | unit | ratio to ours | target | met |", "|---|---|---:|---:|---|---:|---:|---|"]
+    lines = [
+        "| what | who | median | quartiles | unit | ratio to ours | target | met |",
+        "|---|---|---:|---:|---|---:|---:|---|",
+    ]
     for comparison in comparisons:
         for place, row in enumerate(comparison.rows):
             lines.append(f"| {comparison.name if place == 0 else ''} | {' | '.join(cells(row, comparison.unit))} |")
-    return "\n".join([*lines, *([""] if remarks(comparisons) else []), *(f"- {remark}" for remark in remarks(comparisons))]) + "\n"
+    return (
+        "\n".join(
+            [*lines, *([""] if remarks(comparisons) else []), *(f"- {remark}" for remark in remarks(comparisons))]
+        )
+        + "\n"
+    )
 
 
 def remarks(comparisons: Sequence[Comparison]) -> list[str]:

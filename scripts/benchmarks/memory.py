@@ -17,7 +17,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """Largest number of bytes beyond the present that Python and NumPy hold during `call` (tracemalloc; torch and OpenCV are not seen)."""
+    """Largest number of bytes beyond the present that Python and NumPy hold during `call` (tracemalloc; torch and
+    OpenCV are not seen).
+    """
     call()  # tables that are made once and kept are not the call's
     gc.collect()
     tracemalloc.start()
@@ -31,11 +33,13 @@ def peak_memory(call: Callable[[], object]) -> int:
 
 
 def peak_rss(module: str, function: str, *arguments: object, returned: bool = False) -> int | None:
-    """Largest growth of a fresh process's resident memory in bytes during a call; None where the system does not tell (not Linux).
+    """Largest growth of a fresh process's resident memory in bytes during a call; None where the system does not tell
+    (not Linux).
 
-    `module.function(*arguments)` runs in a process of its own and returns the call to be measured, with everything loaded and
-    its input made. `arguments` are plain values. glibc keeps freed blocks as it sees fit, so two processes that do the same differ by
-    tens of megabytes; with `returned` it gives every large block back at once, and the figure is what was held at the same time.
+    `module.function(*arguments)` runs in a process of its own and returns the call to be measured, with everything
+    loaded and its input made. `arguments` are plain values. glibc keeps freed blocks as it sees fit, so two processes
+    that do the same differ by tens of megabytes; with `returned` it gives every large block back at once, and the
+    figure is what was held at the same time.
     """
     if not CLEAR.exists():
         return None
@@ -43,9 +47,18 @@ def peak_rss(module: str, function: str, *arguments: object, returned: bool = Fa
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "benchmarks.memory", module, function, json.dumps(arguments)]
     habits = {"MALLOC_MMAP_THRESHOLD_": "65536"} if returned else {}
-    done = subprocess.run(command, env={**os.environ, **habits, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command,
+        env={**os.environ, **habits, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     if done.returncode:
-        raise RuntimeError(f"{module}.{function}{arguments} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        raise RuntimeError(
+            f"{module}.{function}{arguments} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+        )
     return int(done.stdout.split()[-1])
 
 

@@ -1,4 +1,6 @@
-"""Slides to submission.csv, end to end: what reading, windows, post-processing, encoding and writing leave of the network's time."""
+"""Slides to submission.csv, end to end: what reading, windows, post-processing, encoding and writing leave of the
+network's time.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,37 @@ from hubmap_kit.inference.predict import predict_slides
 from hubmap_kit.sample.writing import write_tiff
 
 # Sides in pixels, as mixed as the hidden slides: prostate of HuBMAP is the smallest, HPA the largest group.
-SIDES = (160, 3000, 1000, 1500, 3000, 2000, 3000, 160, 1500, 3000, 1000, 2000, 3000, 160, 1500, 3000, 1000, 2000, 1500, 1000)
+SIDES = (
+    160,
+    3000,
+    1000,
+    1500,
+    3000,
+    2000,
+    3000,
+    160,
+    1500,
+    3000,
+    1000,
+    2000,
+    3000,
+    160,
+    1500,
+    3000,
+    1000,
+    2000,
+    1500,
+    1000,
+)
 QUICK_SIDES = (160, 400, 160)
 # One fold and one view at half the scale: the least that anybody would run, so the network hides as little as it can.
-SETTINGS = ("scale.reduce=2", "inference.views=none", "inference.batch_size=1", "inference.window=512", "inference.overlap=0.25")
+SETTINGS = (
+    "scale.reduce=2",
+    "inference.views=none",
+    "inference.batch_size=1",
+    "inference.window=512",
+    "inference.overlap=0.25",
+)
 
 
 def run(quick: bool = False) -> list[Comparison]:
@@ -60,7 +89,10 @@ def write_run(run: Path, model: ModelConfig, settings: Sequence[str]) -> None:
     (run / "fold0").mkdir(parents=True)
     write_yaml(run / "config.yaml", experiment.dump(config))
     write_json(run / "thresholds.json", {"kidney": 0.5})
-    save_file({name: value.contiguous() for name, value in network(model).state_dict().items()}, run / "fold0" / "model.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in network(model).state_dict().items()},
+        run / "fold0" / "model.safetensors",
+    )
 
 
 def timed(ensemble: Ensemble) -> tuple[Ensemble, list[Timed]]:
@@ -80,6 +112,8 @@ def _share_outside(slides: Sequence[Slide], folder: Path, at_most: float | None)
     inside = sum(stopwatch.seconds for stopwatch in networks)
     sides, pixels = [slide.height for slide in slides], sum(slide.height * slide.width for slide in slides) / 1e6
     what = f"{len(slides)} mixed slides end to end: wall time outside the network"
-    note = (f"predict: slides of {min(sides)} to {max(sides)} px, {pixels:.0f} megapixels, in {wall:.1f} s, {inside:.1f} s of it in the network's "
-            "forward passes; one fold, one view, half the scale")  # fmt: skip
+    note = (
+        f"predict: slides of {min(sides)} to {max(sides)} px, {pixels:.0f} megapixels, in {wall:.1f} s, {inside:.1f} s"
+        " of it in the network's forward passes; one fold, one view, half the scale"
+    )
     return limit(what, 100 * (wall - inside) / wall, "%", at_most, notes=[note])

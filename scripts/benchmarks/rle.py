@@ -1,4 +1,6 @@
-"""Run-length strings: encode, decode, Dice and memory, against the usual notebook functions, pycocotools and RLEMaskLib."""
+"""Run-length strings: encode, decode, Dice and memory, against the usual notebook functions, pycocotools and
+RLEMaskLib.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from benchmarks.measure import Comparison
 from hubmap_kit.competition import rle
 
 SIDE = 3000  # pixels, as most slides of the competition
-USUAL, COCO, COCO_TEXT, MASKLIB = "the usual function", "pycocotools, no string", "pycocotools, from/to the string", "RLEMaskLib, from/to the string"
+USUAL, COCO, COCO_TEXT, MASKLIB = (
+    "the usual function",
+    "pycocotools, no string",
+    "pycocotools, from/to the string",
+    "RLEMaskLib, from/to the string",
+)
 MEGABYTE = 1e6
 
 
@@ -27,21 +34,34 @@ def run(quick: bool = False) -> list[Comparison]:
     for name, (mask, target) in masks.items():
         rounds = repeats if name != "noise" else 3
         found += [_encode(name, mask, target, rounds), _decode(name, mask, 7.0 if name == "60 blobs" else None, rounds)]
-    found += [_encode_columns(outlines, repeats), _decode_columns(outlines, repeats), _dice(outlines, repeats), _memory(outlines)]
+    found += [
+        _encode_columns(outlines, repeats),
+        _decode_columns(outlines, repeats),
+        _dice(outlines, repeats),
+        _memory(outlines),
+    ]
     return found
 
 
 def _encode(name: str, mask: np.ndarray, target: float, repeats: int) -> Comparison:
     _same(f"encode {name}", rle.encode(mask), usual_encode(mask))
-    rivals = {USUAL: lambda: usual_encode(mask), COCO: lambda: coco.encode(np.asfortranarray(mask)), MASKLIB: _masklib_encode(mask)}
+    rivals = {
+        USUAL: lambda: usual_encode(mask),
+        COCO: lambda: coco.encode(np.asfortranarray(mask)),
+        MASKLIB: _masklib_encode(mask),
+    }
     targets = {USUAL: target} | ({COCO: 4.0} if name == "60 blobs" else {})
-    return measure.compare(f"encode {name}, {SIDE} x {SIDE}, to a string", lambda: rle.encode(mask), rivals, targets, repeats)
+    return measure.compare(
+        f"encode {name}, {SIDE} x {SIDE}, to a string", lambda: rle.encode(mask), rivals, targets, repeats
+    )
 
 
 def _encode_columns(mask: np.ndarray, repeats: int) -> Comparison:
     mask = np.asfortranarray(mask)
     rivals = {USUAL: lambda: usual_encode(mask), COCO: lambda: coco.encode(mask)}
-    return measure.compare("encode 60 blobs that lie by columns in memory", lambda: rle.encode(mask), rivals, None, repeats)
+    return measure.compare(
+        "encode 60 blobs that lie by columns in memory", lambda: rle.encode(mask), rivals, None, repeats
+    )
 
 
 def _decode(name: str, mask: np.ndarray, target: float | None, repeats: int) -> Comparison:
@@ -53,7 +73,9 @@ def _decode(name: str, mask: np.ndarray, target: float | None, repeats: int) -> 
         MASKLIB: _masklib_decode(text, mask.shape, "C"),
     }
     targets = {} if target is None else {USUAL: target}
-    return measure.compare(f"decode {name}, by rows in memory", lambda: rle.decode(text, *mask.shape), rivals, targets, repeats)
+    return measure.compare(
+        f"decode {name}, by rows in memory", lambda: rle.decode(text, *mask.shape), rivals, targets, repeats
+    )
 
 
 def _decode_columns(mask: np.ndarray, repeats: int) -> Comparison:
@@ -63,6 +85,7 @@ def _decode_columns(mask: np.ndarray, repeats: int) -> Comparison:
         COCO_TEXT: lambda: _coco_decode(text, mask.shape),
         MASKLIB: _masklib_decode(text, mask.shape, "F"),
     }
+
     def ours() -> np.ndarray:
         return rle.decode(text, *mask.shape, order="F")
 
@@ -75,11 +98,15 @@ def _dice(mask: np.ndarray, repeats: int) -> Comparison:
     measure.check_equal("dice", np.array(rle.dice(a, b)), np.array(_usual_dice(a, b, mask.shape)), 1e-12)
     rivals = {USUAL: lambda: _usual_dice(a, b, mask.shape), COCO_TEXT: lambda: _coco_dice(a, b, mask.shape)}
     notes = ["the usual way decodes both, multiplies and sums"]
-    return measure.compare("Dice of two strings of 60 blobs", lambda: rle.dice(a, b), rivals, {USUAL: 18.0}, repeats, notes)
+    return measure.compare(
+        "Dice of two strings of 60 blobs", lambda: rle.dice(a, b), rivals, {USUAL: 18.0}, repeats, notes
+    )
 
 
 def _memory(mask: np.ndarray) -> Comparison:
-    ours, usual = (measure.peak_memory(call) / MEGABYTE for call in (lambda: rle.encode(mask), lambda: usual_encode(mask)))
+    ours, usual = (
+        measure.peak_memory(call) / MEGABYTE for call in (lambda: rle.encode(mask), lambda: usual_encode(mask))
+    )
     return measure.limit("peak extra memory of encoding 60 blobs", ours, "MB", 8.0, {USUAL: usual})
 
 
@@ -92,7 +119,12 @@ def blobs(side: int, count: int = 60) -> np.ndarray:
     angle, distance = np.arctan2(rows, columns), np.hypot(rows, columns)
     for place in generator.permutation(64)[:count]:
         phase = generator.uniform(0, 2 * np.pi, 3)
-        waves = 1 + 0.09 * np.sin(3 * angle + phase[0]) + 0.04 * np.sin(9 * angle + phase[1]) + 0.01 * np.sin(40 * angle + phase[2])
+        waves = (
+            1
+            + 0.09 * np.sin(3 * angle + phase[0])
+            + 0.04 * np.sin(9 * angle + phase[1])
+            + 0.01 * np.sin(40 * angle + phase[2])
+        )
         top, left = place // 8 * cell, place % 8 * cell
         mask[top : top + cell, left : left + cell] = distance < generator.uniform(0.38, 0.44) * cell * waves
     return mask
@@ -123,7 +155,11 @@ def _usual_dice(a: str, b: str, shape: tuple[int, int]) -> float:
 
 def _coco_runs(text: str, shape: tuple[int, int]) -> dict:
     numbers = np.array(text.split(), np.int64)
-    counts = np.diff(np.concatenate([[0], np.stack([numbers[0::2], numbers[0::2] + numbers[1::2]], 1).ravel(), [shape[0] * shape[1]]]))
+    counts = np.diff(
+        np.concatenate(
+            [[0], np.stack([numbers[0::2], numbers[0::2] + numbers[1::2]], 1).ravel(), [shape[0] * shape[1]]]
+        )
+    )
     return coco.frPyObjects({"size": list(shape), "counts": counts.tolist()}, *shape)
 
 

@@ -1,6 +1,7 @@
 """The same sliding window by other means: (H, W, 3) uint8 slide -> (H, W) float32 plane, everything between included.
 
-Each is used as its own examples use it. `network` takes normalised floats (N, 3, T, T) and gives (N, 1, T, T) probabilities.
+Each is used as its own examples use it. `network` takes normalised floats (N, 3, T, T) and gives (N, 1, T, T)
+probabilities.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def normalised(image: np.ndarray) -> torch.Tensor:
 
 
 def by_channel(batch: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, 3, H, W) -> normalised floats: planes first, because three values broadcast over the last axis take twice as long."""
+    """uint8 (N, 3, H, W) -> normalised floats: planes first, because three values broadcast over the last axis take
+    twice as long.
+    """
     mean, deviation = (torch.from_numpy(values * 255).view(1, 3, 1, 1) for values in (MEAN, STD))
     return batch.float().sub_(mean).div_(deviation)
 
@@ -37,13 +40,17 @@ def monai(mode: str) -> Stitcher | None:
         return None
 
     def stitch(image: np.ndarray, network: Network, size: int, overlap: float) -> np.ndarray:
-        return inferers.sliding_window_inference(normalised(image), size, BATCH, network, overlap=overlap, mode=mode)[0, 0].numpy()
+        return inferers.sliding_window_inference(normalised(image), size, BATCH, network, overlap=overlap, mode=mode)[
+            0, 0
+        ].numpy()
 
     return stitch
 
 
 def monai_views(mode: str = "constant") -> Stitcher | None:
-    """The usual test-time views around MONAI: each of the 8 symmetries of the whole slide is stitched, turned back and averaged."""
+    """The usual test-time views around MONAI: each of the 8 symmetries of the whole slide is stitched, turned back and
+    averaged.
+    """
     inferers = optional("monai.inferers")
     if inferers is None:
         return None
@@ -53,7 +60,11 @@ def monai_views(mode: str = "constant") -> Stitcher | None:
         for turn in range(4):
             for flip in (False, True):
                 seen = torch.rot90(inputs.flip(3) if flip else inputs, turn, (2, 3)).contiguous()
-                plane = torch.rot90(inferers.sliding_window_inference(seen, size, BATCH, network, overlap=overlap, mode=mode), -turn, (2, 3))
+                plane = torch.rot90(
+                    inferers.sliding_window_inference(seen, size, BATCH, network, overlap=overlap, mode=mode),
+                    -turn,
+                    (2, 3),
+                )
                 total += (plane.flip(3) if flip else plane)[0, 0]
         return (total / 8).numpy()
 
@@ -86,8 +97,12 @@ def patchly(weights: str) -> Stitcher | None:
 
     def stitch(image: np.ndarray, network: Network, size: int, overlap: float) -> np.ndarray:
         step = int(size * (1 - overlap))
-        grid = sampler.GridSampler(image=image, spatial_size=image.shape[:2], patch_size=(size, size), step_size=(step, step))
-        merger = aggregator.Aggregator(sampler=grid, output_size=(1, *image.shape[:2]), spatial_first=False, weights=weights)
+        grid = sampler.GridSampler(
+            image=image, spatial_size=image.shape[:2], patch_size=(size, size), step_size=(step, step)
+        )
+        merger = aggregator.Aggregator(
+            sampler=grid, output_size=(1, *image.shape[:2]), spatial_first=False, weights=weights
+        )
         for patch, place in grid:
             merger.append(network(normalised(patch))[0], place)
         return np.asarray(merger.get_output(inplace=True))[0]
@@ -96,7 +111,9 @@ def patchly(weights: str) -> Stitcher | None:
 
 
 def notebook() -> Stitcher:
-    """What most notebooks do: a grid of windows, one at a time, added up in NumPy beside a count of how often a pixel was seen."""
+    """What most notebooks do: a grid of windows, one at a time, added up in NumPy beside a count of how often a pixel
+    was seen.
+    """
 
     def stitch(image: np.ndarray, network: Network, size: int, overlap: float) -> np.ndarray:
         total = np.zeros(image.shape[:2], np.float32)
@@ -122,9 +139,12 @@ def make_grid(shape: tuple[int, int], size: int, overlap: int) -> Iterator[tuple
 
 # Made when asked for: MONAI alone takes seconds to import.
 RIVALS: dict[str, Callable[[], Stitcher | None]] = {
-    "MONAI constant": partial(monai, "constant"), "MONAI gaussian": partial(monai, "gaussian"), "pytorch-toolbelt": toolbelt,
-    "patchly": partial(patchly, "avg"), "notebook loop": notebook,
-}  # fmt: skip
+    "MONAI constant": partial(monai, "constant"),
+    "MONAI gaussian": partial(monai, "gaussian"),
+    "pytorch-toolbelt": toolbelt,
+    "patchly": partial(patchly, "avg"),
+    "notebook loop": notebook,
+}
 
 
 def everyone() -> dict[str, Stitcher | None]:

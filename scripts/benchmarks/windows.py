@@ -1,4 +1,6 @@
-"""The sliding window: what stitching, views and memory cost beside the network, and how fast the network itself is run."""
+"""The sliding window: what stitching, views and memory cost beside the network, and how fast the network itself is
+run.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,25 @@ VIEWS_TARGET = {"MONAI, 8 calls": 8.0}
 STITCH_TARGETS = {"MONAI constant": 3.0, "MONAI gaussian": 3.0, "pytorch-toolbelt": 4.0, "notebook loop": 3.5}
 MEMORY_TARGETS = {3000: 64.0, 4500: 200.0}
 MEMORY_NOTE = "memory: growth of a fresh process over what it held with libraries and slide loaded, the plane included"
-HELD_NOTE = "held at once: the same where the allocator returns freed blocks at once (MALLOC_MMAP_THRESHOLD_=65536); by default it varies"
+HELD_NOTE = (
+    "held at once: the same where the allocator returns freed blocks at once (MALLOC_MMAP_THRESHOLD_=65536); by default"
+    " it varies"
+)
 MEGABYTE = 2**20
 
 
 def run(quick: bool = False) -> list[Comparison]:
-    """All comparisons, on slides of 3000 px; with `quick` on small ones, through a tiny network, and held to no target."""
+    """All comparisons, on slides of 3000 px; with `quick` on small ones, through a tiny network, and held to no
+    target.
+    """
     if quick:
-        parts = [_stitching(700, 2, {}), _views(700, 2, {}), *_memory((700,)), overhead(TINY, 600, 1, None), forward_times(TINY, 256, 2, None)]
+        parts = [
+            _stitching(700, 2, {}),
+            _views(700, 2, {}),
+            *_memory((700,)),
+            overhead(TINY, 600, 1, None),
+            forward_times(TINY, 256, 2, None),
+        ]
     else:
         parts = [_stitching(3000, 9, STITCH_TARGETS), _views(3000, 5, VIEWS_TARGET), *_memory((3000, 4500))]
         parts += [overhead(B0, 1280, 3, 1.0), forward_times(B0, SIZE, 9, round(1 / 0.75, 2))]
@@ -39,10 +52,16 @@ def run(quick: bool = False) -> list[Comparison]:
     return parts
 
 
-def stitched(image: np.ndarray, network: Callable[[torch.Tensor], torch.Tensor], size: int, overlap: float) -> np.ndarray:
-    """Our stitching alone, in the shape of the rivals' functions: normalised windows, a network that gives probabilities, no sigmoid."""
+def stitched(
+    image: np.ndarray, network: Callable[[torch.Tensor], torch.Tensor], size: int, overlap: float
+) -> np.ndarray:
+    """Our stitching alone, in the shape of the rivals' functions: normalised windows, a network that gives
+    probabilities, no sigmoid.
+    """
     mean, deviation = (torch.from_numpy(values * 255).view(3, 1, 1) for values in (MEAN, STD))
-    floats = torch.empty(1, 3, size, size)  # on a CPU the kit takes windows of this size one by one: they stay in the caches
+    floats = torch.empty(
+        1, 3, size, size
+    )  # on a CPU the kit takes windows of this size one by one: they stay in the caches
 
     def predict(windows: torch.Tensor) -> torch.Tensor:
         inputs = floats[: len(windows)]
@@ -54,8 +73,12 @@ def stitched(image: np.ndarray, network: Callable[[torch.Tensor], torch.Tensor],
 
 
 def ensemble(views: str) -> Ensemble:
-    """The kit's own predictor around the trivial network: every window counts, nothing is measured to choose anything."""
-    inference = InferenceConfig(window=SIZE, overlap=OVERLAP, views=views, batch_size=BATCH, skip_background=False, tune_speed=False)
+    """The kit's own predictor around the trivial network: every window counts, nothing is measured to choose
+    anything.
+    """
+    inference = InferenceConfig(
+        window=SIZE, overlap=OVERLAP, views=views, batch_size=BATCH, skip_background=False, tune_speed=False
+    )
     return Ensemble(Experiment(inference=inference), [ChannelCopy()], {}, torch.device("cpu"))
 
 
@@ -93,7 +116,10 @@ def _views(side: int, repeats: int, targets: dict[str, float]) -> Comparison:
 
 
 def _memory(sides: tuple[int, ...]) -> list[Comparison]:
-    """Resident memory as a process grows by default, and what was held at once; at 3000 px the rivals' too. Nothing where Linux is not."""
+    """Resident memory as a process grows by default, and what was held at once; at 3000 px the rivals' too.
+
+    Nothing where Linux is not.
+    """
     parts = []
     for side in sides:
         target = MEMORY_TARGETS.get(side)
@@ -102,7 +128,16 @@ def _memory(sides: tuple[int, ...]) -> list[Comparison]:
             return []
         rivals = [name for name, make in stitchers.RIVALS.items() if make() is not None] if side == 3000 else []
         others = {name: peak_rss("benchmarks.windows", "prepare", name, side) / MEGABYTE for name in rivals}
-        parts.append(limit(f"peak extra memory, {side} x {side}", [size / MEGABYTE for size in grown], "MB", target, others, [MEMORY_NOTE]))
+        parts.append(
+            limit(
+                f"peak extra memory, {side} x {side}",
+                [size / MEGABYTE for size in grown],
+                "MB",
+                target,
+                others,
+                [MEMORY_NOTE],
+            )
+        )
         if target is not None:
             held = peak_rss("benchmarks.windows", "prepare", "ours", side, returned=True) / MEGABYTE
             parts.append(limit(f"the same, held at once, {side} x {side}", held, "MB", notes=[HELD_NOTE]))
@@ -110,7 +145,9 @@ def _memory(sides: tuple[int, ...]) -> list[Comparison]:
 
 
 def prepare(name: str, side: int) -> Callable[[], object]:
-    """Everything ready for one stitch by ours or a rival; a small slide has gone through, so that libraries are warm."""
+    """Everything ready for one stitch by ours or a rival; a small slide has gone through, so that libraries are
+    warm.
+    """
     rival = stitchers.RIVALS[name]() if name in stitchers.RIVALS else None
     image, network = tissue(side)[0], ChannelCopy()
     ours = ensemble("none")

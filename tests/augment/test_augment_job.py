@@ -25,7 +25,11 @@ def test_every_name_draws_a_sheet_with_outlines(sample_data: Path, tmp_path: Pat
     out = tmp_path / "sheet.png"
     count = augment_job.preview(name, out, str(sample_data), size=96)
     sheet = cells(out)
-    assert count >= (2 if name == "none" else 3) and sheet.shape[1] == min(count, 4) * 492 + 12 and sheet.shape[0] > (count + 3) // 4 * 480
+    assert (
+        count >= (2 if name == "none" else 3)
+        and sheet.shape[1] == min(count, 4) * 492 + 12
+        and sheet.shape[0] > (count + 3) // 4 * 480
+    )
     assert (sheet == TRUTH).all(axis=2).sum() > 300 * count  # an outline on each
 
 
@@ -40,7 +44,15 @@ def test_each_step_of_a_pipeline_has_its_own_pictures(sample_data: Path) -> None
     tiles = augment_job._tiles_of(sample_data, "", 96)
     items = previews.preview("first-team", tiles[0], tiles[1:], [])
     titles = [title for *_, title in items]
-    for step in ("D4", "Affine", "RandomBrightnessContrast", "HueSaturationValue", "GaussianBlur", "GaussNoise", "GridDropout"):
+    for step in (
+        "D4",
+        "Affine",
+        "RandomBrightnessContrast",
+        "HueSaturationValue",
+        "GaussianBlur",
+        "GaussNoise",
+        "GridDropout",
+    ):
         own = [image for image, _, title in items if title == step]
         assert len(own) == 2 and any((image != tiles[0][0]).any() for image in own)
     assert titles[0] == "unchanged" and titles[-1] == "all of first-team, draw 6"
@@ -50,7 +62,10 @@ def test_steps_without_chance_are_drawn_once(sample_data: Path) -> None:
     tiles = augment_job._tiles_of(sample_data, "", 96)
     titles = [title for *_, title in previews.preview("flips", tiles[0], tiles[1:], [])]
     assert titles.count("HorizontalFlip") == titles.count("VerticalFlip") == 1
-    assert [title for *_, title in previews.preview("none", tiles[0], tiles[1:], [])] == ["unchanged", "all of none, draw 1"]
+    assert [title for *_, title in previews.preview("none", tiles[0], tiles[1:], [])] == [
+        "unchanged",
+        "all of none, draw 1",
+    ]
 
 
 @pytest.mark.parametrize("name", previews.BATCHED)
@@ -64,11 +79,15 @@ def test_the_batched_engine_draws_what_it_does_to_a_batch(sample_data: Path, nam
         if title.startswith("mirrors"):  # of image and mask at once
             ways = [(np.rot90(part, times), np.rot90(part[:, ::-1], times)) for times in range(4) for part in tile]
             images, masks = ([way.tobytes() for pair in half for way in pair] for half in (ways[::2], ways[1::2]))
-            assert images.index(image.tobytes()) in [place for place, other in enumerate(masks) if other == mask.tobytes()]
+            assert images.index(image.tobytes()) in [
+                place for place, other in enumerate(masks) if other == mask.tobytes()
+            ]
         elif title in ("colours", "grey") or name == "jitter":
             np.testing.assert_array_equal(mask, tile[1])
             assert (image != tile[0]).any()
-    assert [image.tobytes() for image, *_ in items] == [image.tobytes() for image, *_ in previews.preview(name, tile, others, [], 4, "batched")]
+    assert [image.tobytes() for image, *_ in items] == [
+        image.tobytes() for image, *_ in previews.preview(name, tile, others, [], 4, "batched")
+    ]
 
 
 def test_partners_take_turns(sample_data: Path) -> None:
@@ -125,7 +144,11 @@ def test_mosaics_are_made_from_the_slides_of_an_experiment(sample_data: Path, tm
     settings = experiment.load("baseline", ["tiles.size=64", "scale.reduce=2"], str(sample_data))
     table = augment_job.mosaics(settings, tmp_path / "mosaics", 3, 96, seed=1, same_organ=True)
     assert len(table.read_text().splitlines()) == 4
-    assert len(list((tmp_path / "mosaics" / "images").glob("*.png"))) == len(list((tmp_path / "mosaics" / "masks").glob("*.png"))) == 3
+    assert (
+        len(list((tmp_path / "mosaics" / "images").glob("*.png")))
+        == len(list((tmp_path / "mosaics" / "masks").glob("*.png")))
+        == 3
+    )
     with pytest.raises(HubmapError, match="mosaics.csv is a file.*choose another with --out"):
         augment_job.mosaics(settings, table, 1, 96)
     with pytest.raises(HubmapError, match="name the folder of their train.csv with --data"):

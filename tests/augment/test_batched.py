@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from scipy import ndimage
 from tiny import TINY
@@ -67,10 +69,18 @@ def test_identity_draws_through_every_part_change_nothing() -> None:
 
 
 @hypothesis_settings(max_examples=25, deadline=None)
-@given(name=st.sampled_from(["flips", "first-team", "strong"]), step=st.integers(0, 10_000), row=st.integers(20, 76), col=st.integers(20, 76))
+@given(
+    name=st.sampled_from(["flips", "first-team", "strong"]),
+    step=st.integers(0, 10_000),
+    row=st.integers(20, 76),
+    col=st.integers(20, 76),
+)
 def test_a_marker_stays_with_its_mask(name: str, step: int, row: int, col: int) -> None:
     mask = cv2.circle(np.zeros((96, 96), np.uint8), (col, row), 15, 1, -1)
-    tiles, masks = torch.from_numpy(np.stack([mask[..., None].repeat(3, 2) * 255] * 3)), torch.from_numpy(np.stack([mask] * 3))
+    tiles, masks = (
+        torch.from_numpy(np.stack([mask[..., None].repeat(3, 2) * 255] * 3)),
+        torch.from_numpy(np.stack([mask] * 3)),
+    )
     geometry = replace(RANGES[name], colour=0, grey=0, elastic=1 if name == "strong" else 0)
     made, moved = Batched(geometry, *PLAIN)(tiles, masks, 0, step)
     # The nearest of the four pixels that are mixed has at least a quarter of the weight.
@@ -83,7 +93,9 @@ def test_flips_and_quarter_turns_are_the_eight_symmetries() -> None:
     tiles, masks = (part[:1].repeat(64, *[1] * (part.ndim - 1)) for part in batch_of(1, 64, 64))
     made, moved = Batched(Ranges(mirror=True, quarters=True), *PLAIN)(tiles, masks, 0, 0)
     tile, mask = tiles[0].numpy().astype(float), masks[0].numpy()
-    turned = [(np.rot90(a, k), np.rot90(b, k)) for a, b in ((tile, mask), (tile[:, ::-1], mask[:, ::-1])) for k in range(4)]
+    turned = [
+        (np.rot90(a, k), np.rot90(b, k)) for a, b in ((tile, mask), (tile[:, ::-1], mask[:, ::-1])) for k in range(4)
+    ]
     seen = set()
     for picture, part in zip(pictures(made), moved.numpy(), strict=True):
         found = [place for place, (image, _) in enumerate(turned) if np.abs(image - picture).max() < 0.1]
@@ -117,10 +129,14 @@ def test_moved_pixels_are_those_of_scipy() -> None:
         x, y = (affine[place] @ flat).reshape(2, height, width)
         where = [((y + 1) * height - 1) / 2, ((x + 1) * width - 1) / 2]
         for channel in range(3):
-            expected = ndimage.map_coordinates(tiles[place, ..., channel].numpy().astype(float), where, order=1, mode="reflect")
+            expected = ndimage.map_coordinates(
+                tiles[place, ..., channel].numpy().astype(float), where, order=1, mode="reflect"
+            )
             assert np.abs(made[place, channel].numpy() - expected).max() < 0.1
         nearest = ndimage.map_coordinates(masks[place].numpy(), where, order=0, mode="reflect")
-        assert np.mean(nearest != moved[place].numpy()) < 0.001  # a place half-way between two pixels may fall either way
+        assert (
+            np.mean(nearest != moved[place].numpy()) < 0.001
+        )  # a place half-way between two pixels may fall either way
 
 
 def test_a_turn_is_a_turn_in_pixels_whatever_the_shape() -> None:
@@ -132,10 +148,16 @@ def test_a_turn_is_a_turn_in_pixels_whatever_the_shape() -> None:
     assert angles.min() < -30 < 30 < angles.max()
 
 
-@pytest.mark.parametrize(("brightness", "contrast", "saturation"), [(1.3, 0.7, 1.8), (0.7, 1.4, 0.3), (1.0, 1.0, 0.0), (1.2, 1.5, 1.0)])
-def test_the_colour_matrix_does_what_the_steps_do_pixel_by_pixel(brightness: float, contrast: float, saturation: float) -> None:
+@pytest.mark.parametrize(
+    ("brightness", "contrast", "saturation"), [(1.3, 0.7, 1.8), (0.7, 1.4, 0.3), (1.0, 1.0, 0.0), (1.2, 1.5, 1.0)]
+)
+def test_the_colour_matrix_does_what_the_steps_do_pixel_by_pixel(
+    brightness: float, contrast: float, saturation: float
+) -> None:
     tiles, masks = batch_of(3)
-    tiles = tiles[:, ::8, ::8].repeat_interleave(8, 1).repeat_interleave(8, 2)  # so that the mean grey is that of every eighth pixel
+    tiles = (
+        tiles[:, ::8, ::8].repeat_interleave(8, 1).repeat_interleave(8, 2)
+    )  # so that the mean grey is that of every eighth pixel
     ranges = Ranges(colour=1, brightness=(brightness,) * 2, contrast=(contrast,) * 2, saturation=(saturation,) * 2)
     made, _ = Batched(ranges, MODEL.mean, MODEL.std)(tiles, masks, 0, 0)
     for place in range(3):
@@ -202,7 +224,9 @@ def test_the_same_numbers_for_the_same_seed_epoch_and_step_and_others_for_others
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     for seed, epoch, step in ((3, 2, 8), (3, 7, 2), (4, 2, 7)):
-        assert not torch.equal(Batched("strong", *PLAIN, seed=seed, stain_share=0.5)(tiles, masks, epoch, step)[0], first[0])
+        assert not torch.equal(
+            Batched("strong", *PLAIN, seed=seed, stain_share=0.5)(tiles, masks, epoch, step)[0], first[0]
+        )
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -225,11 +249,16 @@ def test_other_shapes_and_types_are_refused() -> None:
 @pytest.fixture(scope="module")
 def store(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TileStore:
     settings = experiment.load("baseline", list(TINY))
-    return open_or_build(tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles)
+    return open_or_build(
+        tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles
+    )
 
 
 def train(store: TileStore, folder: Path, *changes: str, stop_after: int = 0) -> dict[str, torch.Tensor]:
-    """Train a tiny network; returns the weights kept. `stop_after`: interrupted after that epoch, then resumed by a new trainer."""
+    """Train a tiny network; returns the weights kept.
+
+    `stop_after`: interrupted after that epoch, then resumed by a new trainer.
+    """
     settings = experiment.load("baseline", [*TINY, "training.lr=0.01", *changes])
     task = FoldTask(0, store, range(7), range(7, 10), folder, torch.device("cpu"))
 
@@ -244,7 +273,9 @@ def train(store: TileStore, folder: Path, *changes: str, stop_after: int = 0) ->
     trainer = FoldTrainer(settings, task)
     trainer.run()
     assert trainer.state.epoch == settings.training.epochs
-    return {name: value.clone() for name, value in trainer.network.state_dict().items()} | load_file(folder / "model.safetensors")
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()} | load_file(
+        folder / "model.safetensors"
+    )
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

@@ -29,7 +29,12 @@ def test_without_changes_nothing_is_drawn(tissue: np.ndarray) -> None:
 
 
 def test_zoom_is_even_in_the_logarithm_and_the_organs_own() -> None:
-    changes, random = Changes(AugmentConfig(zoom=(0.5, 2.0), organs={"prostate": {"zoom": (0.1, 0.2)}, "lung": {"zoom": (1.0, 1.0)}})), np.random.default_rng(0)
+    changes, random = (
+        Changes(
+            AugmentConfig(zoom=(0.5, 2.0), organs={"prostate": {"zoom": (0.1, 0.2)}, "lung": {"zoom": (1.0, 1.0)}})
+        ),
+        np.random.default_rng(0),
+    )
     sides = np.array([changes.side("spleen", 256, random) for _ in range(2000)])
     assert 128 <= sides.min() < 135 and 490 < sides.max() <= 512
     assert abs(np.mean(sides > 256) - 0.5) < 0.04  # as often smaller as larger, which an even draw of the factor is not
@@ -52,7 +57,8 @@ def test_mixed_stains_take_drawn_references_where_no_folder_is_named(tissue: np.
     assert len({image.tobytes() for image in made}) > 12  # 4 x 2 references by three methods, and jitter
     eosin = [reference for reference in embedded_references(480, 0, 4) if "eosin" in reference.name]
     assert len(eosin) == 4 and len({reference.strengths.tobytes() for reference in eosin}) == 4
-    # Some now have the pink that a slide of brown and blue cannot have by jitter: more green than blue absorbed by the second stain.
+    # Some now have the pink that a slide of brown and blue cannot have by jitter: more green than blue absorbed by the
+    # second stain.
     second = [found[1] for found in map(stain_matrix, made) if found is not None]
     own = stain_matrix(tissue)
     assert own is not None and own[1, 2] > own[1, 1]  # DAB takes most of the blue
@@ -68,7 +74,9 @@ def test_stains_are_shaken_once_by_either_engine(tissue: np.ndarray) -> None:
     alike = AugmentConfig(engine="batched", stain="jitter", stain_probability=1.0)
     assert jitter_on_device(alike) == 1.0
     assert Changes(alike)(tissue, "lung", 0.4, np.random.default_rng(0)) is tissue  # the network's device does it
-    by_organ = AugmentConfig(engine="batched", stain="jitter", stain_probability=1.0, organs={"lung": {"stain_probability": 0.5}})
+    by_organ = AugmentConfig(
+        engine="batched", stain="jitter", stain_probability=1.0, organs={"lung": {"stain_probability": 0.5}}
+    )
     assert jitter_on_device(by_organ) == 0.0
     assert not np.array_equal(Changes(by_organ)(tissue, "spleen", 0.4, np.random.default_rng(0)), tissue)
     for config, share in ((alike, 1.0), (by_organ, 0.0)):

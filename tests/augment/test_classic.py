@@ -1,4 +1,6 @@
-"""Pipelines: shapes and types stay, a seed decides everything, the mask goes where the tissue goes, typing errors are errors."""
+"""Pipelines: shapes and types stay, a seed decides everything, the mask goes where the tissue goes, typing errors are
+errors.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ NAMES = ("none", "flips", "light", "first-team", "classic", "colour", "strong")
 
 
 def tile(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A tile whose mask is written in its colours: bright inside, dark outside; lopsided, so that no symmetry hides a fault."""
+    """A tile whose mask is written in its colours: bright inside, dark outside; lopsided, so that no symmetry hides a
+    fault.
+    """
     noise = cv2.GaussianBlur(np.random.default_rng(seed).random((size, size)), (0, 0), size / 16)
     mask = (noise > np.quantile(noise, 0.6)).astype(np.uint8)
     image = np.where(mask[..., None] > 0, np.uint8([190, 170, 180]), np.uint8([70, 80, 60]))
@@ -77,7 +81,9 @@ def test_one_seed_one_result_whatever_ran_before(name: str) -> None:
 
 
 def test_steps_are_drawn_independently() -> None:
-    """With one stream for each step, all of the same seed, steps of equal probability would always run together or not at all."""
+    """With one stream for each step, all of the same seed, steps of equal probability would always run together or not
+    at all.
+    """
     compose = A.Compose([A.HorizontalFlip(p=0.5), A.InvertImg(p=0.5), A.VerticalFlip(p=0.5)], strict=True)
     image, mask = tile(16)
     outcomes = {apply(compose, image, mask, seed)[0].tobytes() for seed in range(100)}
@@ -119,7 +125,11 @@ def test_light_moves_image_and_mask_together_in_all_eight_ways() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("none", "classic")])
 def test_the_geometric_part_of_a_pipeline_moves_image_and_mask_together(name: str) -> None:
-    parts = [step for step in pipeline(name).transforms if isinstance(step, A.DualTransform) and "Dropout" not in type(step).__name__]
+    parts = [
+        step
+        for step in pipeline(name).transforms
+        if isinstance(step, A.DualTransform) and "Dropout" not in type(step).__name__
+    ]
     compose = A.Compose(parts, strict=True)
     image, mask = tile(128)
     results = []
@@ -137,7 +147,9 @@ def test_the_geometric_part_of_a_pipeline_moves_image_and_mask_together(name: st
 
 @pytest.mark.parametrize("name", NAMES)
 def test_whole_pipelines_leave_the_marked_region_marked(name: str) -> None:
-    """After everything, colours included, a pixel of the mask still looks like the marked region and not like the rest."""
+    """After everything, colours included, a pixel of the mask still looks like the marked region and not like the
+    rest.
+    """
     compose, judged = pipeline(name), 0
     for seed in range(25):
         out, moved = apply(compose, *tile(128, seed), seed)
@@ -155,7 +167,15 @@ def test_whole_pipelines_leave_the_marked_region_marked(name: str) -> None:
 def test_the_first_team_list_has_two_names_and_every_step_that_the_team_named() -> None:
     assert repr(pipeline("first-team")) == repr(pipeline("classic"))
     steps = repr(pipeline("first-team"))
-    for step in ("GridDropout", "Affine", "D4", "GaussianBlur", "RandomBrightnessContrast", "HueSaturationValue", "GaussNoise"):
+    for step in (
+        "GridDropout",
+        "Affine",
+        "D4",
+        "GaussianBlur",
+        "RandomBrightnessContrast",
+        "HueSaturationValue",
+        "GaussNoise",
+    ):
         assert step in steps
 
 
@@ -207,7 +227,9 @@ def test_classic_drops_squares_of_the_image_but_never_of_the_mask() -> None:
     dropout = [step for step in pipeline("classic").transforms if isinstance(step, A.GridDropout)]
     assert len(dropout) == 1
     dropout[0].p = 1.0
-    out, mask = apply(A.Compose(dropout, strict=True), np.full((96, 96, 3), 200, np.uint8), np.ones((96, 96), np.uint8), 0)
+    out, mask = apply(
+        A.Compose(dropout, strict=True), np.full((96, 96, 3), 200, np.uint8), np.ones((96, 96), np.uint8), 0
+    )
     assert mask.all() and 0.02 < (out == 0).all(2).mean() < 0.5
 
 
@@ -224,7 +246,8 @@ def test_a_misspelt_argument_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in NAMES:
         assert pipeline(name).strict
     monkeypatch.setattr(classic, "PIPELINES", {"light": lambda: [A.GaussianBlur(blurr_limit=3)]})
-    # albumentations itself only warns, which the test settings turn into an error; strictness must refuse without them as well.
+    # albumentations itself only warns, which the test settings turn into an error; strictness must refuse without them
+    # as well.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match="blurr_limit"):

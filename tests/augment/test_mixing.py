@@ -56,7 +56,9 @@ def test_cutmix_lays_one_rectangle_over_and_the_mask_follows(seed: int, size: in
 
 
 def test_cutmix_takes_the_share_that_the_beta_distribution_says() -> None:
-    """Without the part that reaches over the edge: with any centre, a span of s keeps s - s^2 / 4 of its length on average."""
+    """Without the part that reaches over the edge: with any centre, a span of s keeps s - s^2 / 4 of its length on
+    average.
+    """
     tile, other = marked(64, 1, 0), marked(64, 2, 1)
     shares = [(origin(cutmix(tile, other, np.random.default_rng(seed))[0]) >= 2).mean() for seed in range(400)]
     side = np.sqrt(np.random.default_rng(0).random(100_000))
@@ -89,7 +91,9 @@ def test_copy_paste_adds_whole_units_beside_the_old_ones(seed: int) -> None:
     areas = {int(np.pi * radius**2) for radius in (9, 12, 15)}
     for number in range(1, count + 1):
         area = (labels == number).sum()
-        assert min(abs(area - wanted) / wanted for wanted in areas) < 0.1  # whole, and never the one that the border cuts
+        assert (
+            min(abs(area - wanted) / wanted for wanted in areas) < 0.1
+        )  # whole, and never the one that the border cuts
     assert not (ndimage.binary_dilation(added) & (tile[1] == 1)).any()
     where, deep = origin(image), ndimage.distance_transform_edt(added)
     far = ndimage.distance_transform_edt(~added)
@@ -126,7 +130,9 @@ def test_units_go_on_tissue_only() -> None:
 
 
 def test_pasted_units_are_found_a_place_where_there_is_just_one() -> None:
-    tile = discs(128, [(row, col, 15) for row in (16, 48, 80, 112) for col in (16, 48, 80, 112) if (row, col) != (80, 48)], 0)
+    tile = discs(
+        128, [(row, col, 15) for row in (16, 48, 80, 112) for col in (16, 48, 80, 112) if (row, col) != (80, 48)], 0
+    )
     other = discs(128, [(64, 64, 8)], 1)
     grown = [copy_paste(tile, other, np.random.default_rng(seed))[1] for seed in range(10)]
     assert sum(mask.sum() > tile[1].sum() for mask in grown) >= 8
@@ -137,7 +143,11 @@ def test_whole_units_are_those_that_a_label_count_finds_inside() -> None:
         _, mask = marked(160, seed, 0)
         labels, count = ndimage.label(mask, np.ones((3, 3)))
         border = set(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]).tolist())
-        wanted = [labels == number for number in range(1, count + 1) if number not in border and (labels == number).sum() >= 30]
+        wanted = [
+            labels == number
+            for number in range(1, count + 1)
+            if number not in border and (labels == number).sum() >= 30
+        ]
         found = whole_units(mask)
         assert sorted(unit.tobytes() for unit in found) == sorted(unit.tobytes() for unit in wanted)
 

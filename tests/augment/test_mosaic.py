@@ -20,7 +20,9 @@ from hubmap_kit.tiles.store import TileStore
 
 @pytest.fixture(scope="module")
 def store(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TileStore:
-    return open_or_build(tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), ScaleConfig(), TilesConfig(size=64))
+    return open_or_build(
+        tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), ScaleConfig(), TilesConfig(size=64)
+    )
 
 
 def numbered(size: int, count: int = 4) -> list[mosaics.Tile]:
@@ -44,8 +46,14 @@ def test_quarters_meet_at_random_centres_and_are_unbroken_parts_of_their_tiles()
         image, mask = mosaic(numbered(64), np.random.default_rng(seed))
         np.testing.assert_array_equal(mask, mask_of(image))
         row, col = int((image[:, 0, 0] == 0).sum()), int((image[0, :, 0] == 0).sum())
-        for number, (down, across) in enumerate([(slice(0, row), slice(0, col)), (slice(0, row), slice(col, 64)),
-                                                 (slice(row, 64), slice(0, col)), (slice(row, 64), slice(col, 64))]):  # fmt: skip
+        for number, (down, across) in enumerate(
+            [
+                (slice(0, row), slice(0, col)),
+                (slice(0, row), slice(col, 64)),
+                (slice(row, 64), slice(0, col)),
+                (slice(row, 64), slice(col, 64)),
+            ]
+        ):
             part = image[down, across].astype(int)
             assert (part[..., 0] == number).all()
             assert (np.diff(part[..., 1], axis=0) == 1).all() and (np.diff(part[..., 2], axis=1) == 1).all()
@@ -76,14 +84,21 @@ def test_in_a_batch_quarters_come_from_the_batch_and_from_one_organ_if_asked() -
     again = mosaic_batch(images, masks, np.random.default_rng(0), 1.0, organs)[0]
     np.testing.assert_array_equal(mixed, again)
     np.testing.assert_array_equal(mosaic_batch(images, masks, np.random.default_rng(0), 0.0)[0], images)
-    changed = [(mosaic_batch(images, masks, np.random.default_rng(seed), 0.4)[0] != images).any(axis=(1, 2, 3)).mean() for seed in range(40)]
+    changed = [
+        (mosaic_batch(images, masks, np.random.default_rng(seed), 0.4)[0] != images).any(axis=(1, 2, 3)).mean()
+        for seed in range(40)
+    ]
     assert np.mean(changed) == pytest.approx(0.4, abs=0.1)
 
 
 @pytest.mark.parametrize("same_organ", [True, False])
 @pytest.mark.parametrize("size", [96, 128])
-def test_files_hold_the_pixels_that_the_table_names(store: TileStore, tmp_path: Path, size: int, same_organ: bool) -> None:
-    table = pd.read_csv(mosaic_tiles(store, 10, size, 5, same_organ, tmp_path), dtype={f"id{part}": str for part in range(1, 5)})
+def test_files_hold_the_pixels_that_the_table_names(
+    store: TileStore, tmp_path: Path, size: int, same_organ: bool
+) -> None:
+    table = pd.read_csv(
+        mosaic_tiles(store, 10, size, 5, same_organ, tmp_path), dtype={f"id{part}": str for part in range(1, 5)}
+    )
     ids = store.slides["id"].tolist()
     assert len(table) == 10
     for row in table.to_dict("records"):

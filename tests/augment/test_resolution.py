@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hubmap_kit.augment.resolution import Resolution, coarsened
 from hubmap_kit.competition.organs import FACTS, ORGANS
@@ -52,7 +53,10 @@ def test_each_organ_gets_the_pixel_size_of_its_hubmap_slides(organ: str) -> None
 def test_shares_and_organs() -> None:
     image, random = noise(32), np.random.default_rng(2)
     change = Resolution(AugmentConfig(coarse_prostate=0.3))
-    changed = {organ: np.mean([not np.array_equal(change(image, organ, 0.4, random), image) for _ in range(400)]) for organ in ("prostate", "lung")}
+    changed = {
+        organ: np.mean([not np.array_equal(change(image, organ, 0.4, random), image) for _ in range(400)])
+        for organ in ("prostate", "lung")
+    }
     assert changed["lung"] == 0
     assert 0.2 < changed["prostate"] < 0.4
     assert not Resolution(AugmentConfig())

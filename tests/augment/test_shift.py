@@ -1,4 +1,6 @@
-"""Shifts of a slide: the mask follows the pixels, sizes are HuBMAP's, an id and a name say everything, and plain is plain."""
+"""Shifts of a slide: the mask follows the pixels, sizes are HuBMAP's, an id and a name say everything, and plain is
+plain.
+"""
 
 from __future__ import annotations
 
@@ -66,10 +68,15 @@ def test_what_changes_colours_or_sharpness_leaves_mask_and_size(tissue: Pixels, 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    organ=st.sampled_from(ORGANS), height=st.integers(40, 260), width=st.integers(40, 260), um=st.floats(0.2, 6.5),
+    organ=st.sampled_from(ORGANS),
+    height=st.integers(40, 260),
+    width=st.integers(40, 260),
+    um=st.floats(0.2, 6.5),
     name=st.sampled_from(["scale", HUBMAP]),
-)  # fmt: skip
-def test_slides_take_the_size_that_hubmap_would_have_given_them(organ: str, height: int, width: int, um: float, name: str) -> None:
+)
+def test_slides_take_the_size_that_hubmap_would_have_given_them(
+    organ: str, height: int, width: int, um: float, name: str
+) -> None:
     target = FACTS[organ].um_per_px["Hubmap"]
     if max(height, width) * um / target > 1500:
         return  # the same at a larger size, slowly
@@ -91,7 +98,10 @@ SOME = Looks.of(embedded_references(96, 1))
 @given(organ=st.sampled_from(ORGANS), side=st.integers(20, 200), um=st.floats(0.2, 2.0), seed=st.integers(0, 99))
 def test_slides_are_resized_as_the_network_resizes_them(organ: str, side: int, um: float, seed: int) -> None:
     random = np.random.default_rng(seed)
-    image, mask = random.integers(0, 256, (side, side + 7, 3), np.uint8), (random.random((side, side + 7)) < 0.6).astype(np.uint8)
+    image, mask = (
+        random.integers(0, 256, (side, side + 7, 3), np.uint8),
+        (random.random((side, side + 7)) < 0.6).astype(np.uint8),
+    )
     made = shifted("scale", image, mask, organ, um, "1", SOME)
     assert np.array_equal(made.image, resize_image(image, made.mask.shape))
     wanted = resize_mask(mask, made.mask.shape)
@@ -108,24 +118,39 @@ def test_a_prostate_of_the_contest_has_192_pixels() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    organ=st.sampled_from(ORGANS), um=st.floats(0.3, 4.0), name=st.sampled_from(SHIFTS),
-    top=st.integers(5, 120), left=st.integers(5, 150), size=st.integers(24, 60), seed=st.integers(0, 99),
-)  # fmt: skip
-def test_a_marker_stays_under_its_mask(organ: str, um: float, name: str, top: int, left: int, size: int, seed: int) -> None:
-    """A dark unit on pale tissue: wherever the shift puts it and whatever colours it takes, dark is where the mask is."""
+    organ=st.sampled_from(ORGANS),
+    um=st.floats(0.3, 4.0),
+    name=st.sampled_from(SHIFTS),
+    top=st.integers(5, 120),
+    left=st.integers(5, 150),
+    size=st.integers(24, 60),
+    seed=st.integers(0, 99),
+)
+def test_a_marker_stays_under_its_mask(
+    organ: str, um: float, name: str, top: int, left: int, size: int, seed: int
+) -> None:
+    """A dark unit on pale tissue: wherever the shift puts it and whatever colours it takes, dark is where the mask
+    is.
+    """
     grow = um / FACTS[organ].um_per_px["Hubmap"]
     if name in ("scale", HUBMAP) and (grow > 5 or size * grow < 8):
         return  # slow, or too small to have an inside
     image, mask = np.full((190, 220, 3), (215, 190, 205), np.uint8), np.zeros((190, 220), np.uint8)
     image[top : top + size, left : left + size], mask[top : top + size, left : left + size] = (90, 60, 110), 1
-    image = np.clip(image.astype(int) + np.random.default_rng(seed).integers(-6, 7, image.shape), 0, 255).astype(np.uint8)
+    image = np.clip(image.astype(int) + np.random.default_rng(seed).integers(-6, 7, image.shape), 0, 255).astype(
+        np.uint8
+    )
     made = shifted(name, image, mask, organ, um, str(seed), SOME)
     dense = cv2.GaussianBlur(amount(made.image), (3, 3), 0)
     inside, outside = cv2.erode(made.mask, np.ones((3, 3))), 1 - cv2.dilate(made.mask, np.ones((13, 13)))
     assert inside.any() and outside.any()
     middle = (np.median(dense[inside > 0]) + np.median(dense[outside > 0])) / 2
     assert np.median(dense[inside > 0]) > np.median(dense[outside > 0])
-    agreed = 2 * np.count_nonzero((dense > middle) & (made.mask > 0)) / (np.count_nonzero(dense > middle) + np.count_nonzero(made.mask))
+    agreed = (
+        2
+        * np.count_nonzero((dense > middle) & (made.mask > 0))
+        / (np.count_nonzero(dense > middle) + np.count_nonzero(made.mask))
+    )
     assert agreed > 0.75
 
 
@@ -136,7 +161,9 @@ def test_stains_come_from_the_reference_that_is_named_for_them(tissue: Pixels) -
     looks = Looks.of([green, red])
     assert (looks.he, looks.pas) == ((red,), (green,))
     for number in range(12):
-        he, pas = (shifted(name, *tissue, "kidney", UM, str(number), looks).image.astype(float) for name in ("he", "pas"))
+        he, pas = (
+            shifted(name, *tissue, "kidney", UM, str(number), looks).image.astype(float) for name in ("he", "pas")
+        )
         stained = amount(tissue[0]) > 0.15
         assert (he - pas)[stained][:, 0].mean() > 10
         assert (he - pas)[stained][:, 1].mean() < -10
@@ -151,7 +178,9 @@ def test_thick_organs_are_blurred_and_darkened_more(tissue: Pixels, looks: Looks
         images = [shifted(name, *tissue, organ, 0.4, str(number), looks).image for number in range(24)]
         if measure == "density":
             return float(np.mean([amount(image).mean() for image in images]))
-        return float(np.mean([cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var() for image in images]))
+        return float(
+            np.mean([cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var() for image in images])
+        )
 
     assert over_ids("contrast", "kidney", "density") > 1.1 * over_ids("contrast", "spleen", "density")
     assert over_ids("blur", "kidney", "sharp") < 0.8 * over_ids("blur", "spleen", "sharp")

@@ -1,4 +1,5 @@
-"""Stain methods: they reach what they promise on real slides, leave glass and shapes alone, and touch nothing without tissue.
+"""Stain methods: they reach what they promise on real slides, leave glass and shapes alone, and touch nothing without
+tissue.
 
 Statistics are computed here from textbook formulas on every pixel, not by the library.
 """
@@ -13,14 +14,28 @@ import numpy as np
 import pytest
 
 from hubmap_kit.augment import stain
-from hubmap_kit.augment.stain import Reference, StainChange, jitter, macenko, match_histograms, read_references, reinhard, stain_matrix
+from hubmap_kit.augment.stain import (
+    Reference,
+    StainChange,
+    jitter,
+    macenko,
+    match_histograms,
+    read_references,
+    reinhard,
+    stain_matrix,
+)
 from hubmap_kit.competition import slides
 from hubmap_kit.errors import ConfigError, SlideError
 from hubmap_kit.sample.slide import SlideSpec, draw
 
 Method = Callable[..., np.ndarray]
 METHODS = (reinhard, macenko, match_histograms)
-SLIDES = ("hubmap-mini/train_images/7359", "hubmap-mini/train_images/20955", "hubmap-mini/train_images/8876", "glas/train_images/30")
+SLIDES = (
+    "hubmap-mini/train_images/7359",
+    "hubmap-mini/train_images/20955",
+    "hubmap-mini/train_images/8876",
+    "glas/train_images/30",
+)
 
 
 def od(image: np.ndarray) -> np.ndarray:
@@ -35,14 +50,18 @@ def lab(image: np.ndarray) -> np.ndarray:
     """CIE Lab (D65) of sRGB pixels (N, 3), after IEC 61966-2-1 and CIE 15."""
     value = image.astype(np.float64) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    matrix = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+    matrix = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    )
     scaled = linear @ matrix.T / np.array([0.95047, 1.0, 1.08883])
     cube = np.where(scaled > (6 / 29) ** 3, np.cbrt(scaled), scaled / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.stack([116 * cube[:, 1] - 16, 500 * (cube[:, 0] - cube[:, 1]), 200 * (cube[:, 1] - cube[:, 2])], axis=1)
 
 
 def svd_vectors(image: np.ndarray) -> np.ndarray:
-    """Macenko's vectors by a full singular value decomposition and percentiles of angles in degrees, all tissue pixels."""
+    """Macenko's vectors by a full singular value decomposition and percentiles of angles in degrees, all tissue
+    pixels.
+    """
     densities = od(image)[tissue_of(image) & (image.max(axis=2) >= 16)]
     _, _, rows = np.linalg.svd(densities, full_matrices=False)
     plane = rows[:2] * np.where(rows[:2].sum(axis=1, keepdims=True) < 0, -1, 1)
@@ -80,7 +99,9 @@ def real(shared_data: Path, name: str) -> np.ndarray:
 
 def test_every_real_reference_is_read(references: list[Reference], shared_data: Path) -> None:
     assert len(references) == 10
-    assert {Path(item.name).name for item in references} == {path.name for path in (shared_data / "stain-references").glob("*.[tj]*")}
+    assert {Path(item.name).name for item in references} == {
+        path.name for path in (shared_data / "stain-references").glob("*.[tj]*")
+    }
 
 
 @pytest.mark.parametrize("name", SLIDES)
@@ -96,13 +117,17 @@ def test_known_stains_are_found_again() -> None:
     random = np.random.default_rng(1)
     vectors = np.array([[0.65, 0.70, 0.29], [0.27, 0.57, 0.78]])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    amounts = np.where(random.random((128, 128, 1)) < 0.5, [1.0, 0.0], [0.0, 1.0]) * random.uniform(0.4, 0.9, (128, 128, 1))
+    amounts = np.where(random.random((128, 128, 1)) < 0.5, [1.0, 0.0], [0.0, 1.0]) * random.uniform(
+        0.4, 0.9, (128, 128, 1)
+    )
     image = np.rint(255 * 10 ** -(amounts @ vectors)).astype(np.uint8)
     assert degrees(stain_matrix(image), vectors).max() < 1.5
 
 
 @pytest.mark.parametrize("name", SLIDES)
-def test_reinhard_brings_lab_statistics_to_those_of_the_reference(shared_data: Path, references: list[Reference], name: str) -> None:
+def test_reinhard_brings_lab_statistics_to_those_of_the_reference(
+    shared_data: Path, references: list[Reference], name: str
+) -> None:
     image = real(shared_data, name)
     target = next(item for item in references if item.name.endswith("target_HE.jpg"))
     picture = slides.read(target.name)
@@ -115,7 +140,9 @@ def test_reinhard_brings_lab_statistics_to_those_of_the_reference(shared_data: P
 
 
 @pytest.mark.parametrize("name", SLIDES)
-def test_macenko_brings_stain_vectors_and_strengths_to_those_of_the_reference(shared_data: Path, references: list[Reference], name: str) -> None:
+def test_macenko_brings_stain_vectors_and_strengths_to_those_of_the_reference(
+    shared_data: Path, references: list[Reference], name: str
+) -> None:
     image = real(shared_data, name)
     target = next(item for item in references if item.name.endswith("2f7fe5d89a6f.tif"))
     wanted = svd_vectors(slides.read(target.name))
@@ -132,10 +159,16 @@ def test_histograms_become_those_of_the_reference(shared_data: Path, references:
         picture = slides.read(target.name)
         out, wanted = match_histograms(image, target)[tissue_of(image)], picture[tissue_of(picture)]
         for channel in range(3):
-            shares = [np.searchsorted(np.sort(levels[:, channel]), np.arange(256), side="right") / len(levels) for levels in (out, wanted)]
+            shares = [
+                np.searchsorted(np.sort(levels[:, channel]), np.arange(256), side="right") / len(levels)
+                for levels in (out, wanted)
+            ]
             # Kolmogorov's distance; levels that share one value in the slide cannot be told apart again.
             assert np.abs(shares[0] - shares[1]).max() < 0.06
-            before = np.searchsorted(np.sort(image[tissue_of(image)][:, channel]), np.arange(256), side="right") / tissue_of(image).sum()
+            before = (
+                np.searchsorted(np.sort(image[tissue_of(image)][:, channel]), np.arange(256), side="right")
+                / tissue_of(image).sum()
+            )
             assert np.abs(shares[0] - shares[1]).max() < 0.3 * np.abs(before - shares[1]).max()
 
 
@@ -158,9 +191,12 @@ def poor_tiles() -> dict[str, np.ndarray]:
     white, few = np.full((96, 96, 3), 255, np.uint8), np.full((96, 96, 3), 244, np.uint8)
     few[:4, :90] = random.integers(60, 200, (4, 90, 3))  # 3.9 % of the pixels
     return {
-        "white": white, "black": np.zeros_like(white), "glass": random.integers(243, 256, (96, 96, 3)).astype(np.uint8), "few": few,
+        "white": white,
+        "black": np.zeros_like(white),
+        "glass": random.integers(243, 256, (96, 96, 3)).astype(np.uint8),
+        "few": few,
         "tiny": random.integers(60, 200, (8, 8, 3)).astype(np.uint8),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", poor_tiles())

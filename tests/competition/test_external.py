@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
@@ -33,11 +34,16 @@ def _colours(path: Path) -> None:
 
 
 KINDS = {
-    "16-bit.png": lambda path: Image.fromarray(LABELS).save(path), "16-bit.tif": lambda path: tifffile.imwrite(path, LABELS),
-    "deflate.tif": lambda path: tifffile.imwrite(path, LABELS, compression="zlib"), "palette.png": _palette, "rgba.png": _colours,
-    "grey.png": lambda path: Image.fromarray(INSIDE.astype(np.uint8) * 255).save(path), "bit.png": lambda path: Image.fromarray(INSIDE).save(path),
-    "one.png": lambda path: Image.fromarray(INSIDE.astype(np.uint8)).save(path), "32-bit.tif": lambda path: tifffile.imwrite(path, LABELS.astype(np.int32)),
-}  # fmt: skip
+    "16-bit.png": lambda path: Image.fromarray(LABELS).save(path),
+    "16-bit.tif": lambda path: tifffile.imwrite(path, LABELS),
+    "deflate.tif": lambda path: tifffile.imwrite(path, LABELS, compression="zlib"),
+    "palette.png": _palette,
+    "rgba.png": _colours,
+    "grey.png": lambda path: Image.fromarray(INSIDE.astype(np.uint8) * 255).save(path),
+    "bit.png": lambda path: Image.fromarray(INSIDE).save(path),
+    "one.png": lambda path: Image.fromarray(INSIDE.astype(np.uint8)).save(path),
+    "32-bit.tif": lambda path: tifffile.imwrite(path, LABELS.astype(np.int32)),
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -92,8 +98,9 @@ def test_a_written_table_keeps_every_column(tmp_path: Path) -> None:
     rows = [{"id": "a", "extra": "1,2\n3"}, {"id": "b", "weight": "0.5"}]
     external.write_table(tmp_path / "t.csv", rows, ("id", "rle"))
     assert external.read_table(tmp_path / "t.csv", ("id",)) == [
-        {"id": "a", "rle": "", "extra": "1,2\n3", "weight": "1"}, {"id": "b", "rle": "", "extra": "", "weight": "0.5"},
-    ]  # fmt: skip
+        {"id": "a", "rle": "", "extra": "1,2\n3", "weight": "1"},
+        {"id": "b", "rle": "", "extra": "", "weight": "0.5"},
+    ]
     external.write_table(tmp_path / "t.csv", [*rows, rows[0]], ("id",))
     with pytest.raises(TableError, match="repeats the id a"):
         external.read_table(tmp_path / "t.csv", ("id",))

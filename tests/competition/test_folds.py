@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def test_the_seed_decides_and_the_row_order_does_not(real: list[tables.Slide]) -
     shuffled = random.Random(0).sample(real, len(real))
     assert folds.assign_folds(shuffled, 5, seed=1) == first
     other = folds.assign_folds(real, 5, seed=2)
-    pairs = list(zip(real, real[1:], strict=False))
+    pairs = list(itertools.pairwise(real))
     together = sum(first[a.id] == first[b.id] and other[a.id] == other[b.id] for a, b in pairs)
     assert other != first and together < len(pairs) / 4  # another partition, not the same one with other numbers
 
@@ -113,7 +114,9 @@ def test_a_new_split_keeps_descendants_with_their_slides(real: list[tables.Slide
     crops = [replace(real[0], id=f"crop{number}", parent="gone") for number in range(2)]
     everyone = random.Random(1).sample([*real, *copies_of(real[::3], 3)], len(real) + 3 * len(real[::3]))
     fold_of = folds.assign_folds(everyone, 5, seed=2)
-    assert {slide.id: fold_of[slide.id] for slide in real} == originals, "copies do not move the slides that they were made of"
+    assert {slide.id: fold_of[slide.id] for slide in real} == originals, (
+        "copies do not move the slides that they were made of"
+    )
     assert all(fold_of[slide.id] == fold_of[slide.parent] for slide in everyone if slide.parent)
     with_crops = folds.assign_folds([*real, *crops], 5)
     assert with_crops["crop0"] == with_crops["crop1"]
@@ -122,7 +125,9 @@ def test_a_new_split_keeps_descendants_with_their_slides(real: list[tables.Slide
     assert folds.read_folds(path, everyone) == fold_of
     child = next(slide for slide in everyone if slide.parent)
     folds.write_folds(path, fold_of | {child.id: (fold_of[child.id] + 1) % 5}, everyone)
-    with pytest.raises(TableError, match=rf"splits slides of one tissue \(.*{child.id} in fold.*, which leaks into validation"):
+    with pytest.raises(
+        TableError, match=rf"splits slides of one tissue \(.*{child.id} in fold.*, which leaks into validation"
+    ):
         folds.read_folds(path, everyone)
     assert folds.read_folds(path, real), "without the copies nothing is torn"
 
@@ -156,7 +161,10 @@ BAD = {
     "empty fold": (lambda rows: [*rows[:-1], "9,"], "fold ''"),
     "gap": (lambda rows: [*rows[:-1], "9,7"], r"holds the folds 0, 1, 7, but .* without a gap"),
     "one fold": (lambda rows: [row.replace(",1", ",0") for row in rows], "holds the folds 0, but"),
-    "split tissue": (lambda rows: ["6730,1", *rows[1:]], r"6730 in fold 1, 32741 in fold 0\), which leaks.*put them in one fold"),
+    "split tissue": (
+        lambda rows: ["6730,1", *rows[1:]],
+        r"6730 in fold 1, 32741 in fold 0\), which leaks.*put them in one fold",
+    ),
 }
 
 

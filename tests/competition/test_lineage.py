@@ -6,7 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -24,7 +25,9 @@ def components(links: dict[str, str]) -> dict[str, int]:
     pairs = [(place[one], place[other]) for one, other in links.items() if other]
     pairs += [(place[group[0]], place[other]) for group in DUPLICATE_TISSUE for other in group]
     rows, cols = zip(*pairs, strict=True)
-    _, labels = connected_components(coo_matrix((np.ones(len(rows)), (rows, cols)), (len(names), len(names))), directed=False)
+    _, labels = connected_components(
+        coo_matrix((np.ones(len(rows)), (rows, cols)), (len(names), len(names))), directed=False
+    )
     return dict(zip(names, labels.tolist(), strict=True))
 
 
@@ -38,14 +41,22 @@ def test_families_are_the_components_of_parents_and_known_duplicates(links: dict
 
 @given(parents, parents)
 def test_all_links_of_several_tables_count(one: dict[str, str], other: dict[str, str]) -> None:
-    both, chained = Families(one, other), Families({**one, **{f"other {slide}": parent for slide, parent in other.items()}}, {f"other {slide}": slide for slide in other})
+    both, chained = (
+        Families(one, other),
+        Families(
+            {**one, **{f"other {slide}": parent for slide, parent in other.items()}},
+            {f"other {slide}": slide for slide in other},
+        ),
+    )
     groups = [[[a for a in IDS if families.of(a) == families.of(b)] for b in IDS] for families in (both, chained)]
     assert groups[0] == groups[1]
 
 
 @given(parents, st.integers(2, 3), st.dictionaries(st.sampled_from(IDS), st.integers(0, 1), max_size=4))
 @settings(max_examples=200)
-def test_a_split_keeps_families_together_and_known_folds(links: dict[str, str], n_folds: int, known: dict[str, int]) -> None:
+def test_a_split_keeps_families_together_and_known_folds(
+    links: dict[str, str], n_folds: int, known: dict[str, int]
+) -> None:
     label = components(links)
     torn = any(label[one] == label[other] and known[one] != known[other] for one in known for other in known)
     try:
@@ -56,7 +67,9 @@ def test_a_split_keeps_families_together_and_known_folds(links: dict[str, str], 
     assert not torn and list(folds) == IDS and set(folds.values()) == set(range(n_folds))
     assert all(folds[one] == folds[other] for one in IDS for other in IDS if label[one] == label[other])
     assert {slide: folds[slide] for slide in known} == known
-    assert spread(dict(reversed(ORGANS.items())), dict(reversed(links.items())), known, n_folds) == folds, "the order of the rows decides nothing"
+    assert spread(dict(reversed(ORGANS.items())), dict(reversed(links.items())), known, n_folds) == folds, (
+        "the order of the rows decides nothing"
+    )
 
 
 def test_a_split_spreads_each_organ() -> None:
@@ -68,7 +81,15 @@ def test_a_split_spreads_each_organ() -> None:
 def test_only_the_fold_that_held_a_tissue_out_may_speak() -> None:
     folds = {"a": 0, "b": 1, "6730": 1}
     families = Families({"crop": "a", "crop of crop": "crop", "sister": "mother", "b": "mother"})
-    for slide, fold in {"a": 0, "crop": 0, "crop of crop": 0, "sister": 1, "mother": 1, "32741": 1, "stranger": None}.items():
+    for slide, fold in {
+        "a": 0,
+        "crop": 0,
+        "crop of crop": 0,
+        "sister": 1,
+        "mother": 1,
+        "32741": 1,
+        "stranger": None,
+    }.items():
         assert held_out_by(slide, families, families.folds(folds)) == fold, slide
     torn = Families({"b": "a"})
     with pytest.raises(TableError, match=r"folds 0, 1, so every fold has learnt"):

@@ -11,13 +11,20 @@ from hubmap_kit.competition.tables import read_train
 from hubmap_kit.errors import TableError
 
 ROWS = [
-    {"id": "127", "organ": "lung"}, {"id": "1", "organ": "lung"}, {"id": "x1", "organ": "lung", "parent": "25516", "weight": "0.5"},
-    {"id": "7359", "organ": "spleen"}, {"id": "x2", "organ": "lung", "parent": "1", "weight": "0.8"},
-]  # fmt: skip
+    {"id": "127", "organ": "lung"},
+    {"id": "1", "organ": "lung"},
+    {"id": "x1", "organ": "lung", "parent": "25516", "weight": "0.5"},
+    {"id": "7359", "organ": "spleen"},
+    {"id": "x2", "organ": "lung", "parent": "1", "weight": "0.8"},
+]
 
 
 def test_lists_name_lungs_of_the_competition(shared_data: Path) -> None:
-    lungs = {slide.id for slide in read_train(shared_data / "hubmap-2022/train.csv.gz", check_files=False) if slide.organ == "lung"}
+    lungs = {
+        slide.id
+        for slide in read_train(shared_data / "hubmap-2022/train.csv.gz", check_files=False)
+        if slide.organ == "lung"
+    }
     assert len(THIRD_PLACE) == 15 and len(TYPE_TWO) == 13 and all(ids <= lungs for ids in LISTS.values())
 
 

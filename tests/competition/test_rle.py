@@ -1,4 +1,6 @@
-"""Run-length strings against pycocotools, against a definition in plain Python, and on every mask of the competition."""
+"""Run-length strings against pycocotools, against a definition in plain Python, and on every mask of the
+competition.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,11 @@ def test_decode_gives_back_what_was_encoded(mask: np.ndarray, origin: int) -> No
 
 
 @no_deadline
-@given(mask=hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=17), elements=st.integers(0, 1)))
+@given(
+    mask=hnp.arrays(
+        np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=17), elements=st.integers(0, 1)
+    )
+)
 def test_decode_and_area_agree_with_pycocotools(mask: np.ndarray) -> None:
     text = rle.encode(mask)
     np.testing.assert_array_equal(coco.decode(coco_counts(text, *mask.shape)), mask)
@@ -207,5 +213,7 @@ def test_real_masks_agree_with_pycocotools(shared_data: Path) -> None:
     for row in real_rows(shared_data)[::20]:
         height, width = int(row["img_height"]), int(row["img_width"])
         np.testing.assert_array_equal(
-            rle.decode(row["rle"], height, width), coco.decode(coco_counts(row["rle"], height, width)), err_msg=row["id"]
+            rle.decode(row["rle"], height, width),
+            coco.decode(coco_counts(row["rle"], height, width)),
+            err_msg=row["id"],
         )

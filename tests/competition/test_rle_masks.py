@@ -49,7 +49,12 @@ def edges_of(mask: np.ndarray) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=300)
-@given(mask=drawings(), layout=st.sampled_from(list(LAYOUTS)), kind=st.sampled_from("?bBhHiQ"), block=st.sampled_from([8, 64, 2**17]))
+@given(
+    mask=drawings(),
+    layout=st.sampled_from(list(LAYOUTS)),
+    kind=st.sampled_from("?bBhHiQ"),
+    block=st.sampled_from([8, 64, 2**17]),
+)
 def test_boundaries_are_the_definition(mask: np.ndarray, layout: str, kind: str, block: int) -> None:
     variant = LAYOUTS[layout](mask.astype(kind))
     variant.flags.writeable = False
@@ -67,7 +72,10 @@ def test_sparse_and_dense_ways_agree_with_pycocotools(mask: np.ndarray, dense: i
     assert runs.starts.dtype == runs.lengths.dtype == np.int64
     counts = np.diff(np.concatenate([[0], np.stack([runs.starts, runs.stops], 1).ravel(), [mask.size]])).tolist()
     theirs = coco.encode(np.asfortranarray(mask))
-    assert coco.frPyObjects({"size": list(mask.shape), "counts": counts}, *mask.shape)["counts"] == theirs["counts"] or counts[-1] == 0
+    assert (
+        coco.frPyObjects({"size": list(mask.shape), "counts": counts}, *mask.shape)["counts"] == theirs["counts"]
+        or counts[-1] == 0
+    )
     assert rle.area(runs) == int(coco.area(theirs))
 
 
@@ -109,7 +117,10 @@ def test_large_and_long_masks_of_any_density(shape: tuple[int, int], density: fl
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_a_mask_without_pixels(shape: tuple[int, int], order: str) -> None:
-    assert rle.encode(np.zeros(shape, np.uint8, order=order)) == "" and rle.encode(torch.zeros(shape, dtype=torch.bool)) == ""
+    assert (
+        rle.encode(np.zeros(shape, np.uint8, order=order)) == ""
+        and rle.encode(torch.zeros(shape, dtype=torch.bool)) == ""
+    )
     assert rle.decode("", *shape, order=order).shape == shape
 
 
@@ -158,13 +169,18 @@ def test_a_mask_on_the_gpu_is_encoded_there() -> None:
         assert rle.encode(variant) == text_of(mask)
 
 
-@pytest.mark.parametrize("tensor", [torch.zeros(3, 3), torch.zeros(3, dtype=torch.bool), torch.zeros(1, 3, 3, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(3, 3), torch.zeros(3, dtype=torch.bool), torch.zeros(1, 3, 3, dtype=torch.uint8)]
+)
 def test_tensors_that_are_no_masks_are_refused(tensor: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="integers or booleans, found shape"):
         rle.encode(tensor)
 
 
 def test_arrays_need_no_torch() -> None:
-    code = "import sys, numpy; from hubmap_kit.competition import rle; print(rle.encode(numpy.eye(2, dtype=int)), 'torch' in sys.modules)"
+    code = (
+        "import sys, numpy; from hubmap_kit.competition import rle; print(rle.encode(numpy.eye(2, dtype=int)), 'torch'"
+        " in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0 1 3 1 False"

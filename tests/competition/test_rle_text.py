@@ -17,7 +17,11 @@ no_deadline = settings(deadline=None, max_examples=200)
 
 
 @no_deadline
-@given(pairs=st.lists(st.tuples(NUMBERS, NUMBERS), max_size=30), size=st.sampled_from([np.int32, np.int64]), runs=st.sampled_from([3, 2**14]))
+@given(
+    pairs=st.lists(st.tuples(NUMBERS, NUMBERS), max_size=30),
+    size=st.sampled_from([np.int32, np.int64]),
+    runs=st.sampled_from([3, 2**14]),
+)
 def test_writing_is_joining_the_numerals(pairs: list[tuple[int, int]], size: type, runs: int) -> None:
     pairs = [pair for pair in pairs if max(pair) < 2**31] if size is np.int32 else pairs
     numbers = np.array(pairs, size).reshape(-1, 2)
@@ -41,9 +45,13 @@ def test_a_negative_number_is_written_as_it_is() -> None:
 
 @no_deadline
 @given(
-    numbers=st.lists(NUMBERS, max_size=40), zeros=st.integers(0, 3), characters=st.sampled_from([16, 40, 2**17]),
-    blanks=st.one_of(st.just([" "]), st.lists(st.sampled_from([" ", " ", "  ", "\n", "\t", "\r\n"]), min_size=1, max_size=5)),
-)  # fmt: skip
+    numbers=st.lists(NUMBERS, max_size=40),
+    zeros=st.integers(0, 3),
+    characters=st.sampled_from([16, 40, 2**17]),
+    blanks=st.one_of(
+        st.just([" "]), st.lists(st.sampled_from([" ", " ", "  ", "\n", "\t", "\r\n"]), min_size=1, max_size=5)
+    ),
+)
 def test_reading_is_int_of_every_word(numbers: list[int], zeros: int, characters: int, blanks: list[str]) -> None:
     text = "".join("0" * zeros + str(number) + blanks[place % len(blanks)] for place, number in enumerate(numbers))
     for variant in (text, text.strip(), f" {text}\n"):
@@ -53,22 +61,30 @@ def test_reading_is_int_of_every_word(numbers: list[int], zeros: int, characters
 
 
 @no_deadline
-@given(count=st.integers(3, 60), place=st.integers(0, 10**6), odd=st.sampled_from(["/", ":", "-", "+", ".", "x", "\0", "\x1c", "\x85", "é", "٣"]))
+@given(
+    count=st.integers(3, 60),
+    place=st.integers(0, 10**6),
+    odd=st.sampled_from(["/", ":", "-", "+", ".", "x", "\0", "\x1c", "\x85", "é", "٣"]),
+)
 def test_one_wrong_character_anywhere_is_refused(count: int, place: int, odd: str) -> None:
     text = " ".join(str(10**7 + number) for number in range(count))
     place %= len(text)
     broken = text[:place] + odd + text[place + 1 :]
     if odd in "\x1c\x85" and broken.strip() != broken:
         return  # blanks of other scripts are dropped at both ends
-    with mock.patch.object(rle_text, "_CHARACTERS", 64), pytest.raises(rle.RleError, match="whole numbers of 0 or more"):
+    with (
+        mock.patch.object(rle_text, "_CHARACTERS", 64),
+        pytest.raises(rle.RleError, match="whole numbers of 0 or more"),
+    ):
         rle_text.read(broken)
 
 
 @no_deadline
 @given(
     edges=st.lists(st.lists(st.integers(0, 400), unique=True, max_size=30).map(sorted), min_size=2, max_size=2),
-    shift=st.sampled_from([0, 2**31, 2**52 - 500]), block=st.sampled_from([1, 3, 4096]),
-)  # fmt: skip
+    shift=st.sampled_from([0, 2**31, 2**52 - 500]),
+    block=st.sampled_from([1, 3, 4096]),
+)
 def test_dice_of_any_runs_is_dice_of_sets(edges: list[list[int]], shift: int, block: int) -> None:
     sets, runs = [], []
     for each in edges:

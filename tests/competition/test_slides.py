@@ -1,4 +1,6 @@
-"""Slides by three independent writers, in many layouts, come back as the array that went in, with and without imagecodecs."""
+"""Slides by three independent writers, in many layouts, come back as the array that went in, with and without
+imagecodecs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from slide_pictures import HAS_IMAGECODECS, NO_CODECS, picture
-
 
 RGBA = picture(samples=4)
 RGB = RGBA[..., :3]
@@ -103,11 +104,15 @@ def test_jpeg_in_tiff(slides: ModuleType, tmp_path: Path, storage: str, colour: 
     path = tmp_path / "slide.tiff"
     arguments = {"level": 95} | ({"outcolorspace": colour} if colour in ("rgb", "ycbcr") else {})
     array = {"grey": GREY, "planes": PLANES}.get(colour, RGB)
-    options = {"photometric": "minisblack" if colour == "grey" else "rgb", "rowsperstrip": 16 if "16" in storage else None}
+    options = {
+        "photometric": "minisblack" if colour == "grey" else "rgb",
+        "rowsperstrip": 16 if "16" in storage else None,
+    }
     options |= {"planarconfig": "separate"} if colour == "planes" else {}
     options |= {"tile": (16, 32)} if storage == "tiles" else {}
     tifffile.imwrite(path, array, compression="jpeg", compressionargs=arguments, **options)
-    # Pillow has no planar JPEG; OpenCV reads the whole file by libtiff's own colour conversion, another way than the reader's.
+    # Pillow has no planar JPEG; OpenCV reads the whole file by libtiff's own colour conversion, another way than the
+    # reader's.
     whole = cv2.imread(str(path))[..., ::-1] if colour == "planes" else np.array(Image.open(path).convert("RGB"))
     check(slides, path, whole, tolerance=4)
     assert np.abs(slides.read(path).astype(int) - (AS_RGB if colour == "grey" else RGB)).mean() < 8
@@ -150,7 +155,9 @@ def test_png_files(slides: ModuleType, tmp_path: Path, mode: str) -> None:
     check(slides, tmp_path / "slide.png", expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=["baseline", "progressive", "4:4:4"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}], ids=["baseline", "progressive", "4:4:4"]
+)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_jpeg_files(slides: ModuleType, tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
     path = tmp_path / "slide.jpg"
@@ -214,7 +221,9 @@ def test_every_real_mini_slide_and_its_size(slides: ModuleType, shared_data: Pat
         expected = cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1]
         assert expected.shape == (row.img_height, row.img_width, 3)
         check(slides, path, expected)
-    check(slides, folder / "test_images" / "10078.tiff", cv2.imread(str(folder / "test_images" / "10078.tiff"))[..., ::-1])
+    check(
+        slides, folder / "test_images" / "10078.tiff", cv2.imread(str(folder / "test_images" / "10078.tiff"))[..., ::-1]
+    )
 
 
 def test_a_real_slide_that_is_not_square(slides: ModuleType, shared_data: Path) -> None:

@@ -1,4 +1,6 @@
-"""Slides that are missing, truncated, damaged or of no supported layout are refused in one sentence, without other output."""
+"""Slides that are missing, truncated, damaged or of no supported layout are refused in one sentence, without other
+output.
+"""
 
 from __future__ import annotations
 

@@ -31,9 +31,13 @@ def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
 def test_a_crash_keeps_the_rows_and_the_old_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "submission.csv"
     path.write_text("old")
-    with caplog.at_level(logging.WARNING), pytest.raises(ZeroDivisionError), SubmissionWriter(path, ["a", "b"]) as writer:
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(ZeroDivisionError),
+        SubmissionWriter(path, ["a", "b"]) as writer,
+    ):
         writer.add("a", "1 2")
-        1 / 0  # noqa: B018
+        raise ZeroDivisionError
     assert path.read_text() == "old"
     assert writer.partial.read_text() == "id,rle\na,1 2\n"
     assert "1 of 2 rows" in caplog.text and str(writer.partial) in caplog.text
@@ -41,9 +45,13 @@ def test_a_crash_keeps_the_rows_and_the_old_file(tmp_path: Path, caplog: pytest.
 
 def test_missing_rows_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
-    with pytest.raises(SubmissionError, match=r"submission\.csv lacks 2 of 3 rows, the first is b;.*empty mask") as caught:
-        with SubmissionWriter(path, ["a", "b", "c"]) as writer:
-            writer.add("a", "1 2")
+    with (
+        pytest.raises(
+            SubmissionError, match=r"submission\.csv lacks 2 of 3 rows, the first is b;.*empty mask"
+        ) as caught,
+        SubmissionWriter(path, ["a", "b", "c"]) as writer,
+    ):
+        writer.add("a", "1 2")
     assert str(writer.partial) in str(caught.value) and writer.partial.read_text() == "id,rle\na,1 2\n"
     assert not path.exists()
 

@@ -31,9 +31,16 @@ def write_train(folder: Path, *rows: str, header: str = HEADER, files: bool = Tr
 def test_a_row_becomes_a_slide(tmp_path: Path) -> None:
     path = write_train(tmp_path, "007,largeintestine,Hubmap,30,20,0.229,8,1 2 40 5,,")
     slide = tables.Slide(
-        id="007", organ="largeintestine", source="Hubmap", height=30, width=20, um_per_px=0.229, thickness_um=8.0,
-        path=tmp_path / "train_images" / "007.tiff", rle="1 2 40 5",
-    )  # fmt: skip
+        id="007",
+        organ="largeintestine",
+        source="Hubmap",
+        height=30,
+        width=20,
+        um_per_px=0.229,
+        thickness_um=8.0,
+        path=tmp_path / "train_images" / "007.tiff",
+        rle="1 2 40 5",
+    )
     assert tables.read_train(path) == [slide]
 
 
@@ -88,9 +95,19 @@ def test_masks_longer_than_the_csv_module_allows(tmp_path: Path) -> None:
 
 # What is wrong -> (old text, new text, error class, words that the message must hold).
 BAD_CELLS = {
-    "unknown organ": (",kidney,", ",kidny,", TableError, ["train.csv, line 2 (id 62)", "'kidny'", "did you mean kidney"]),
+    "unknown organ": (
+        ",kidney,",
+        ",kidny,",
+        TableError,
+        ["train.csv, line 2 (id 62)", "'kidny'", "did you mean kidney"],
+    ),
     "organ in two words": (",kidney,", ",large intestine,", TableError, ["id 62", "did you mean largeintestine"]),
-    "other organ": (",kidney,", ",heart of gold,", TableError, ["id 62", "'heart of gold'", "kidney, prostate", "mend the cell"]),
+    "other organ": (
+        ",kidney,",
+        ",heart of gold,",
+        TableError,
+        ["id 62", "'heart of gold'", "kidney, prostate", "mend the cell"],
+    ),
     "unknown source": (",HPA,", ",HuBMAP,", TableError, ["id 62", "data_source 'HuBMAP'", "did you mean Hubmap"]),
     "no source": (",HPA,", ",,", TableError, ["id 62", "data_source ''", "HPA, Hubmap"]),
     "empty id": ("62,", ",", TableError, ["train.csv, line 2", "id ''", "mend"]),
@@ -109,7 +126,12 @@ BAD_CELLS = {
     "negative thickness": (",4,", ",-4,", TableError, ["id 62", "tissue_thickness '-4'", "mend"]),
     "row cut off": (",1 2 40 5,55.0,Male", ",1 2 40", TableError, ["line 2 has 8 fields", "10", "again"]),
     "row too long": (",Male", ",Male,x", TableError, ["line 2 has 11 fields", "10", "again"]),
-    "mask with odd count": ("1 2 40 5", "1 2 40", RleError, ["train.csv, line 2 (id 62), column rle", "3 numbers", "again"]),
+    "mask with odd count": (
+        "1 2 40 5",
+        "1 2 40",
+        RleError,
+        ["train.csv, line 2 (id 62), column rle", "3 numbers", "again"],
+    ),
     "mask of floats": ("1 2 40 5", "1.0 2", RleError, ["id 62", "'1.0'", "whole numbers"]),
     "negative mask": ("1 2 40 5", "-1 2", RleError, ["id 62", "'-1'"]),
     "mask unsorted": ("1 2 40 5", "40 5 1 2", RleError, ["id 62", "start 1 comes before", "sort"]),
@@ -136,7 +158,9 @@ def test_duplicate_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", tables.TRAIN_COLUMNS)
 def test_missing_column(tmp_path: Path, column: str) -> None:
     path = write_train(tmp_path, GOOD, header=HEADER.replace(column, "something", 1))
-    with pytest.raises(TableError, match=rf"train\.csv lacks the column {column}, found the columns .*something.*check"):
+    with pytest.raises(
+        TableError, match=rf"train\.csv lacks the column {column}, found the columns .*something.*check"
+    ):
         tables.read_train(path)
 
 
@@ -149,7 +173,9 @@ def test_missing_slide_files(tmp_path: Path) -> None:
     path = write_train(tmp_path, GOOD, GOOD.replace("62,", "63,"), GOOD.replace("62,", "64,"))
     (tmp_path / "train_images" / "63.tiff").unlink()
     (tmp_path / "train_images" / "64.tiff").unlink()
-    with pytest.raises(SlideError, match=r"train_images lacks the slide files of 2 of the 3 rows .* first is 63\.tiff; download"):
+    with pytest.raises(
+        SlideError, match=r"train_images lacks the slide files of 2 of the 3 rows .* first is 63\.tiff; download"
+    ):
         tables.read_train(path)
     assert len(tables.read_train(path, check_files=False)) == 3
 
@@ -202,7 +228,13 @@ def test_real_folders(shared_data: Path, name: str, count: int) -> None:
 
 def test_the_real_test_table(shared_data: Path) -> None:
     (slide,) = tables.read_test(shared_data / "hubmap-mini" / "test.csv")
-    assert (slide.id, slide.organ, slide.source, slide.height, slide.um_per_px) == ("10078", "spleen", "Hubmap", 810, 1.235)
+    assert (slide.id, slide.organ, slide.source, slide.height, slide.um_per_px) == (
+        "10078",
+        "spleen",
+        "Hubmap",
+        810,
+        1.235,
+    )
 
 
 def test_the_whole_training_table(shared_data: Path) -> None:
@@ -214,13 +246,19 @@ def test_the_whole_training_table(shared_data: Path) -> None:
 @pytest.mark.parametrize(("text", "weight"), [("", 1.0), ("nan", 1.0), ("0", 0.0), ("0.25", 0.25), ("1", 1.0)])
 def test_a_weight_is_read_where_there_is_one(text: str, weight: float, tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
-    path.write_text(f"id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness,rle,age,sex,weight\n1,lung,HPA,9,9,0.4,4,0 3,50,Male,{text}\n")
+    path.write_text(
+        "id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness,rle,age,sex,weight\n1,lung,HPA,9,9,0.4,4,0"
+        f" 3,50,Male,{text}\n"
+    )
     assert tables.read_train(path, check_files=False)[0].weight == weight
 
 
 @pytest.mark.parametrize("text", ["-1", "2", "much"])
 def test_a_weight_is_a_share(text: str, tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
-    path.write_text(f"id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness,rle,age,sex,weight\n1,lung,HPA,9,9,0.4,4,0 3,50,Male,{text}\n")
+    path.write_text(
+        "id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness,rle,age,sex,weight\n1,lung,HPA,9,9,0.4,4,0"
+        f" 3,50,Male,{text}\n"
+    )
     with pytest.raises(TableError, match=f"has weight '{text}', but a number from 0 to 1 was expected"):
         tables.read_train(path, check_files=False)

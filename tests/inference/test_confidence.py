@@ -33,17 +33,30 @@ def test_inside_and_agreement() -> None:
     assert math.isnan(agreement([rle.runs_of(masks[0])]))
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    ({}, ""), ({"agreement": math.nan}, ""), ({"confidence": 0.2}, "confidence 0.200 below 0.35"), ({"confidence": math.nan}, "no tissue"),
-    ({"inside": 0.3}, "probability inside 0.300 below 0.5"), ({"agreement": 0.7}, "agreement 0.700 below 0.8"),
-    ({"coverage": 0.0, "inside": math.nan}, "coverage 0.00% below 0.04%"), ({"coverage": 0.5}, "coverage 50.00% above 18.00%"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"agreement": math.nan}, ""),
+        ({"confidence": 0.2}, "confidence 0.200 below 0.35"),
+        ({"confidence": math.nan}, "no tissue"),
+        ({"inside": 0.3}, "probability inside 0.300 below 0.5"),
+        ({"agreement": 0.7}, "agreement 0.700 below 0.8"),
+        ({"coverage": 0.0, "inside": math.nan}, "coverage 0.00% below 0.04%"),
+        ({"coverage": 0.5}, "coverage 50.00% above 18.00%"),
+    ],
+)
 def test_each_rule_refuses_by_itself(change: dict[str, float], reason: str) -> None:
     assert "; ".join(Rules().reasons("lung", Scores(**{**vars(GOOD), **change}))) == reason
 
 
 def test_every_mask_of_the_competition_has_an_allowed_coverage(shared_data: Path) -> None:
     slides = read_train(shared_data / "hubmap-2022/train.csv.gz", check_files=False)
-    shares = {organ: [rle.area(slide.rle) / slide.height / slide.width for slide in slides if slide.organ == organ] for organ in ORGANS}
+    shares = {
+        organ: [rle.area(slide.rle) / slide.height / slide.width for slide in slides if slide.organ == organ]
+        for organ in ORGANS
+    }
     for organ, (least, most) in COVERAGE.items():
-        assert least == pytest.approx(min(shares[organ]) / 2, rel=0.15) and most == pytest.approx(max(shares[organ]) * 2, rel=0.02), organ
+        assert least == pytest.approx(min(shares[organ]) / 2, rel=0.15) and most == pytest.approx(
+            max(shares[organ]) * 2, rel=0.02
+        ), organ

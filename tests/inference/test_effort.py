@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hubmap_kit import experiment
 from hubmap_kit.competition.tables import Slide
@@ -26,13 +27,25 @@ def test_windows_are_counted_as_they_are_placed(length: int, size: int, overlap:
 def test_the_ladder_gives_up_one_thing_more_at_each_step_in_the_config_s_order() -> None:
     config = InferenceConfig(overlap=0.25, views="d4", ladder=["views", "folds", "overlap", "reduce"])
     assert ladder(config, 5) == [
-        Effort(0.25, "d4", 5), Effort(0.25, "flips", 5), Effort(0.25, "none", 5), Effort(0.25, "none", 2), Effort(0.25, "none", 1),
-        Effort(0.125, "none", 1), Effort(0.0, "none", 1), Effort(0.0, "none", 1, 2), Effort(0.0, "none", 1, 4),
-    ]  # fmt: skip
+        Effort(0.25, "d4", 5),
+        Effort(0.25, "flips", 5),
+        Effort(0.25, "none", 5),
+        Effort(0.25, "none", 2),
+        Effort(0.25, "none", 1),
+        Effort(0.125, "none", 1),
+        Effort(0.0, "none", 1),
+        Effort(0.0, "none", 1, 2),
+        Effort(0.0, "none", 1, 4),
+    ]
     assert ladder(InferenceConfig(ladder=[]), 3) == [full_effort(InferenceConfig(), 3)]
 
 
-@given(side=st.integers(100, 5000), folds=st.integers(1, 6), views=st.sampled_from(["none", "flips", "d4"]), overlap=st.sampled_from([0, 0.3, 0.5, 0.8]))
+@given(
+    side=st.integers(100, 5000),
+    folds=st.integers(1, 6),
+    views=st.sampled_from(["none", "flips", "d4"]),
+    overlap=st.sampled_from([0, 0.3, 0.5, 0.8]),
+)
 def test_a_step_down_never_costs_more(side: int, folds: int, views: str, overlap: float) -> None:
     settings = experiment.load("baseline", [f"inference.views={views}", f"inference.overlap={overlap}"])
     costs = [network_passes(slide_of(side, side), settings, effort) for effort in ladder(settings.inference, folds)]
@@ -45,7 +58,9 @@ def test_what_a_slide_costs() -> None:
     assert network_passes(slide_of(3000, 3000), settings, Effort(0.25, "flips", 5)) == 64 * 4 * 5
     assert network_passes(slide_of(3000, 3000), settings, Effort(0.0, "none", 1, 2)) == 9
     assert network_passes(slide_of(100, 1025), settings, Effort(0.0, "none", 1)) == 3
-    whole = experiment.load("baseline", ["scale.policy=reduce", "scale.reduce=2", "inference.window=512", "inference.whole_slide=1600"])
+    whole = experiment.load(
+        "baseline", ["scale.policy=reduce", "scale.reduce=2", "inference.window=512", "inference.whole_slide=1600"]
+    )
     assert network_passes(slide_of(2048, 1024), whole, Effort(0.5, "d4", 1)) == pytest.approx(2 * 8)
 
 

@@ -1,4 +1,6 @@
-"""A run folder made by hand: loading, choosing folds, everything that can be wrong with it, and the mean of its networks."""
+"""A run folder made by hand: loading, choosing folds, everything that can be wrong with it, and the mean of its
+networks.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,14 @@ CPU = torch.device("cpu")
 SETTINGS = {
     "name": "by hand",
     "model": {
-        "encoder": "tu-mobilenetv3_small_050", "encoder_weights": "a/file/that/is/gone.pth", "mean": [0.5] * 3, "std": [0.25] * 3,
+        "encoder": "tu-mobilenetv3_small_050",
+        "encoder_weights": "a/file/that/is/gone.pth",
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
         "options": {"decoder_channels": [16, 8, 8, 8, 8]},
     },
     "inference": {"window": 64, "overlap": 0.25, "views": "none", "batch_size": 2},
-}  # fmt: skip
+}
 
 
 def network(seed: int, settings: Experiment) -> nn.Module:
@@ -108,7 +113,9 @@ def test_a_slide_smaller_than_the_window_by_hand(finished: Path) -> None:
     """Mirrored up to the window, normalised, one pass of each network, mean of the probabilities, cut back."""
     ensemble, slide = load_ensemble(finished, CPU), image(50, 41)
     whole = np.pad(slide, [(0, 14), (0, 23), (0, 0)], mode="symmetric")
-    expected = np.mean([probability(network(fold, ensemble.experiment), whole) for fold in (0, 1, 10)], axis=0)[:50, :41]
+    expected = np.mean([probability(network(fold, ensemble.experiment), whole) for fold in (0, 1, 10)], axis=0)[
+        :50, :41
+    ]
     plane = ensemble.plane(slide)
     assert plane.shape == (50, 41) and plane.dtype == np.float32 and expected.std() > 1e-3
     np.testing.assert_allclose(plane, expected, atol=1e-5)
@@ -133,7 +140,9 @@ def test_two_runs_over_one_slide_are_the_same(finished: Path) -> None:
     ("scale", "um_per_px", "scaled"),
     [({"reduce": 2}, 0.4, (60, 41)), ({"policy": "physical", "um_per_px": 0.8}, 1.6, (240, 164))],
 )
-def test_a_plane_has_the_size_of_its_original_slide(run: Path, scale: dict, um_per_px: float, scaled: tuple[int, int]) -> None:
+def test_a_plane_has_the_size_of_its_original_slide(
+    run: Path, scale: dict, um_per_px: float, scaled: tuple[int, int]
+) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(SETTINGS | {"scale": scale}))
     ensemble, slide = load_ensemble(run, CPU, folds=[0]), np.full((120, 82, 3), (200, 120, 180), np.uint8)
     plane = ensemble.probability(slide, um_per_px)
@@ -177,7 +186,9 @@ def test_damaged_weights_are_refused(run: Path, share: float) -> None:
 )
 def test_weights_of_another_network_are_refused(run: Path, model: dict) -> None:
     save(network(0, experiment.parse({"model": model}, "test")), run / "fold0" / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"fold0.model\.safetensors does not hold the network of its config\.yaml"):
+    with pytest.raises(
+        CheckpointError, match=r"fold0.model\.safetensors does not hold the network of its config\.yaml"
+    ):
         load_ensemble(run, CPU)
 
 
@@ -194,7 +205,14 @@ def test_inference_settings_can_be_overridden_and_no_others(finished: Path) -> N
     wanted = ["inference.window=128", "inference.thresholds.lung=0.2"]
     found = load_ensemble(finished, CPU, folds=[0], overrides=wanted).experiment.inference
     assert found.window == 128 and found.thresholds == {"lung": 0.2} and found.overlap == 0.25
-    for override in ("model.arch=fpn", "scale.reduce=4", "training.precision=fp16", "name=x", "inference=1", "inferenceX.a=64"):
+    for override in (
+        "model.arch=fpn",
+        "scale.reduce=4",
+        "training.precision=fp16",
+        "name=x",
+        "inference=1",
+        "inferenceX.a=64",
+    ):
         with pytest.raises(HubmapError, match=r"only inference\.\*"):
             load_ensemble(finished, CPU, overrides=[override])
     for override in ("inference.windw=64", "inference.window=65", "inference.window", "inference.thresholds.liver=0.5"):
@@ -215,7 +233,8 @@ def test_missing_thresholds_are_no_fault(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[0.5]", "0.5", "null", '{"kidney": null}', '{"kidney": "high"}', '{"kidney": [0.5]}', b"\xff\xfe\x00"]
+    "text",
+    ["", "{", "[0.5]", "0.5", "null", '{"kidney": null}', '{"kidney": "high"}', '{"kidney": [0.5]}', b"\xff\xfe\x00"],
 )
 def test_damaged_thresholds_are_refused(run: Path, text: str | bytes) -> None:
     (run / "thresholds.json").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -249,7 +268,14 @@ class FirstChannel(nn.Module):
 def simple(*networks: nn.Module, mean: float = 0.0, **inference: object) -> Ensemble:
     settings = {
         "model": {"mean": [mean] * 3, "std": [1.0] * 3},
-        "inference": {"window": 64, "overlap": 0.25, "views": "none", "batch_size": 4, "skip_background": False, **inference},
+        "inference": {
+            "window": 64,
+            "overlap": 0.25,
+            "views": "none",
+            "batch_size": 4,
+            "skip_background": False,
+            **inference,
+        },
     }
     return Ensemble(experiment.parse(settings, "test"), list(networks or [FirstChannel()]), {}, CPU)
 
@@ -264,7 +290,10 @@ def test_efforts_choose_views_folds_overlap_and_scale() -> None:
     for each in networks:
         each.shapes.clear()
     plane = ensemble.plane(slide, Effort(0.0, "flips", 1, 2))
-    assert [sum(shape[0] for shape in each.shapes) for each in networks] == [4 * 1 * 2, 0, 0] and plane.shape == (128, 192)
+    assert [sum(shape[0] for shape in each.shapes) for each in networks] == [4 * 1 * 2, 0, 0] and plane.shape == (
+        128,
+        192,
+    )
     expected = cv2.resize(slide, (96, 64), interpolation=cv2.INTER_AREA)[..., 0] / np.float32(255)
     np.testing.assert_allclose(plane, cv2.resize(expected, (192, 128), interpolation=cv2.INTER_LINEAR), atol=1e-5)
 
@@ -272,7 +301,9 @@ def test_efforts_choose_views_folds_overlap_and_scale() -> None:
 def test_a_reduced_slide_is_resampled_once() -> None:
     """From the original straight to the reduced scale, and the plane straight back."""
     ensemble, slide = simple(), image(120, 200)
-    ensemble = Ensemble(ensemble.experiment.model_copy(update={"scale": ScaleConfig(reduce=2)}), ensemble.networks, {}, CPU)
+    ensemble = Ensemble(
+        ensemble.experiment.model_copy(update={"scale": ScaleConfig(reduce=2)}), ensemble.networks, {}, CPU
+    )
     small = cv2.resize(slide, (50, 30), interpolation=cv2.INTER_AREA)[..., 0] / np.float32(255)
     found = ensemble.probability(slide, 0.4, Effort(0.25, "none", 1, 2))
     np.testing.assert_allclose(found, cv2.resize(small, (200, 120), interpolation=cv2.INTER_LINEAR), atol=1e-5)
@@ -322,7 +353,9 @@ def test_a_network_of_fixed_size_falls_back_to_windows_with_one_warning(caplog: 
 
 
 class Hungry(FirstChannel):
-    """A network that runs out of memory above some number of pixels: torch's error for a GPU, or a real one of the CPU's allocator."""
+    """A network that runs out of memory above some number of pixels: torch's error for a GPU, or a real one of the
+    CPU's allocator.
+    """
 
     def __init__(self, most: int, real: bool = False) -> None:
         super().__init__()
@@ -339,18 +372,24 @@ class Hungry(FirstChannel):
 
 @pytest.mark.parametrize("real", [False, True], ids=["GPU's error", "CPU's allocator"])
 @pytest.mark.parametrize("views", ["none", "d4"])
-def test_batches_that_do_not_fit_are_halved_once_and_for_all(caplog: pytest.LogCaptureFixture, real: bool, views: str) -> None:
+def test_batches_that_do_not_fit_are_halved_once_and_for_all(
+    caplog: pytest.LogCaptureFixture, real: bool, views: str
+) -> None:
     network = Hungry(3 * 64 * 64, real)
     ensemble, slide = simple(network, batch_size=8, views=views), image(150, 203)
     for _ in range(2):
         np.testing.assert_allclose(ensemble.plane(slide), slide[..., 0] / 255, atol=1e-5)
-    assert [shape[0] for shape in network.shapes[:3]] == [8, 4, 2] and max(shape[0] for shape in network.shapes[2:]) == 2
+    assert [shape[0] for shape in network.shapes[:3]] == [8, 4, 2] and max(
+        shape[0] for shape in network.shapes[2:]
+    ) == 2
     assert caplog.text.count("memory is short") == 2 and "from now on 2 windows" in caplog.text
 
 
 def test_a_window_that_does_not_fit_is_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
     ensemble = simple(Hungry(100))
-    with pytest.raises(HubmapError, match=r"a window of 64 x 64 px does not fit into the memory of cpu; set inference.window smaller"):
+    with pytest.raises(
+        HubmapError, match=r"a window of 64 x 64 px does not fit into the memory of cpu; set inference.window smaller"
+    ):
         ensemble.plane(image(150, 203))
 
 
@@ -374,8 +413,12 @@ def test_other_errors_of_a_network_are_not_taken_for_short_memory() -> None:
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
-@pytest.mark.parametrize(("window", "batch_size", "windows"), [(512, 8, 1), (256, 8, 4), (256, 2, 2), (64, 8, 8), (1024, 4, 1)])
-def test_a_cpu_takes_no_more_pixels_at_once_than_it_computes_at_full_speed(window: int, batch_size: int, windows: int) -> None:
+@pytest.mark.parametrize(
+    ("window", "batch_size", "windows"), [(512, 8, 1), (256, 8, 4), (256, 2, 2), (64, 8, 8), (1024, 4, 1)]
+)
+def test_a_cpu_takes_no_more_pixels_at_once_than_it_computes_at_full_speed(
+    window: int, batch_size: int, windows: int
+) -> None:
     config = simple(window=window, batch_size=batch_size, whole_slide=7).experiment.inference
     assert Limits.at_first(config, CPU) == Limits(windows, 7) and windows * window**2 <= max(CPU_PIXELS, window**2)
     assert Limits.at_first(config, torch.device("cuda")) == Limits(batch_size, 7)
@@ -428,7 +471,9 @@ def test_time_in_the_network_is_counted(monkeypatch: pytest.MonkeyPatch) -> None
     assert ensemble.seconds_in_network == 2 * 4 * 3
 
 
-@pytest.mark.parametrize(("shape", "factors"), [((64, 96), (2, 2)), ((120, 30), (4, 2)), ((9, 15), (3, 5)), ((50, 40), (1, 1))])
+@pytest.mark.parametrize(
+    ("shape", "factors"), [((64, 96), (2, 2)), ((120, 30), (4, 2)), ((9, 15), (3, 5)), ((50, 40), (1, 1))]
+)
 def test_area_averages_on_the_device_are_those_of_opencv(shape: tuple[int, int], factors: tuple[int, int]) -> None:
     slide, small = image(*shape), (shape[0] // factors[0], shape[1] // factors[1])
     found = reduce_by_area(torch.from_numpy(slide), small).numpy().astype(int)
@@ -445,7 +490,9 @@ def test_a_loaded_run_is_tuned_once_and_keeps_its_probabilities(run: Path) -> No
     (run / "speed.json").unlink(missing_ok=True)
     plain = load_ensemble(run, CPU, overrides=["inference.tune_speed=false"])
     expected = plain.plane(slide)
-    assert not (run / "speed.json").exists() and any(isinstance(module, nn.BatchNorm2d) for module in plain.networks[0].modules())
+    assert not (run / "speed.json").exists() and any(
+        isinstance(module, nn.BatchNorm2d) for module in plain.networks[0].modules()
+    )
     tuned = load_ensemble(run, CPU)
     np.testing.assert_allclose(tuned.plane(slide), expected, atol=1e-5)
     assert len(json.loads((run / "speed.json").read_text())) == 1

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings as hypothesis, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
 
 from hubmap_kit import experiment
 from hubmap_kit.competition.tables import Slide
@@ -19,13 +21,20 @@ from hubmap_kit.inference.effort import Effort, ladder, network_passes
 from hubmap_kit.inference.governor import Governor, parse_deadline
 from hubmap_kit.inference.simulation import HPA_SIDE, PRIVATE, Machine, Simulated, best_possible, real_mix, simulate
 
-SETTINGS = experiment.load("baseline", ["scale.policy=reduce", "scale.reduce=1", "inference.views=d4", "inference.overlap=0.5"])
+SETTINGS = experiment.load(
+    "baseline", ["scale.policy=reduce", "scale.reduce=1", "inference.views=d4", "inference.overlap=0.5"]
+)
 LADDER = ladder(SETTINGS.inference, 5)
 WORTH = [1 - 0.02 * step for step in range(len(LADDER))]  # what a mask is worth at each step; without one 0
 DEADLINE_S = 8.5 * 3600
 # How long the whole test would take as configured, in deadlines: ten machines from far too fast to far too slow.
 SPEEDS = (0.02, 0.3, 0.9, 1.05, 1.5, 3, 8, 30, 200, 2000)
-KINDS = {"steady": {}, "three times slower half-way": {"changes": 3.0}, "faster half-way": {"changes": 0.4}, "noisy": {"noise": 0.4}}
+KINDS = {
+    "steady": {},
+    "three times slower half-way": {"changes": 3.0},
+    "faster half-way": {"changes": 0.4},
+    "noisy": {"noise": 0.4},
+}
 
 
 def passes(slide: Slide, effort: Effort) -> float:
@@ -49,7 +58,9 @@ def test_the_mix_is_the_hidden_test_s_as_far_as_it_is_known() -> None:
     assert len(SLIDES) == 529 and len({slide.id for slide in SLIDES}) == 529
     hubmap = [slide for slide in SLIDES if slide.source == "Hubmap"]
     assert {organ: sum(slide.organ == organ for slide in hubmap) for organ in PRIVATE} == PRIVATE and len(hubmap) == 239
-    assert min(slide.height for slide in hubmap) in range(160, 166) and max(slide.height for slide in hubmap) in range(4400, 4525)
+    assert min(slide.height for slide in hubmap) in range(160, 166) and max(slide.height for slide in hubmap) in range(
+        4400, 4525
+    )
     assert {slide.height for slide in SLIDES if slide.source == "HPA"} == {HPA_SIDE}
 
 
@@ -81,7 +92,10 @@ def test_the_report_tells_why_slides_have_no_mask() -> None:
         governor.skip(slide, "it could not be read")
     for slide in SLIDES[2:4]:
         assert governor.effort_for(slide) is None
-    assert governor.report() == ["2 slides without a mask: it could not be read", "2 slides without a mask: the time is up"]
+    assert governor.report() == [
+        "2 slides without a mask: it could not be read",
+        "2 slides without a mask: the time is up",
+    ]
 
 
 def test_the_bound_of_the_perfect_planner_is_one() -> None:
@@ -100,8 +114,12 @@ def test_the_bound_of_the_perfect_planner_is_one() -> None:
 
 @hypothesis(deadline=None, max_examples=60)
 @given(
-    count=st.integers(1, 40), speed=st.floats(-2, 3).map(lambda power: 10**power), slide_s=st.floats(0, 1), seed=st.integers(0, 99),
-    devices=st.integers(1, 3), deadline=st.floats(60, 40_000),
+    count=st.integers(1, 40),
+    speed=st.floats(-2, 3).map(lambda power: 10**power),
+    slide_s=st.floats(0, 1),
+    seed=st.integers(0, 99),
+    devices=st.integers(1, 3),
+    deadline=st.floats(60, 40_000),
 )
 def test_few_slides_and_short_deadlines_are_kept_too(
     count: int, speed: float, slide_s: float, seed: int, devices: int, deadline: float
@@ -112,7 +130,9 @@ def test_few_slides_and_short_deadlines_are_kept_too(
     done = simulate(slides, LADDER, passes, machine, deadline, devices)
     assert done.ended_s <= deadline
     assert set(done.governor.records) == {slide.id for slide in slides} and len(done.steps) == count
-    if speed < 0.05 and slide_s * count < 100:  # a device's first slide may have less, when a probe says little about it
+    if (
+        speed < 0.05 and slide_s * count < 100
+    ):  # a device's first slide may have less, when a probe says little about it
         assert set(done.steps[devices:]) <= {0}
 
 
@@ -132,7 +152,11 @@ def test_what_is_too_slow_for_all_does_the_cheapest_first() -> None:
     left_out = [slide.height for step, slide in zip(done.steps, SLIDES, strict=True) if step is None]
     kept = [slide.height for step, slide in zip(done.steps, SLIDES, strict=True) if step is not None]
     assert left_out and np.mean(kept) < np.mean(left_out)
-    assert all(record.effort == "" and "time" in record.reason for record in done.governor.records.values() if record.step is None)
+    assert all(
+        record.effort == "" and "time" in record.reason
+        for record in done.governor.records.values()
+        if record.step is None
+    )
 
 
 def test_a_plan_goes_up_again_but_never_past_the_config() -> None:
@@ -160,7 +184,11 @@ def test_faults_and_another_device_are_taken_into_account() -> None:
     governor.observe(SLIDES[1], LADDER[0], 5.0, worked=False)
     governor.forget_speed()
     assert governor.effort_for(SLIDES[2]) == LADDER[0]
-    assert [record.reason for record in governor.records.values()] == ["it could not be read", "as configured, after a probe", "nothing measured yet"]
+    assert [record.reason for record in governor.records.values()] == [
+        "it could not be read",
+        "as configured, after a probe",
+        "nothing measured yet",
+    ]
 
 
 def test_what_it_did_is_written(tmp_path: Path) -> None:
@@ -200,12 +228,16 @@ def test_one_stall_does_not_change_the_plan_and_a_slower_machine_does() -> None:
     assert model.seconds(np.array([100.0]))[0] == pytest.approx(4.0, rel=0.5)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("00:10:00", 600), ("8:30:00", 30_600), ("00:00:01", 1), (" 100:00:00 ", 360_000)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("00:10:00", 600), ("8:30:00", 30_600), ("00:00:01", 1), (" 100:00:00 ", 360_000)]
+)
 def test_a_deadline_is_a_clock(text: str, seconds: float) -> None:
     assert parse_deadline(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "10", "10:00", "00:60:00", "0:0:5", "00:00:00", "-1:00:00", "1h", "00:10:00.5", "٠٠:١٠:٠٠"])
+@pytest.mark.parametrize(
+    "text", ["", "10", "10:00", "00:60:00", "0:0:5", "00:00:00", "-1:00:00", "1h", "00:10:00.5", "٠٠:١٠:٠٠"]
+)
 def test_what_is_no_deadline_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="write ten minutes as 00:10:00"):
         parse_deadline(text)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# The first slide loads what is loaded once. The largest resident set since is the kernel's own count, reset before each slide.
+# The first slide loads what is loaded once. The largest resident set since is the kernel's own count, reset before each
+# slide.
 SCRIPT = """
 import ctypes, json, sys
 import numpy as np, torch
@@ -41,12 +42,18 @@ print(json.dumps(grown))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the largest resident set since a moment")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the largest resident set since a moment"
+)
 def test_memory_of_large_slides() -> None:
     """In MiB beside the slide and the network: a plane of 3000 x 3000 is 34 of them, one of 4500 x 4500 is 77."""
     plan = [(1, "none", 600), (1, "flips", 3000), (2, "none", 3000), (2, "none", 4500)]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(plan)], capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", SCRIPT, json.dumps(plan)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     first, full, half, largest = json.loads(done.stdout)

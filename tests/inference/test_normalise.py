@@ -1,4 +1,6 @@
-"""Views in the colours of the training slides: what they show, when there are none, what they cost, and the file they come from."""
+"""Views in the colours of the training slides: what they show, when there are none, what they cost, and the file they
+come from.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings as hypothesis, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
 from torch import nn
 
 from hubmap_kit import experiment
 from hubmap_kit.__main__ import main
 from hubmap_kit.augment.stain import Reference, macenko, match_histograms, reinhard
-from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition import rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.tables import Slide, read_test
 from hubmap_kit.errors import CheckpointError
 from hubmap_kit.inference.effort import Effort, full_effort, ladder, network_passes
@@ -64,7 +69,9 @@ class Neighbours(nn.Module):
 
 def ensemble(network: nn.Module, *methods: str, scale: dict | None = None, views: str = "none") -> Ensemble:
     inference = {"window": 128, "views": views, "skip_background": False, "normalise": list(methods)}
-    settings = experiment.parse({"model": {"mean": [0.0] * 3, "std": [1.0] * 3}, "scale": scale or {}, "inference": inference}, "test")
+    settings = experiment.parse(
+        {"model": {"mean": [0.0] * 3, "std": [1.0] * 3}, "scale": scale or {}, "inference": inference}, "test"
+    )
     return Ensemble(settings, [network.eval()], {}, CPU, references={"kidney": REFERENCE})
 
 
@@ -72,7 +79,9 @@ def lab(levels: np.ndarray) -> np.ndarray:
     """CIE Lab (D65) of sRGB levels 0..255 (N, 3), after IEC 61966-2-1 and CIE 15."""
     value = levels / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    matrix = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+    matrix = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    )
     scaled = linear @ matrix.T / np.array([0.95047, 1.0, 1.08883])
     cube = np.where(scaled > (6 / 29) ** 3, np.cbrt(scaled), scaled / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.stack([116 * cube[:, 1] - 16, 500 * (cube[:, 0] - cube[:, 1]), 200 * (cube[:, 1] - cube[:, 2])], axis=1)
@@ -84,7 +93,9 @@ def tissue(image: np.ndarray) -> np.ndarray:
 
 def test_the_network_is_shown_tissue_in_the_colours_of_the_reference() -> None:
     """Three networks that tell what they see: the mean of two views gives the second view away."""
-    planes = [ensemble(Channel(channel), "reinhard").plane(PINK, organ="kidney", source="Hubmap") for channel in range(3)]
+    planes = [
+        ensemble(Channel(channel), "reinhard").plane(PINK, organ="kidney", source="Hubmap") for channel in range(3)
+    ]
     shown = 2 * 255 * np.stack(planes, axis=2).astype(np.float64) - PINK
     where, training = tissue(PINK), picture("kidney", "HPA", 1)
     wanted = lab(training[tissue(training)].astype(np.float64)).mean(axis=0)
@@ -97,7 +108,9 @@ def test_the_network_is_shown_tissue_in_the_colours_of_the_reference() -> None:
 def test_views_are_averaged_equally(methods: tuple[str, ...]) -> None:
     """Against separate calls with pictures that were restained beforehand."""
     network, raw = Neighbours(), ensemble(Neighbours(), views="flips")
-    expected = np.mean([raw.plane(image) for image in (PINK, *(BY_HAND[method](PINK, REFERENCE) for method in methods))], axis=0)
+    expected = np.mean(
+        [raw.plane(image) for image in (PINK, *(BY_HAND[method](PINK, REFERENCE) for method in methods))], axis=0
+    )
     found = ensemble(network, *methods, views="flips").plane(PINK, organ="kidney", source="Hubmap")
     assert found.dtype == np.float32 and np.abs(expected - raw.plane(PINK)).max() > 0.02
     np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -112,18 +125,27 @@ def test_slides_are_normalised_at_the_networks_scale() -> None:
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(("organ", "source"), [("kidney", "HPA"), ("kidney", ""), ("lung", "Hubmap"), ("", "Hubmap"), ("unknown", "Hubmap")])
+@pytest.mark.parametrize(
+    ("organ", "source"), [("kidney", "HPA"), ("kidney", ""), ("lung", "Hubmap"), ("", "Hubmap"), ("unknown", "Hubmap")]
+)
 def test_other_slides_are_left_alone_to_the_bit(organ: str, source: str) -> None:
     """HPA's, those that tell no source, and those of organs without a reference."""
     network = Neighbours()
     plain, normalised = ensemble(network), ensemble(network, "reinhard", "macenko", "histogram")
-    np.testing.assert_array_equal(normalised.plane(PINK, organ=organ, source=source), plain.plane(PINK, organ=organ, source=source))
+    np.testing.assert_array_equal(
+        normalised.plane(PINK, organ=organ, source=source), plain.plane(PINK, organ=organ, source=source)
+    )
 
 
 def test_a_view_that_would_be_the_raw_one_again_is_not_predicted() -> None:
     glass = np.full((256, 256, 3), 244, np.uint8)
     one_stain = np.random.default_rng(0).integers(90, 110, (256, 256, 1)).repeat(3, axis=2).astype(np.uint8)
-    for image, methods, views in [(glass, BY_HAND, 1), (one_stain, ["macenko"], 1), (one_stain, ["macenko", "reinhard"], 2), (PINK, BY_HAND, 4)]:
+    for image, methods, views in [
+        (glass, BY_HAND, 1),
+        (one_stain, ["macenko"], 1),
+        (one_stain, ["macenko", "reinhard"], 2),
+        (PINK, BY_HAND, 4),
+    ]:
         network = Channel()
         image.setflags(write=False)  # as slides in a store are
         ensemble(network, *methods).plane(image, organ="kidney", source="Hubmap")
@@ -148,7 +170,11 @@ def test_an_effort_may_give_methods_up() -> None:
 
 
 @hypothesis(deadline=None, max_examples=30)
-@given(methods=st.lists(st.sampled_from(list(BY_HAND)), unique=True), views=st.sampled_from(["none", "flips", "d4"]), side=st.integers(64, 700))
+@given(
+    methods=st.lists(st.sampled_from(list(BY_HAND)), unique=True),
+    views=st.sampled_from(["none", "flips", "d4"]),
+    side=st.integers(64, 700),
+)
 def test_what_a_slide_costs_is_what_the_network_sees(methods: list[str], views: str, side: int) -> None:
     small = cv2.resize(PINK, (side, side))
     for source in ("HPA", "Hubmap"):
@@ -185,19 +211,34 @@ def spoilt(entry: dict, key: str, value: object) -> dict:
 
 ENTRY = as_plain(REFERENCE, 0)
 DAMAGED = {
-    "no JSON": "{", "bytes": b"\xff\xfe\x00", "a list": [], "another format": {"format": 2, "organs": {}}, "no organs": {"format": 1},
-    "organs of numbers": {"format": 1, "organs": {"kidney": 3}}, "an empty entry": {"format": 1, "organs": {"kidney": [{}]}},
-    "a short mean": spoilt(ENTRY, "mean", [1, 2]), "words": spoilt(ENTRY, "std", ["a", "b", "c"]), "NaN": spoilt(ENTRY, "std", [1, 2, float("nan")]),
-    "falling shares": spoilt(ENTRY, "shares", np.array(ENTRY["shares"])[:, ::-1].tolist()), "no fold": spoilt(ENTRY, "fold", None),
-    "long vectors": spoilt(ENTRY, "vectors", (2 * np.array(ENTRY["vectors"])).tolist()), "no strength": spoilt(ENTRY, "strengths", [1, -1]),
-}  # fmt: skip
+    "no JSON": "{",
+    "bytes": b"\xff\xfe\x00",
+    "a list": [],
+    "another format": {"format": 2, "organs": {}},
+    "no organs": {"format": 1},
+    "organs of numbers": {"format": 1, "organs": {"kidney": 3}},
+    "an empty entry": {"format": 1, "organs": {"kidney": [{}]}},
+    "a short mean": spoilt(ENTRY, "mean", [1, 2]),
+    "words": spoilt(ENTRY, "std", ["a", "b", "c"]),
+    "NaN": spoilt(ENTRY, "std", [1, 2, float("nan")]),
+    "falling shares": spoilt(ENTRY, "shares", np.array(ENTRY["shares"])[:, ::-1].tolist()),
+    "no fold": spoilt(ENTRY, "fold", None),
+    "long vectors": spoilt(ENTRY, "vectors", (2 * np.array(ENTRY["vectors"])).tolist()),
+    "no strength": spoilt(ENTRY, "strengths", [1, -1]),
+}
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_one_sentence(content: object, tmp_path: Path) -> None:
-    data = content if isinstance(content, bytes) else (content if isinstance(content, str) else json.dumps(content)).encode()
+    data = (
+        content
+        if isinstance(content, bytes)
+        else (content if isinstance(content, str) else json.dumps(content)).encode()
+    )
     (tmp_path / STAIN_FILE).write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"stain_references\.json is damaged .*; delete it, 'hubmap evaluate .*' writes it anew") as error:
+    with pytest.raises(
+        CheckpointError, match=r"stain_references\.json is damaged .*; delete it, 'hubmap evaluate .*' writes it anew"
+    ) as error:
         read_references(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -253,15 +294,34 @@ def words(*settings: str) -> list[str]:
 
 
 def test_predict_normalises_hubmap_slides_only(tiny_run: Path, test_table: Path, tmp_path: Path) -> None:
-    raw, references, slides = load_ensemble(tiny_run, CPU, None, PLAIN), read_references(tiny_run), read_test(test_table)
+    raw, references, slides = (
+        load_ensemble(tiny_run, CPU, None, PLAIN),
+        read_references(tiny_run),
+        read_test(test_table),
+    )
     pixels = {slide.id: slide_files.read(slide.path) for slide in slides}
     # The tiny networks know little: thresholds in the middle of what they say make masks of all that they say.
     middle = {slide.source: {} for slide in slides}
     for slide in slides:
-        middle[slide.source][slide.organ] = round(float(np.median(raw.probability(pixels[slide.id], slide.um_per_px, organ=slide.organ))), 5)
+        middle[slide.source][slide.organ] = round(
+            float(np.median(raw.probability(pixels[slide.id], slide.um_per_px, organ=slide.organ))), 5
+        )
     halves = (*PLAIN, f"inference.source_thresholds={json.dumps(middle)}")
     for name, more in (("plain", ()), ("normalised", (WISH,))):
-        assert run("predict", tiny_run, "--test", test_table, "--out", tmp_path / f"{name}.csv", "--device", "cpu", *words(*halves, *more)) == 0
+        assert (
+            run(
+                "predict",
+                tiny_run,
+                "--test",
+                test_table,
+                "--out",
+                tmp_path / f"{name}.csv",
+                "--device",
+                "cpu",
+                *words(*halves, *more),
+            )
+            == 0
+        )
     plain, normalised = (masks(tmp_path / f"{name}.csv") for name in ("plain", "normalised"))
     for slide in slides:
         if slide.source == "HPA":
@@ -273,7 +333,9 @@ def test_predict_normalises_hubmap_slides_only(tiny_run: Path, test_table: Path,
         there, back = (cv2.INTER_AREA, cv2.INTER_LINEAR) if zoom < 1 else (cv2.INTER_LINEAR, cv2.INTER_AREA)
         small = cv2.resize(pixels[slide.id], tuple(round(length * zoom) for length in shape[::-1]), interpolation=there)
         views = [small, reinhard(small, references[slide.organ]), match_histograms(small, references[slide.organ])]
-        plane = cv2.resize(np.mean([raw.plane(view, organ=slide.organ) for view in views], axis=0), shape[::-1], interpolation=back)
+        plane = cv2.resize(
+            np.mean([raw.plane(view, organ=slide.organ) for view in views], axis=0), shape[::-1], interpolation=back
+        )
         wanted = plane >= np.float32(middle["Hubmap"][slide.organ])
         assert wanted.any() and (rle.decode(normalised[slide.id], *shape) != wanted).mean() < 1e-3
 

@@ -1,4 +1,6 @@
-"""The pipeline gives what a plain loop gives, in order, side by side, in bounded memory; and it ends whatever happens."""
+"""The pipeline gives what a plain loop gives, in order, side by side, in bounded memory; and it ends whatever
+happens.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hubmap_kit.inference import pipeline
 
@@ -29,18 +32,24 @@ def run(items, read=None, work=None, finish=None, done=None, devices=1):
     """All stages with harmless defaults; returns what `done` got."""
     got = []
     pipeline.run(
-        items, read or (lambda item: item), [work or (lambda item, value: value)] * devices, finish or (lambda item, value: value),
+        items,
+        read or (lambda item: item),
+        [work or (lambda item, value: value)] * devices,
+        finish or (lambda item, value: value),
         done or (lambda item, result: got.append((item, result))),
-    )  # fmt: skip
+    )
     return got
 
 
 @settings(deadline=None, max_examples=40)
 @given(
-    count=st.integers(0, 12), devices=st.integers(1, 4),
+    count=st.integers(0, 12),
+    devices=st.integers(1, 4),
     faults=st.dictionaries(st.integers(0, 11), st.sampled_from(["read", "work", "finish"]), max_size=5),
 )
-def test_every_item_comes_out_in_order_with_its_result_or_its_fault(count: int, devices: int, faults: dict[int, str]) -> None:
+def test_every_item_comes_out_in_order_with_its_result_or_its_fault(
+    count: int, devices: int, faults: dict[int, str]
+) -> None:
     def stage(name, change):
         def take(item, value=None):
             if faults.get(item) == name:
@@ -50,9 +59,12 @@ def test_every_item_comes_out_in_order_with_its_result_or_its_fault(count: int, 
         return take
 
     got = run(
-        range(count), stage("read", lambda item, _: item * 10), stage("work", lambda item, value: value + 1),
-        stage("finish", lambda item, value: (item, value)), devices=devices,
-    )  # fmt: skip
+        range(count),
+        stage("read", lambda item, _: item * 10),
+        stage("work", lambda item, value: value + 1),
+        stage("finish", lambda item, value: (item, value)),
+        devices=devices,
+    )
     assert [item for item, _ in got] == list(range(count))
     for item, result in got:
         if item in faults:

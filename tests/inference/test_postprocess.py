@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from hubmap_kit import experiment
@@ -21,13 +22,28 @@ FITTED = {"lung/HPA": 0.23, "lung": 0.22, "kidney": 0.33, "kidney/Hubmap": 0.34}
 @pytest.mark.parametrize(
     ("organ", "source", "expected"),
     [
-        ("lung", "Hubmap", 0.12), ("lung", "HPA", 0.11), ("kidney", "Hubmap", 0.34), ("kidney", "HPA", 0.33), ("spleen", "HPA", 0.44),
-        ("prostate", "Hubmap", 0.13), ("prostate", "HPA", 0.44),
+        ("lung", "Hubmap", 0.12),
+        ("lung", "HPA", 0.11),
+        ("kidney", "Hubmap", 0.34),
+        ("kidney", "HPA", 0.33),
+        ("spleen", "HPA", 0.44),
+        ("prostate", "Hubmap", 0.13),
+        ("prostate", "HPA", 0.44),
     ],
-    ids=["own, source", "own, organ", "fitted, source", "fitted, organ", "default", "own, source only", "another source's own"],
-)  # fmt: skip
+    ids=[
+        "own, source",
+        "own, organ",
+        "fitted, source",
+        "fitted, organ",
+        "default",
+        "own, source only",
+        "another source's own",
+    ],
+)
 def test_order_of_thresholds(organ: str, source: str, expected: float) -> None:
-    config = InferenceConfig(threshold=0.44, thresholds={"lung": 0.11}, source_thresholds={"Hubmap": {"lung": 0.12, "prostate": 0.13}})
+    config = InferenceConfig(
+        threshold=0.44, thresholds={"lung": 0.11}, source_thresholds={"Hubmap": {"lung": 0.12, "prostate": 0.13}}
+    )
     assert threshold_for(organ, source, FITTED, config) == expected
 
 
@@ -62,7 +78,9 @@ def by_scipy(plane: np.ndarray, threshold: float, choices: PostprocessChoices) -
     for radius, last in ((choices.opening, ndimage.binary_dilation), (choices.shrink, None)):
         if last is None and choices.min_area:
             labels, count = ndimage.label(mask, np.ones((3, 3)))
-            mask = np.isin(labels, [n for n in range(1, count + 1) if (labels == n).sum() >= choices.min_area * mask.size])
+            mask = np.isin(
+                labels, [n for n in range(1, count + 1) if (labels == n).sum() >= choices.min_area * mask.size]
+            )
         if radius:
             y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
             disk = y**2 + x**2 <= radius**2
@@ -72,7 +90,9 @@ def by_scipy(plane: np.ndarray, threshold: float, choices: PostprocessChoices) -
 
 
 AREAS = st.sampled_from([0.0, 0.002, 0.01, 0.05])
-CHOICES = st.builds(PostprocessChoices, fill_holes=st.booleans(), opening=st.integers(0, 4), min_area=AREAS, shrink=st.integers(0, 3))
+CHOICES = st.builds(
+    PostprocessChoices, fill_holes=st.booleans(), opening=st.integers(0, 4), min_area=AREAS, shrink=st.integers(0, 3)
+)
 
 
 @given(seed=st.integers(0, 999), threshold=st.floats(0.2, 0.8), choices=CHOICES)
@@ -102,7 +122,9 @@ def test_a_mask_that_is_not_empty_needs_no_rescue() -> None:
     np.testing.assert_array_equal(to_mask(plane, 0.6, "lung", RESCUE), plane >= np.float32(0.6))
 
 
-@pytest.mark.parametrize(("top", "threshold", "level"), [(0.3, 0.5, 0.25), (0.24, 0.5, 0.125), (0.02, 0.5, 0.015625), (0.49, 0.9, 0.45)])
+@pytest.mark.parametrize(
+    ("top", "threshold", "level"), [(0.3, 0.5, 0.25), (0.24, 0.5, 0.125), (0.02, 0.5, 0.015625), (0.49, 0.9, 0.45)]
+)
 def test_a_rescue_halves_the_threshold_until_something_is_left(top: float, threshold: float, level: float) -> None:
     plane = smooth_plane(4) * np.float32(top)
     assert not to_mask(plane, threshold, "lung", InferenceConfig()).any()
@@ -147,7 +169,10 @@ def test_a_rescued_mask_is_never_empty(seed: int, top: float, threshold: float, 
 
 
 def fitted_file(run: Path, **changes: object) -> Path:
-    values = {"thresholds": {"lung": 0.1, "kidney/HPA": 0.3}, "organs": {"lung": {"shrink": 4, "rescue": True}, "kidney": {}}} | changes
+    values = {
+        "thresholds": {"lung": 0.1, "kidney/HPA": 0.3},
+        "organs": {"lung": {"shrink": 4, "rescue": True}, "kidney": {}},
+    } | changes
     (run / "postprocess.json").write_text(json.dumps(values))
     return run
 
@@ -166,9 +191,16 @@ def test_choices_for_other_thresholds_are_left_out_with_a_word(
     assert "other thresholds" in caplog.text and "tune-thresholds" in caplog.text
 
 
-@pytest.mark.parametrize("change", [
-    {"organs": {"lung": {"shrink": -1}}}, {"organs": {"lung": {"shrnk": 1}}}, {"organs": [1]}, {"thresholds": None}, {"thresholds": {"a": "b"}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"organs": {"lung": {"shrink": -1}}},
+        {"organs": {"lung": {"shrnk": 1}}},
+        {"organs": [1]},
+        {"thresholds": None},
+        {"thresholds": {"a": "b"}},
+    ],
+)
 def test_damaged_choices_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(CheckpointError, match=r"postprocess\.json.*hubmap tune-thresholds"):
         read_fitted(fitted_file(tmp_path, **change), {"lung": 0.1, "kidney/HPA": 0.3})
@@ -184,7 +216,10 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
 def test_the_config_goes_before_what_was_fitted() -> None:
     fitted = {"lung": PostprocessChoices(shrink=4), "kidney": PostprocessChoices(opening=2)}
     assert choices_for("lung", with_fitted(InferenceConfig(), fitted)).shrink == 4
-    assert choices_for("spleen", with_fitted(InferenceConfig(), fitted)).model_dump(exclude={"organs"}) == PostprocessChoices().model_dump()
+    assert (
+        choices_for("spleen", with_fitted(InferenceConfig(), fitted)).model_dump(exclude={"organs"})
+        == PostprocessChoices().model_dump()
+    )
     named = with_fitted(experiment.load("baseline", ["inference.postprocess.organs.lung={}"]).inference, fitted)
     assert choices_for("lung", named) == PostprocessChoices() and choices_for("kidney", named).opening == 2
     for_all = experiment.load("baseline", ["inference.postprocess.rescue=true"]).inference

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from hubmap_kit.inference import morphology
@@ -19,7 +20,9 @@ def masks(draw: st.DrawFn) -> np.ndarray:
     shape = draw(st.tuples(st.integers(1, 48), st.integers(1, 48)))
     noise = random.random(shape)
     blur = draw(st.sampled_from([0.0, 0.0, 0.8, 1.5, 3.0]))
-    mask = noise < draw(st.floats(0, 1)) if not blur else (ndimage.gaussian_filter(noise, blur) > np.quantile(noise, 0.5))
+    mask = (
+        noise < draw(st.floats(0, 1)) if not blur else (ndimage.gaussian_filter(noise, blur) > np.quantile(noise, 0.5))
+    )
     if draw(st.booleans()):
         mask = mask ^ ndimage.binary_erosion(mask)  # outlines of one pixel, with holes and parts inside them
     return mask.astype(np.uint8)
@@ -102,7 +105,12 @@ def test_large_disks(radius: int) -> None:
 @pytest.mark.parametrize("value", [0, 1])
 def test_empty_and_full_masks_stay_as_they_are(radius: int, value: int) -> None:
     mask = np.full((50, 40), value, np.uint8)
-    for found in (morphology.fill_holes(mask), morphology.drop_small(mask, 5), morphology.erode(mask, radius), morphology.opening(mask, radius)):
+    for found in (
+        morphology.fill_holes(mask),
+        morphology.drop_small(mask, 5),
+        morphology.erode(mask, radius),
+        morphology.opening(mask, radius),
+    ):
         np.testing.assert_array_equal(found, mask)
 
 

@@ -1,4 +1,6 @@
-"""A submission from the pipeline is, byte for byte, that of a plain loop; faults of slides and of devices cost no more than they must."""
+"""A submission from the pipeline is, byte for byte, that of a plain loop; faults of slides and of devices cost no more
+than they must.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition import rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide, read_test
 from hubmap_kit.errors import SubmissionError
@@ -35,7 +38,10 @@ def slides(sample_data: Path) -> list[Slide]:
 @pytest.fixture(scope="module")
 def team(tiny_run: Path) -> list[Ensemble]:
     """Two ensembles of one fold each, with different thresholds."""
-    one, two = load_ensemble(tiny_run, CPU, [0], PLAIN), load_ensemble(tiny_run, CPU, [1], [*PLAIN, "inference.thresholds={kidney: 0.4}"])
+    one, two = (
+        load_ensemble(tiny_run, CPU, [0], PLAIN),
+        load_ensemble(tiny_run, CPU, [1], [*PLAIN, "inference.thresholds={kidney: 0.4}"]),
+    )
     return [one, replace(two, thresholds={**two.thresholds, "lung": 0.3})]
 
 
@@ -68,11 +74,15 @@ def test_the_pipeline_gives_what_a_plain_loop_gives(
     out = tmp_path / "s.csv"
     failures = predict_slides(slides, [team] * devices, out, on_mask=on_mask, left=(lambda: 1e6) if governed else None)
     assert failures == [] and out.read_bytes() == plain.read_bytes()
-    assert seen == {slide.id: (True, rle.encode(segment(slide, slide_files.read(slide.path), team))) for slide in slides}
+    assert seen == {
+        slide.id: (True, rle.encode(segment(slide, slide_files.read(slide.path), team))) for slide in slides
+    }
     assert len(threads) == 1 and (tmp_path / "governor.csv").is_file() == governed
 
 
-def test_a_slide_that_cannot_be_read_ends_a_run_after_the_rows_before_it(slides: list[Slide], team: list[Ensemble], plain: Path, tmp_path: Path) -> None:
+def test_a_slide_that_cannot_be_read_ends_a_run_after_the_rows_before_it(
+    slides: list[Slide], team: list[Ensemble], plain: Path, tmp_path: Path
+) -> None:
     broken = [*slides[:4], replace(slides[4], path=tmp_path / "none.tiff"), *slides[5:]]
     rows = plain.read_text().splitlines()
     for devices in (1, 2):
@@ -86,7 +96,9 @@ def test_a_slide_that_cannot_be_read_ends_a_run_after_the_rows_before_it(slides:
 
 
 class Card(nn.Module):
-    """A network on a card that takes `seconds` for a pass, and breaks after so many passes, with the words that torch has for it."""
+    """A network on a card that takes `seconds` for a pass, and breaks after so many passes, with the words that torch
+    has for it.
+    """
 
     def __init__(self, network: nn.Module, passes: float = math.inf, seconds: float = 0.0) -> None:
         super().__init__()
@@ -94,7 +106,9 @@ class Card(nn.Module):
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         if self.done >= self.passes:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported elsewhere")
+            raise RuntimeError(
+                "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported elsewhere"
+            )
         self.done += 1
         time.sleep(self.seconds)
         return self.network(tiles)
@@ -106,7 +120,12 @@ def breaking(team: list[Ensemble], passes: float) -> list[Ensemble]:
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_card_that_breaks_is_replaced(
-    devices: int, slides: list[Slide], team: list[Ensemble], plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    devices: int,
+    slides: list[Slide],
+    team: list[Ensemble],
+    plain: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     whole, made = breaking(team, math.inf), []
     segment(slides[0], slide_files.read(slides[0].path), whole)
@@ -131,8 +150,15 @@ def test_a_card_that_breaks_is_replaced(
 def test_effort_reaches_every_ensemble(slides: list[Slide], team: list[Ensemble]) -> None:
     pixels = slide_files.read(slides[0].path)
     less = (Effort(0.0, "none", 1, 2), Effort(0.5, "flips", 1))
-    plane = sum(each.probability(pixels, slides[0].um_per_px, effort) for each, effort in zip(team, less, strict=True)) / 2
-    fitted = sum(each.experiment.inference.thresholds.get(slides[0].organ, each.thresholds[slides[0].organ]) for each in team) / 2
+    plane = (
+        sum(each.probability(pixels, slides[0].um_per_px, effort) for each, effort in zip(team, less, strict=True)) / 2
+    )
+    fitted = (
+        sum(
+            each.experiment.inference.thresholds.get(slides[0].organ, each.thresholds[slides[0].organ]) for each in team
+        )
+        / 2
+    )
     assert np.array_equal(segment(slides[0], pixels, team, less), plane >= np.float32(fitted))
     assert not np.array_equal(plane, sum(each.probability(pixels, slides[0].um_per_px) for each in team) / 2)
 
@@ -141,12 +167,19 @@ def test_a_tight_deadline_takes_effort_away_and_says_so(
     slides: list[Slide], tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    ensemble = load_ensemble(tiny_run, CPU, None, ["inference.tune_speed=false", "inference.views=d4", "inference.overlap=0.5", "inference.batch_size=1"])
+    ensemble = load_ensemble(
+        tiny_run,
+        CPU,
+        None,
+        ["inference.tune_speed=false", "inference.views=d4", "inference.overlap=0.5", "inference.batch_size=1"],
+    )
     ensemble = replace(ensemble, networks=[Card(network, seconds=0.002) for network in ensemble.networks])
     passes = sum(network_passes(slide, ensemble.experiment, ensemble.full_effort) for slide in slides)
     end = time.monotonic() + passes * 0.002 / 3  # however fast the machine is, the cards alone take three times that
     with suppress(SubmissionError):  # on a machine that is busy enough not one slide may be done
-        predict_slides(slides, [[ensemble]], tmp_path / "s.csv", left=lambda: end - time.monotonic(), on_error="degrade")
+        predict_slides(
+            slides, [[ensemble]], tmp_path / "s.csv", left=lambda: end - time.monotonic(), on_error="degrade"
+        )
     with (tmp_path / "governor.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["slide"] for row in rows] == [slide.id for slide in slides]
@@ -159,7 +192,15 @@ def test_a_tight_deadline_takes_effort_away_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.04, "0.0 s"), (59.7, "59.7 s"), (60, "1 min 0 s"), (723.4, "12 min 3 s"), (3599.6, "1 h 0 min"), (28_920, "8 h 2 min")]
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (59.7, "59.7 s"),
+        (60, "1 min 0 s"),
+        (723.4, "12 min 3 s"),
+        (3599.6, "1 h 0 min"),
+        (28_920, "8 h 2 min"),
+    ],
 )
 def test_durations_are_said_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words

@@ -1,4 +1,6 @@
-"""The fast path against a plain one: one window at a time, in float64, with a count map and ttach's views, on real tissue."""
+"""The fast path against a plain one: one window at a time, in float64, with a count map and ttach's views, on real
+tissue.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,21 @@ from hubmap_kit.models.fastest import Tuner
 
 CPU = torch.device("cpu")
 SETTINGS = [
-    "model.encoder=tu-test_resnet", "model.options={encoder_depth: 3, decoder_channels: [16, 8, 8]}", "scale.policy=physical",
-    "scale.um_per_px=0.9", "inference.window=192", "inference.overlap=0.3", "inference.batch_size=3",
-    "model.mean=[0.485, 0.456, 0.406]", "model.std=[0.229, 0.224, 0.225]",
-]  # fmt: skip
-VIEWS = {"none": ttach.Compose([]), "flips": ttach.Compose([ttach.HorizontalFlip(), ttach.VerticalFlip()]), "d4": ttach.aliases.d4_transform()}
+    "model.encoder=tu-test_resnet",
+    "model.options={encoder_depth: 3, decoder_channels: [16, 8, 8]}",
+    "scale.policy=physical",
+    "scale.um_per_px=0.9",
+    "inference.window=192",
+    "inference.overlap=0.3",
+    "inference.batch_size=3",
+    "model.mean=[0.485, 0.456, 0.406]",
+    "model.std=[0.229, 0.224, 0.225]",
+]
+VIEWS = {
+    "none": ttach.Compose([]),
+    "flips": ttach.Compose([ttach.HorizontalFlip(), ttach.VerticalFlip()]),
+    "d4": ttach.aliases.d4_transform(),
+}
 
 
 def networks(settings: experiment.Experiment, count: int) -> list[nn.Module]:
@@ -46,7 +58,13 @@ def networks(settings: experiment.Experiment, count: int) -> list[nn.Module]:
 
 
 @torch.inference_mode()
-def plain(slide: np.ndarray, shape: tuple[int, int], settings: experiment.Experiment, folds: list[nn.Module], views: ttach.Compose) -> np.ndarray:
+def plain(
+    slide: np.ndarray,
+    shape: tuple[int, int],
+    settings: experiment.Experiment,
+    folds: list[nn.Module],
+    views: ttach.Compose,
+) -> np.ndarray:
     """Scale, cut, normalise, predict, blend, divide by the sum of weights, scale back."""
     config, size = settings.inference, settings.inference.window
     image = cv2.resize(slide, shape[::-1], interpolation=cv2.INTER_AREA)
@@ -59,7 +77,11 @@ def plain(slide: np.ndarray, shape: tuple[int, int], settings: experiment.Experi
         for col in plan_axis(shape[1], size, config.overlap).starts:
             place = (slice(row, row + size), slice(col, col + size))
             window = torch.from_numpy(((image[place] - mean) / std).transpose(2, 0, 1)[None].copy())
-            seen = [view.deaugment_mask(torch.sigmoid(fold(view.augment_image(window))))[0, 0] for view in views for fold in exact]
+            seen = [
+                view.deaugment_mask(torch.sigmoid(fold(view.augment_image(window))))[0, 0]
+                for view in views
+                for fold in exact
+            ]
             total[place] += torch.stack(seen).mean(0).numpy() * weights
             count[place] += weights
     return cv2.resize(total / count, slide.shape[1::-1], interpolation=cv2.INTER_LINEAR)
@@ -71,7 +93,9 @@ def slide(shared_data: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("views", "count", "tuned"), [("none", 2, False), ("flips", 1, True), ("d4", 1, True)])
-def test_masks_are_those_of_the_plain_path(slide: np.ndarray, tmp_path: Path, views: str, count: int, tuned: bool) -> None:
+def test_masks_are_those_of_the_plain_path(
+    slide: np.ndarray, tmp_path: Path, views: str, count: int, tuned: bool
+) -> None:
     settings = experiment.load("baseline", [*SETTINGS, f"inference.views={views}"])
     folds = networks(settings, count)
     expected = plain(slide, (450, 450), settings, folds, VIEWS[views])

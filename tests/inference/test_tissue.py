@@ -7,7 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.tables import Slide, read_test, read_train
@@ -28,7 +29,9 @@ def disc(side: int, centre: tuple[int, int], radius: int, colour: tuple[int, int
     return cv2.circle(glass(side, side), centre, radius, colour, -1)
 
 
-def kept(image: np.ndarray, size: int, overlap: float, um_per_px: float) -> tuple[np.ndarray, list[list[tuple[slice, slice]]]]:
+def kept(
+    image: np.ndarray, size: int, overlap: float, um_per_px: float
+) -> tuple[np.ndarray, list[list[tuple[slice, slice]]]]:
     """Which windows are kept, and the pixels of each."""
     rows, cols = plan(*image.shape[:2], size, overlap)
     keep = windows_with_tissue(tissue_map(image, image.shape[:2]), rows, cols, size, um_per_px)
@@ -57,7 +60,9 @@ def test_no_window_left_out_of_a_real_slide_holds_a_pixel_of_its_mask(shared_dat
             keep = windows_with_tissue(tissue, rows, cols, size, um_per_px)
             for row, col in np.argwhere(~keep):
                 top, left = rows.starts[row], cols.starts[col]
-                assert not mask[top : top + size, left : left + size].any(), f"slide {slide.id}, {size} px at ({top}, {left})"
+                assert not mask[top : top + size, left : left + size].any(), (
+                    f"slide {slide.id}, {size} px at ({top}, {left})"
+                )
             left_out += int((~keep).sum())
         # And wherever windows may lie: no pixel of the mask is further from tissue than windows that are left out.
         glass_width = cv2.distanceTransform((~tissue).astype(np.uint8), cv2.DIST_C, 3) * CELL
@@ -77,9 +82,14 @@ def test_windows_of_glass_are_left_out_and_those_of_tissue_are_not() -> None:
 
 
 @given(
-    row=st.integers(0, 1500), col=st.integers(0, 1500), radius=st.integers(16, 500), side=st.integers(600, 1500),
-    size=st.sampled_from([64, 128, 512]), overlap=st.floats(0, 0.5), um_per_px=st.floats(0.2, 6),
-)  # fmt: skip
+    row=st.integers(0, 1500),
+    col=st.integers(0, 1500),
+    radius=st.integers(16, 500),
+    side=st.integers(600, 1500),
+    size=st.sampled_from([64, 128, 512]),
+    overlap=st.floats(0, 0.5),
+    um_per_px=st.floats(0.2, 6),
+)
 @settings(deadline=None, max_examples=40)
 def test_whatever_is_tissue_is_kept_with_a_margin(
     row: int, col: int, radius: int, side: int, size: int, overlap: float, um_per_px: float

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from hubmap_kit.config import ModelConfig
@@ -46,7 +47,7 @@ def by_ttach(networks: list[nn.Module], windows: torch.Tensor, name: str) -> tor
 
 @torch.inference_mode()
 def by_hand(networks: list[nn.Module], windows: torch.Tensor, name: str) -> np.ndarray:
-    """numpy's own rotations and flips, one after the other."""
+    """Numpy's own rotations and flips, one after the other."""
     turns = {
         "none": [(0, False)],
         "flips": [(0, False), (0, True), (2, False), (2, True)],
@@ -79,7 +80,12 @@ def test_a_tour_shows_exactly_the_views_of_ttach_and_comes_home(name: str) -> No
     assert torch.equal(seen, picture)
 
 
-@given(count=st.integers(1, 3), height=st.integers(1, 40), width=st.integers(1, 40), move=st.sampled_from(["across", "down", "transpose"]))
+@given(
+    count=st.integers(1, 3),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    move=st.sampled_from(["across", "down", "transpose"]),
+)
 @settings(deadline=None, max_examples=60)
 def test_moves_are_those_of_numpy(count: int, height: int, width: int, move: str) -> None:
     picture = torch.rand(count, 2, height, width)
@@ -126,7 +132,9 @@ def test_all_symmetries_make_any_network_symmetric() -> None:
 @pytest.mark.parametrize("name", ["flips", "d4"])
 def test_pictures_need_not_be_square(name: str) -> None:
     windows, lopsided = pictures(2, 20, 36), network(7)
-    np.testing.assert_allclose(mean_probability([lopsided], windows, name).numpy(), by_hand([lopsided], windows, name), atol=1e-5)
+    np.testing.assert_allclose(
+        mean_probability([lopsided], windows, name).numpy(), by_hand([lopsided], windows, name), atol=1e-5
+    )
 
 
 def test_one_predictor_takes_batches_of_any_size_one_after_the_other() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from hubmap_kit.inference.windows import Predictor, plan, plan_axis, sample, stitch, whole_plane
@@ -52,7 +53,9 @@ def test_plan(length: int, size: int, overlap: float) -> None:
         total[start : start + size] += weights
     np.testing.assert_allclose(total, 1, atol=1e-5)
     steps = np.diff(axis.starts)
-    assert (steps > 0).all() and (steps <= max(1, size * (1 - overlap) + 1e-6)).all(), "neighbours share less than asked"
+    assert (steps > 0).all() and (steps <= max(1, size * (1 - overlap) + 1e-6)).all(), (
+        "neighbours share less than asked"
+    )
     # Even spacing: no pair of windows shares much more than another.
     assert len(steps) == 0 or steps.max() - steps.min() <= 1
 
@@ -70,18 +73,25 @@ def test_the_documented_example() -> None:
     assert plan_axis(110, 64, 0.5).starts.tolist() == [0, 23, 46]
 
 
-@pytest.mark.parametrize(("length", "size", "overlap"), [(63, 64, 0.0), (64, 64, 1.0), (64, 64, -0.1), (64, 64, float("nan"))])
+@pytest.mark.parametrize(
+    ("length", "size", "overlap"), [(63, 64, 0.0), (64, 64, 1.0), (64, 64, -0.1), (64, 64, float("nan"))]
+)
 def test_nonsense_is_refused(length: int, size: int, overlap: float) -> None:
     with pytest.raises(ValueError, match="need size <= length"):
         plan_axis(length, size, overlap)
 
 
 @given(
-    height=st.integers(1, 200), width=st.integers(1, 200), size=st.sampled_from([64, 96, 128]), overlap=st.floats(0, 0.8),
+    height=st.integers(1, 200),
+    width=st.integers(1, 200),
+    size=st.sampled_from([64, 96, 128]),
+    overlap=st.floats(0, 0.8),
     batch=st.integers(1, 5),
-)  # fmt: skip
+)
 @settings(deadline=None, max_examples=60)
-def test_an_identity_predictor_gives_the_slide_back(height: int, width: int, size: int, overlap: float, batch: int) -> None:
+def test_an_identity_predictor_gives_the_slide_back(
+    height: int, width: int, size: int, overlap: float, batch: int
+) -> None:
     image = random_image(height, width)
     shapes = []
 
@@ -110,7 +120,9 @@ def test_windows_of_a_small_slide_are_its_mirror_image() -> None:
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])
 @pytest.mark.parametrize(("height", "width", "overlap"), [(150, 203, 0.5), (131, 97, 0.25)])
 def test_monai_agrees_where_no_window_edge_matters(mode: str, height: int, width: int, overlap: float) -> None:
-    """Away from every window's border a local network does not know where its window lies, so any weighting gives the same."""
+    """Away from every window's border a local network does not know where its window lies, so any weighting gives the
+    same.
+    """
     inferers = pytest.importorskip("monai.inferers.utils")
     image, network, size, reach = random_image(height, width, 1), local_network(2), 64, 5
     mine = plane_of(image, predictor(network), size, overlap, 4)
@@ -161,7 +173,9 @@ def test_the_batch_size_changes_nothing() -> None:
 def test_windows_that_are_left_out_add_nothing(seed: int, height: int, width: int, batch: int) -> None:
     image, (rows, cols), seen = random_image(height, width, seed), plan(height, width, 64, 0.25), []
     keep = np.random.default_rng(seed).random((len(rows.starts), len(cols.starts))) < 0.5
-    plane = plane_of(image, lambda windows: seen.append(len(windows)) or first_channel(windows), 64, 0.25, batch, keep=keep)
+    plane = plane_of(
+        image, lambda windows: seen.append(len(windows)) or first_channel(windows), 64, 0.25, batch, keep=keep
+    )
     expected = np.zeros((height, width))
     for row, col in np.argwhere(keep):
         place = (slice(rows.starts[row], rows.starts[row] + 64), slice(cols.starts[col], cols.starts[col] + 64))
@@ -174,10 +188,17 @@ def test_windows_that_are_left_out_add_nothing(seed: int, height: int, width: in
 @settings(deadline=None, max_examples=30)
 def test_a_slide_in_one_piece(height: int, width: int) -> None:
     image, shapes = random_image(height, width), []
-    plane = whole_plane(torch.from_numpy(image), lambda windows: shapes.append(tuple(windows.shape)) or first_channel(windows))
+    plane = whole_plane(
+        torch.from_numpy(image), lambda windows: shapes.append(tuple(windows.shape)) or first_channel(windows)
+    )
     np.testing.assert_allclose(plane.numpy(), image[..., 0] / 255, atol=1e-6)
     ((count, channels, tall, wide),) = shapes
-    assert (count, channels) == (1, 3) and tall % 32 == wide % 32 == 0 and 0 <= tall - height < 32 and 0 <= wide - width < 32
+    assert (
+        (count, channels) == (1, 3)
+        and tall % 32 == wide % 32 == 0
+        and 0 <= tall - height < 32
+        and 0 <= wide - width < 32
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (101, 200), (40, 90), (7, 7)])

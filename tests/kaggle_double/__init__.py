@@ -1,4 +1,6 @@
-"""A loopback stand-in for Kaggle's API that the real, unmodified `kaggle` client talks to; nothing leaves this computer."""
+"""A loopback stand-in for Kaggle's API that the real, unmodified `kaggle` client talks to; nothing leaves this
+computer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What kagglesdk itself knows about requests and answers; an answer that its types do not know is a mistake of the double."""
+"""What kagglesdk itself knows about requests and answers; an answer that its types do not know is a mistake of the
+double.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class UnknownAnswer(Exception):
 
 
 class _Listener:
-    """Stands where the SDK's HTTP client stands and notes what each method of a service client would send and expect."""
+    """Stands where the SDK's HTTP client stands and notes what each method of a service client would send and
+    expect.
+    """
 
     def __init__(self) -> None:
         self.calls: dict[str, tuple[type[KaggleObject], type[KaggleObject] | None]] = {}

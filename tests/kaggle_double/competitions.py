@@ -19,7 +19,15 @@ def create(world: World, body: Body) -> Body:
     _submittable(world, ref, number, name)
     if _used(world, competition) >= world.settings.daily_limit:
         raise Refusal(400, "Submission not allowed: your team has used its daily submission allowance")
-    submission = Submission(500_001 + len(world.state.submissions), competition, ref, number, name, body.get("submissionDescription", ""), now())
+    submission = Submission(
+        500_001 + len(world.state.submissions),
+        competition,
+        ref,
+        number,
+        name,
+        body.get("submissionDescription", ""),
+        now(),
+    )
     world.state.submissions.append(submission)
     if world.has("submission_answer_lost"):
         raise Refusal(503, "Service Unavailable")
@@ -52,7 +60,12 @@ def limits(world: World, body: Body) -> Body:
     """Submissions made today and still allowed."""
     used = _used(world, body.get("competitionName", ""))
     total = sum(one.competition == body.get("competitionName", "") for one in world.state.submissions)
-    return {"numToday": used, "numTotal": total, "numAllowedNow": max(0, world.settings.daily_limit - used), "limitedByTotal": False}
+    return {
+        "numToday": used,
+        "numTotal": total,
+        "numAllowedNow": max(0, world.settings.daily_limit - used),
+        "limitedByTotal": False,
+    }
 
 
 def get(world: World, body: Body) -> Body:
@@ -75,16 +88,31 @@ def _shown(world: World, one: Submission) -> Body:
         if world.has("submission_error"):
             one.status, one.error = "ERROR", "Submission Scoring Error: Your submission could not be scored"
         else:
-            one.status, one.public_score, one.private_score = "COMPLETE", world.settings.public_score, world.settings.private_score
+            one.status, one.public_score, one.private_score = (
+                "COMPLETE",
+                world.settings.public_score,
+                world.settings.private_score,
+            )
     return {
-        "ref": one.ref, "date": one.date, "description": one.message, "fileName": one.file, "status": one.status, "submittedBy": world.owner,
-        "submittedByRef": world.owner, "teamName": world.owner, "publicScore": one.public_score, "privateScore": one.private_score,
-        "errorDescription": one.error, "url": f"https://www.kaggle.com/submissions/{one.ref}",
-    }  # fmt: skip
+        "ref": one.ref,
+        "date": one.date,
+        "description": one.message,
+        "fileName": one.file,
+        "status": one.status,
+        "submittedBy": world.owner,
+        "submittedByRef": world.owner,
+        "teamName": world.owner,
+        "publicScore": one.public_score,
+        "privateScore": one.private_score,
+        "errorDescription": one.error,
+        "url": f"https://www.kaggle.com/submissions/{one.ref}",
+    }
 
 
 SERVICE = "competitions.CompetitionApiService/"
 METHODS = {
-    SERVICE + "CreateCodeSubmission": create, SERVICE + "GetSubmissionLimits": limits,
-    SERVICE + "GetSubmission": get, SERVICE + "ListSubmissions": list_all,
-}  # fmt: skip
+    SERVICE + "CreateCodeSubmission": create,
+    SERVICE + "GetSubmissionLimits": limits,
+    SERVICE + "GetSubmission": get,
+    SERVICE + "ListSubmissions": list_all,
+}

@@ -32,7 +32,14 @@ def create(world: World, body: Body) -> Body:
         return _error(f'The requested slug "{slug}" is already in use by a dataset. Please choose another slug.')
     if world.has("create_error"):
         return _error("Incompatible Dataset Type")
-    dataset = Dataset(owner, slug, body.get("title", ""), body.get("licenseName", ""), body.get("isPrivate", False), world.settings.hidden_calls)
+    dataset = Dataset(
+        owner,
+        slug,
+        body.get("title", ""),
+        body.get("licenseName", ""),
+        body.get("isPrivate", False),
+        world.settings.hidden_calls,
+    )
     dataset.versions.append(_version(world, 1, "Initial release", body))
     world.state.datasets[ref] = dataset
     return _done(ref)
@@ -131,17 +138,29 @@ def view(world: World, body: Body) -> Body:
     version = _shown(world, dataset)
     ref = f"{dataset.owner}/{dataset.slug}"
     return {
-        "id": 1000 + list(world.state.datasets).index(ref), "ref": ref, "title": dataset.title, "url": f"https://www.kaggle.com/datasets/{ref}",
-        "ownerName": dataset.owner, "ownerRef": dataset.owner, "licenseName": dataset.licence,
+        "id": 1000 + list(world.state.datasets).index(ref),
+        "ref": ref,
+        "title": dataset.title,
+        "url": f"https://www.kaggle.com/datasets/{ref}",
+        "ownerName": dataset.owner,
+        "ownerRef": dataset.owner,
+        "licenseName": dataset.licence,
         "isPrivate": dataset.private and not world.has("dataset_public"),
-        "currentVersionNumber": version.number, "lastUpdated": version.created, "totalBytes": sum(file.size for file in version.files),
-    }  # fmt: skip
+        "currentVersionNumber": version.number,
+        "lastUpdated": version.created,
+        "totalBytes": sum(file.size for file in version.files),
+    }
 
 
 def metadata(world: World, body: Body) -> Body:
     """The settings of a dataset; the client reads them before a download."""
     dataset = _visible(world, body)
-    info = {"datasetSlug": dataset.slug, "ownerUser": dataset.owner, "title": dataset.title, "isPrivate": dataset.private}
+    info = {
+        "datasetSlug": dataset.slug,
+        "ownerUser": dataset.owner,
+        "title": dataset.title,
+        "isPrivate": dataset.private,
+    }
     return {"info": {**info, "licenses": [{"name": dataset.licence}]}}
 
 
@@ -168,7 +187,9 @@ def download(world: World, body: Body) -> Body:
     number = version.number
     if version is dataset.versions[-1]:
         version.downloads += 1
-        if number > 1 and (world.has("stale_build_id") or (world.has("stale_build_id_briefly") and version.downloads <= 2)):
+        if number > 1 and (
+            world.has("stale_build_id") or (world.has("stale_build_id_briefly") and version.downloads <= 2)
+        ):
             number -= 1
     if find(dataset.versions[number - 1].files, name) is None:
         raise Refusal(404, "Not found")
@@ -177,13 +198,18 @@ def download(world: World, body: Body) -> Body:
 
 
 def stored(world: World, path: str, query: str) -> tuple[Path, bool]:
-    """The file behind a storage path `owner/slug/version/name`, and whether it is a temporary one that the caller deletes."""
+    """The file behind a storage path `owner/slug/version/name`, and whether it is a temporary one that the caller
+    deletes.
+    """
     owner, slug, number, name = path.split("/", 3)
     version = world.state.datasets[f"{owner}/{slug}"].versions[int(number) - 1]
     if query == "signature=none":
         return world.state.path(find(version.files, name)), False
     chosen = version.files if query == "all=1" else [find(version.files, name.removesuffix(".zip"))]
-    with tempfile.NamedTemporaryFile(dir=world.state.folder / "partial", delete=False) as stream, zipfile.ZipFile(stream, "w") as archive:
+    with (
+        tempfile.NamedTemporaryFile(dir=world.state.folder / "partial", delete=False) as stream,
+        zipfile.ZipFile(stream, "w") as archive,
+    ):
         for file in chosen:
             archive.write(world.state.path(file), file.name)
     return Path(stream.name), True
@@ -192,7 +218,11 @@ def stored(world: World, path: str, query: str) -> tuple[Path, bool]:
 SERVICE = "datasets.DatasetApiService/"
 METHODS = {
     "blobs.BlobApiService/StartBlobUpload": start_upload,
-    SERVICE + "CreateDataset": create, SERVICE + "CreateDatasetVersion": create_version, SERVICE + "GetDatasetStatus": status,
-    SERVICE + "GetDataset": view, SERVICE + "GetDatasetMetadata": metadata,
-    SERVICE + "ListDatasetFiles": files, SERVICE + "DownloadDataset": download,
-}  # fmt: skip
+    SERVICE + "CreateDataset": create,
+    SERVICE + "CreateDatasetVersion": create_version,
+    SERVICE + "GetDatasetStatus": status,
+    SERVICE + "GetDataset": view,
+    SERVICE + "GetDatasetMetadata": metadata,
+    SERVICE + "ListDatasetFiles": files,
+    SERVICE + "DownloadDataset": download,
+}

@@ -1,4 +1,6 @@
-"""The double as one object: a server in a thread, its state, and environments that lead a command to it and nowhere else."""
+"""The double as one object: a server in a thread, its state, and environments that lead a command to it and nowhere
+else.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,21 @@ from .world import Settings, World
 
 
 class Double:
-    """Context manager. `faults`: names of `FAULTS`; `keep`: a folder in which the state outlives the double; the rest: fields of `Settings`.
+    """Context manager.
 
-    `state` holds datasets, kernels and submissions; `requests` what came in; `escapes` what tried to leave; `mistakes` answers that
-    kagglesdk would not have understood (they were answered 500).
+    `faults`: names of `FAULTS`; `keep`: a folder in which the state outlives the double; the rest: fields of
+    `Settings`.
+
+    `state` holds datasets, kernels and submissions; `requests` what came in; `escapes` what tried to leave; `mistakes`
+    answers that kagglesdk would not have understood (they were answered 500).
     """
 
-    def __init__(self, faults: Iterable[str] = (), owner: str = "alice", keep: str | Path | None = None, **settings: Any) -> None:
-        self._private = None if keep else tempfile.TemporaryDirectory(prefix="kaggle-double-", ignore_cleanup_errors=True)
+    def __init__(
+        self, faults: Iterable[str] = (), owner: str = "alice", keep: str | Path | None = None, **settings: Any
+    ) -> None:
+        self._private = (
+            None if keep else tempfile.TemporaryDirectory(prefix="kaggle-double-", ignore_cleanup_errors=True)
+        )
         self.state = State(Path(keep or self._private.name).resolve())
         self.state.load()
         self.world = World(owner, self.state, Settings(**settings), checked(faults))
@@ -76,8 +85,8 @@ class Double:
         self.world.outputs[slug] = files
 
     def environment(self, folder: str | Path, token: bool = False) -> dict[str, str]:
-        """A whole environment for a subprocess: private folders under `folder`, dummy credentials (`token`: an access token instead of
-        name and key), this double as the only way out; of the own environment only PATH and LANG.
+        """A whole environment for a subprocess: private folders under `folder`, dummy credentials (`token`: an access
+        token instead of name and key), this double as the only way out; of the own environment only PATH and LANG.
         """
         folder = Path(folder).resolve()
         places = {"HOME": folder / "home", "TMPDIR": folder / "tmp", "KAGGLE_CONFIG_DIR": folder / "kaggle"}
@@ -105,7 +114,9 @@ class Double:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if "network_down" in self.faults:
             self._silent.close()
         else:

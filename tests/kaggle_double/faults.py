@@ -18,9 +18,15 @@ FAULTS: dict[str, str] = {
     "version_error": "creating a dataset version answers status error in a reply with HTTP 200",
     "dataset_failed": "the processing of a dataset ends with status failed",
     "never_ready": "a dataset stays in processing for ever",
-    "version_never_moves": "status says ready, but version number, file list and files stay those of the version before",
-    "ready_too_early": "right after a new version, status says ready while the version number is still the old one for two calls",
-    "stale_build_id": "version number and file list are new, but a downloaded file is the one of the version before, for ever",
+    "version_never_moves": (
+        "status says ready, but version number, file list and files stay those of the version before"
+    ),
+    "ready_too_early": (
+        "right after a new version, status says ready while the version number is still the old one for two calls"
+    ),
+    "stale_build_id": (
+        "version number and file list are new, but a downloaded file is the one of the version before, for ever"
+    ),
     "stale_build_id_briefly": "the same for the first two downloads after a new version",
     "missing_file": "one uploaded file other than BUILD_ID.json is lost on the server",
     "files_403_briefly": "the list of a dataset's files is denied (403) the first two times",
@@ -31,7 +37,9 @@ FAULTS: dict[str, str] = {
     # kernels
     "kernel_push_error": "saving a kernel answers an error in a reply with HTTP 200, and nothing is saved",
     "invalid_dataset_source": "the kernel is saved, but without one dataset source, named in the reply",
-    "invalid_model_source": "the kernel is saved, but without one model source, named in the reply (no client prints it)",
+    "invalid_model_source": (
+        "the kernel is saved, but without one model source, named in the reply (no client prints it)"
+    ),
     "invalid_competition_source": "the kernel is saved, but without one competition source, named in the reply",
     "invalid_kernel_source": "the kernel is saved, but without one kernel source, named in the reply",
     "save_refused_503": "saving a kernel is answered 503, and nothing is saved",
@@ -41,11 +49,15 @@ FAULTS: dict[str, str] = {
     "gpu_limit_briefly": "the same for the first two attempts to start a GPU kernel",
     "quota_used_up": "the week's GPU hours are used up",
     "kernel_fails": "kernels end with status ERROR and a failure message",
-    "kernel_completes_without_marker": "kernels end with status COMPLETE, but their log lacks the end marker, as after a crash of a script",
+    "kernel_completes_without_marker": (
+        "kernels end with status COMPLETE, but their log lacks the end marker, as after a crash of a script"
+    ),
     "kernel_completes_failed": "kernels end with status COMPLETE, but their end marker says failed",
     "kernel_degraded": "infer kernels end with status COMPLETE and an end marker that says that most slides failed",
     "kernel_stopped": "kernels end with status COMPLETE and an end marker that says stopped",
-    "kernel_stale_build_id": "kernels end with status COMPLETE, but their end marker names another build id than the pushed script",
+    "kernel_stale_build_id": (
+        "kernels end with status COMPLETE, but their end marker names another build id than the pushed script"
+    ),
     "kernel_cancelled": "kernels end with status CANCEL_ACKNOWLEDGED",
     "kernel_never_ends": "kernels stay RUNNING for ever",
     # submissions

@@ -1,4 +1,6 @@
-"""The HTTP side: requests in a proxy's absolute form, credentials, uploads, downloads, and a record of every request."""
+"""The HTTP side: requests in a proxy's absolute form, credentials, uploads, downloads, and a record of every
+request.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ SILENCE_S = 120
 
 @dataclass
 class Request:
-    """One request as it came: the API's method name (or `PUT /upload`, `GET /storage`, ...), its JSON, its headers without secrets, the status."""
+    """One request as it came: the API's method name (or `PUT /upload`, `GET /storage`, ...), its JSON, its headers
+    without secrets, the status.
+    """
 
     name: str
     body: Body
@@ -47,7 +51,12 @@ def introspect(world: World, body: Body) -> Body:
     return {"active": True, "username": world.owner} if good else {"active": False}
 
 
-METHODS: dict[str, Callable[[World, Body], Body]] = {**datasets.METHODS, **kernels.METHODS, **competitions.METHODS, INTROSPECT: introspect}
+METHODS: dict[str, Callable[[World, Body], Body]] = {
+    **datasets.METHODS,
+    **kernels.METHODS,
+    **competitions.METHODS,
+    INTROSPECT: introspect,
+}
 
 
 class Server(ThreadingHTTPServer):
@@ -77,7 +86,9 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 16
 
     def handle_one_request(self) -> None:
-        """The client holds a request's body back until its head is acknowledged, which Linux would put off for 40 ms."""
+        """The client holds a request's body back until its head is acknowledged, which Linux would put off for 40
+        ms.
+        """
         if hasattr(socket, "TCP_QUICKACK"):
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         super().handle_one_request()
@@ -110,7 +121,11 @@ class Handler(BaseHTTPRequestHandler):
             return self._escape()
         path = unquote(url.path)
         first, _, rest = path.lstrip("/").partition("/")
-        self.entry = Request(f"{self.command} /{first}", {}, {name: value for name, value in self.headers.items() if name != "Authorization"})
+        self.entry = Request(
+            f"{self.command} /{first}",
+            {},
+            {name: value for name, value in self.headers.items() if name != "Authorization"},
+        )
         with self.server.lock:
             self.server.requests.append(self.entry)
         try:
@@ -173,8 +188,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def _variants(self) -> list[Variant]:
         """The variants of this call's answer that are switched on and have still to strike."""
-        world, mine = self.server.world, [(name, variant) for name, variant in VARIANTS.items() if variant.method == self.entry.name]
-        return [variant for name, variant in mine if (world.first(name, variant.times) if variant.times else world.has(name))]
+        world, mine = (
+            self.server.world,
+            [(name, variant) for name, variant in VARIANTS.items() if variant.method == self.entry.name],
+        )
+        return [
+            variant
+            for name, variant in mine
+            if (world.first(name, variant.times) if variant.times else world.has(name))
+        ]
 
     def _transport_faults(self) -> None:
         world = self.server.world
@@ -221,7 +243,11 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.entry.status = status
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json; charset=utf-8", "Content-Length": str(len(content)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json; charset=utf-8",
+            "Content-Length": str(len(content)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)

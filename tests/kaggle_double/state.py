@@ -35,7 +35,10 @@ class Blob:
 
 @dataclass
 class DatasetVersion:
-    """One version of a dataset. `polls` counts the status calls since it was made, `downloads` those of single files."""
+    """One version of a dataset.
+
+    `polls` counts the status calls since it was made, `downloads` those of single files.
+    """
 
     number: int
     notes: str
@@ -61,7 +64,9 @@ class Dataset:
 
 @dataclass
 class KernelVersion:
-    """One pushed kernel version: what was asked for (`asked`: the client's own JSON without the text), what the server made of it, and its run."""
+    """One pushed kernel version: what was asked for (`asked`: the client's own JSON without the text), what the server
+    made of it, and its run.
+    """
 
     number: int
     text: str
@@ -106,7 +111,10 @@ class Submission:
 
 
 class State:
-    """All that the double remembers. `store` is the folder of file contents; with state.json beside it, the state can be read again."""
+    """All that the double remembers.
+
+    `store` is the folder of file contents; with state.json beside it, the state can be read again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -119,7 +127,11 @@ class State:
 
     def add(self, name: str, content: bytes | Path) -> File:
         """Store a file; a path is moved into the store."""
-        path = content if isinstance(content, Path) else self.folder / "partial" / f"new-{hashlib.sha256(content).hexdigest()}"
+        path = (
+            content
+            if isinstance(content, Path)
+            else self.folder / "partial" / f"new-{hashlib.sha256(content).hexdigest()}"
+        )
         if isinstance(content, bytes):
             path.write_bytes(content)
         with path.open("rb") as stream:

@@ -1,4 +1,6 @@
-"""What Kaggle does to uploaded archives: .zip, .tar and .tar.gz become folders, a bare .gz loses its suffix; wheels stay as they are."""
+"""What Kaggle does to uploaded archives: .zip, .tar and .tar.gz become folders, a bare .gz loses its suffix; wheels
+stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def unpacked(state: State, file: File) -> list[File]:
                 members = [(entry.filename, archive.read(entry)) for entry in archive.infolist() if not entry.is_dir()]
         elif name.endswith((".tar", ".tar.gz")):
             with tarfile.open(path) as archive:
-                members = [(entry.name, archive.extractfile(entry).read()) for entry in archive.getmembers() if entry.isfile()]
+                members = [
+                    (entry.name, archive.extractfile(entry).read()) for entry in archive.getmembers() if entry.isfile()
+                ]
         elif name.endswith(".gz"):
             return [state.add(name.removesuffix(".gz"), gzip.decompress(path.read_bytes()))]
         else:

@@ -15,7 +15,9 @@ PIECE = 1 << 20
 
 
 def receive(handler: Handler, world: World, token: str) -> None:
-    """Answer a PUT to an upload address: the bytes from the start or from an offset, or the question how many have come."""
+    """Answer a PUT to an upload address: the bytes from the start or from an offset, or the question how many have
+    come.
+    """
     blob, length = world.state.blobs.get(token), int(handler.headers.get("Content-Length") or 0)
     asked = re.fullmatch(r"bytes (?:\*|(\d+)-\d+)/(\d+)", handler.headers.get("Content-Range") or f"bytes 0-0/{length}")
     if blob is None or asked is None or world.has("upload_refused"):

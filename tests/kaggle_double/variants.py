@@ -1,7 +1,9 @@
-"""Other answers that the server may give: one table, name -> method and change of its answer. A new variant is one entry.
+"""Other answers that the server may give: one table, name -> method and change of its answer.
 
-A change works on the answer after the method was carried out, unless it refuses: then nothing was. The unchanged answer is still checked
-against kagglesdk's types; the changed one need not fit them.
+A new variant is one entry.
+
+A change works on the answer after the method was carried out, unless it refuses: then nothing was. The unchanged answer
+is still checked against kagglesdk's types; the changed one need not fit them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from .world import Body, Refusal
 
 @dataclass(frozen=True)
 class Raw:
-    """An answer that is no JSON object, or comes with another status; status 0: the connection breaks off instead, after `content`."""
+    """An answer that is no JSON object, or comes with another status; status 0: the connection breaks off instead,
+    after `content`.
+    """
 
     content: bytes
     status: int = 200
@@ -25,7 +29,10 @@ class Raw:
 
 @dataclass(frozen=True)
 class Variant:
-    """Another answer to `method`, for its first `times` calls (0: all). `before`: `change` gets an empty answer, and nothing is written."""
+    """Another answer to `method`, for its first `times` calls (0: all).
+
+    `before`: `change` gets an empty answer, and nothing is written.
+    """
 
     method: str
     words: str
@@ -52,7 +59,12 @@ def put(method: str, times: int = 0, **values: object) -> Variant:
             inside[last] = value
         return answer
 
-    return Variant(method, ", ".join(f"{name.replace('__', '.')} is {json.dumps(value)}" for name, value in values.items()), change, times)
+    return Variant(
+        method,
+        ", ".join(f"{name.replace('__', '.')} is {json.dumps(value)}" for name, value in values.items()),
+        change,
+        times,
+    )
 
 
 def without(method: str, *names: str) -> Variant:
@@ -75,20 +87,36 @@ def each(method: str, field: str, **values: object) -> Variant:
     """Fields of every object in a list of the answer get other values; None leaves them out."""
 
     def change(answer: Body) -> Body:
-        items = [{name: value for name, value in {**item, **values}.items() if value is not None} for item in answer.get(field, [])]
+        items = [
+            {name: value for name, value in {**item, **values}.items() if value is not None}
+            for item in answer.get(field, [])
+        ]
         return {**answer, field: items}
 
-    return Variant(method, f"in each of {field}, " + ", ".join(f"{name} is {json.dumps(value)}" for name, value in values.items()), change)
+    return Variant(
+        method,
+        f"in each of {field}, " + ", ".join(f"{name} is {json.dumps(value)}" for name, value in values.items()),
+        change,
+    )
 
 
 def raw(method: str, content: bytes, status: int = 200, kind: str = "application/json", times: int = 0) -> Variant:
     """Something else in place of the JSON, although the method was carried out."""
-    return Variant(method, f"carried out, and answered {status} with {content.decode()!r}", lambda _: Raw(content, status, kind), times)
+    return Variant(
+        method,
+        f"carried out, and answered {status} with {content.decode()!r}",
+        lambda _: Raw(content, status, kind),
+        times,
+    )
 
 
 def broken(method: str, content: bytes = b"") -> Variant:
     """The connection breaks off before or within the answer, although the method was carried out."""
-    return Variant(method, f"carried out, and the connection breaks off after {len(content)} bytes of the answer", lambda _: Raw(content, 0))
+    return Variant(
+        method,
+        f"carried out, and the connection breaks off after {len(content)} bytes of the answer",
+        lambda _: Raw(content, 0),
+    )
 
 
 def refused(method: str, status: int, message: str = "Permission was denied", times: int = 0) -> Variant:
@@ -130,7 +158,12 @@ VARIANTS: dict[str, Variant] = {
     "save_code_500": raw("SaveKernel", b'{"code": 500, "message": "Internal error"}'),
     "save_empty": raw("SaveKernel", b"{}"),
     "save_null_lists": put(
-        "SaveKernel", invalidTags=None, invalidDatasetSources=None, invalidCompetitionSources=None, invalidKernelSources=None, invalidModelSources=None,
+        "SaveKernel",
+        invalidTags=None,
+        invalidDatasetSources=None,
+        invalidCompetitionSources=None,
+        invalidKernelSources=None,
+        invalidModelSources=None,
         error=None,
     ),
     "save_no_version": without("SaveKernel", "versionNumber"),
@@ -178,14 +211,18 @@ VARIANTS: dict[str, Variant] = {
     "quota_500": refused("GetAcceleratorQuotaStatistics", 500),
     "quota_html": raw("GetAcceleratorQuotaStatistics", HTML, kind=TEXT),
     "quota_null": put("GetAcceleratorQuotaStatistics", gpuQuota=None, quotaRefreshTime=None),
-    "quota_odd_duration": put("GetAcceleratorQuotaStatistics", gpuQuota__timeUsed="a while", gpuQuota__totalTimeAllowed="P1D"),
+    "quota_odd_duration": put(
+        "GetAcceleratorQuotaStatistics", gpuQuota__timeUsed="a while", gpuQuota__totalTimeAllowed="P1D"
+    ),
     "quota_odd_date": put("GetAcceleratorQuotaStatistics", quotaRefreshTime="next Saturday"),
     "quota_old_date": put("GetAcceleratorQuotaStatistics", quotaRefreshTime="0001-01-01T00:00:00Z"),
     "dataset_no_private": without("GetDataset", "isPrivate"),
     "dataset_null_private": put("GetDataset", isPrivate=None),
     "dataset_no_version": without("GetDataset", "currentVersionNumber"),
     "dataset_old_version": put("GetDataset", currentVersionNumber=1),
-    "dataset_odd_facts": put("GetDataset", lastUpdated="just now", tags=None, totalBytes="many", licenseName=7, currentVersionNumber="x"),
+    "dataset_odd_facts": put(
+        "GetDataset", lastUpdated="just now", tags=None, totalBytes="many", licenseName=7, currentVersionNumber="x"
+    ),
     "dataset_403": refused("GetDataset", 403),
     "dataset_500": refused("GetDataset", 500),
     "dataset_html": raw("GetDataset", HTML, kind=TEXT),
@@ -227,7 +264,9 @@ VARIANTS: dict[str, Variant] = {
     "kernel_no_private": without("GetKernel", "metadata__isPrivate"),
     "kernel_null_private": put("GetKernel", metadata__isPrivate=None),
     "kernel_public": put("GetKernel", metadata__isPrivate=False),
-    "kernel_odd_facts": put("GetKernel", metadata__lastRunTime="soon", metadata__categoryIds=None, metadata__machineShape=3, blob=None),
+    "kernel_odd_facts": put(
+        "GetKernel", metadata__lastRunTime="soon", metadata__categoryIds=None, metadata__machineShape=3, blob=None
+    ),
     "kernel_403": refused("GetKernel", 403),
     "kernel_500": refused("GetKernel", 500),
     "kernel_html": raw("GetKernel", HTML, kind=TEXT),
@@ -245,12 +284,21 @@ VARIANTS: dict[str, Variant] = {
     "output_endless": put("ListKernelSessionOutput", nextPageToken="0"),
     "output_null_files": put("ListKernelSessionOutput", files=None, nextPageToken=None),
     "log_lines": logged("the log is one piece a line", lambda pieces: "\n".join(map(json.dumps, pieces))),
-    "log_prefixed": logged("the log is plain, each line behind a time", lambda pieces: "".join(f"{piece['time']}s 1 {piece['data']}" for piece in pieces)),
-    "log_prefixed_lines": logged("one piece a line behind a time", lambda pieces: "\n".join(f"{piece['time']}s {json.dumps(piece)}" for piece in pieces)),
+    "log_prefixed": logged(
+        "the log is plain, each line behind a time",
+        lambda pieces: "".join(f"{piece['time']}s 1 {piece['data']}" for piece in pieces),
+    ),
+    "log_prefixed_lines": logged(
+        "one piece a line behind a time",
+        lambda pieces: "\n".join(f"{piece['time']}s {json.dumps(piece)}" for piece in pieces),
+    ),
     "log_indented": logged("the log's list is indented", lambda pieces: json.dumps(pieces, indent=2)),
     "log_unclosed": logged("the log's list is not closed", lambda pieces: json.dumps(pieces)[:-1]),
     "log_cut_off": logged("the log ends inside its last piece", lambda pieces: json.dumps(pieces)[:-5]),
     "log_halves": logged("the marker is in two pieces", _halves),
     "log_as_list": logged("the log is a list, not a text", lambda pieces: pieces),
-    "log_odd_text": logged("the log holds a progress bar", lambda pieces: json.dumps([{**pieces[0], "data": "100%|\u2588\u2588\u2588|\n"}, *pieces])),
+    "log_odd_text": logged(
+        "the log holds a progress bar",
+        lambda pieces: json.dumps([{**pieces[0], "data": "100%|\u2588\u2588\u2588|\n"}, *pieces]),
+    ),
 }

@@ -1,4 +1,6 @@
-"""What the services of the double share: the state, the settings, the faults, and the ways to answer other than with JSON."""
+"""What the services of the double share: the state, the settings, the faults, and the ways to answer other than with
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,10 @@ class Redirect(Exception):
 class Settings:
     """How long things take, in calls, and what the account has.
 
-    hidden_calls: calls answered 403 after a dataset's creation. polls_until_ready: status calls of a new version before it is ready.
-    polls_queued, polls_running: status calls that find a kernel so. polls_until_scored: status calls that find a submission pending.
-    absent_status: the HTTP status for a dataset that does not exist (403 in new reports, 404 in old ones).
-    public_datasets: datasets of others that a kernel can attach.
+    hidden_calls: calls answered 403 after a dataset's creation. polls_until_ready: status calls of a new version before
+    it is ready. polls_queued, polls_running: status calls that find a kernel so. polls_until_scored: status calls that
+    find a submission pending. absent_status: the HTTP status for a dataset that does not exist (403 in new reports, 404
+    in old ones). public_datasets: datasets of others that a kernel can attach.
     """
 
     hidden_calls: int = 1

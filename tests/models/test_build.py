@@ -51,7 +51,10 @@ def test_timm_encoders(arch: str, encoder: str) -> None:
 
 @pytest.mark.parametrize("arch", ["Unet", "UNET", "uNeT"])
 def test_the_case_of_a_name_does_not_matter(arch: str) -> None:
-    shapes = [{key: value.shape for key, value in build(ModelConfig(arch=name, encoder="resnet18")).state_dict().items()} for name in (arch, "unet")]
+    shapes = [
+        {key: value.shape for key, value in build(ModelConfig(arch=name, encoder="resnet18")).state_dict().items()}
+        for name in (arch, "unet")
+    ]
     assert shapes[0] == shapes[1]
 
 
@@ -66,7 +69,9 @@ def test_one_seed_one_network() -> None:
     weights = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        weights.append(torch.cat([weight.flatten() for weight in build(ModelConfig(encoder="tu-resnet10t")).parameters()]))
+        weights.append(
+            torch.cat([weight.flatten() for weight in build(ModelConfig(encoder="tu-resnet10t")).parameters()])
+        )
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
@@ -105,7 +110,9 @@ def test_pretrained_weights_are_asked_for_only_when_wanted() -> None:
     build(config, pretrained=False)
 
 
-@pytest.mark.parametrize(("mean", "std"), [((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+)
 def test_normalise_is_numpys(mean: tuple, std: tuple) -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
     found = normalise(torch.from_numpy(tiles), ModelConfig(mean=mean, std=std))

@@ -1,4 +1,6 @@
-"""The catalog: complete, in step with experiments, counts and page; counting itself against torchvision's published figures and by hand."""
+"""The catalog: complete, in step with experiments, counts and page; counting itself against torchvision's published
+figures and by hand.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ BY_NAME = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: netwo
 
 def test_every_network_has_an_experiment_and_every_such_experiment_is_listed() -> None:
     assert [network.config for network in NETWORKS] == list(dict.fromkeys(network.config for network in NETWORKS))
-    assert {network.config for network in NETWORKS} == {name for name in experiment.shipped() if name.startswith(catalog.PREFIX)}
+    assert {network.config for network in NETWORKS} == {
+        name for name in experiment.shipped() if name.startswith(catalog.PREFIX)
+    }
 
 
 def test_the_counts_are_of_these_networks() -> None:
@@ -43,7 +47,11 @@ def test_an_experiment_names_things_that_exist(network: catalog.Network) -> None
         assert timm.is_model(model.encoder.removeprefix("tu-"))
 
 
-@pytest.mark.parametrize("network", [each for each in NETWORKS if each.settings().model.encoder.startswith("tu-")], ids=lambda network: network.name)
+@pytest.mark.parametrize(
+    "network",
+    [each for each in NETWORKS if each.settings().model.encoder.startswith("tu-")],
+    ids=lambda network: network.name,
+)
 def test_inputs_are_normalised_as_timms_weights_expect(network: catalog.Network) -> None:
     model = network.settings().model
     expected = timm.get_pretrained_cfg(model.encoder.removeprefix("tu-"))
@@ -61,7 +69,11 @@ def test_an_experiments_batch_fits_by_the_estimate(network: catalog.Network) -> 
 def test_counted_again_a_row_is_the_same(name: str) -> None:
     """Saved bytes may differ a little between versions of torch; weights and multiply-adds may not."""
     kept, now = catalog.costs()[name], catalog.cost(catalog.find(name).settings().model)
-    assert (now.parameters, now.encoder_parameters, now.multiply_adds) == (kept.parameters, kept.encoder_parameters, kept.multiply_adds)
+    assert (now.parameters, now.encoder_parameters, now.multiply_adds) == (
+        kept.parameters,
+        kept.encoder_parameters,
+        kept.multiply_adds,
+    )
     assert now.saved_fp32_mib == pytest.approx(kept.saved_fp32_mib, rel=0.05)
     assert now.saved_fp16_mib == pytest.approx(kept.saved_fp16_mib, rel=0.05)
 
@@ -76,7 +88,9 @@ def test_counted_again_a_row_is_the_same(name: str) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_multiply_adds_are_those_that_torchvision_publishes(make: type[nn.Module], weights: published.WeightsEnum) -> None:
+def test_multiply_adds_are_those_that_torchvision_publishes(
+    make: type[nn.Module], weights: published.WeightsEnum
+) -> None:
     found = multiply_adds(lambda: make(weights=None), weights.transforms().crop_size[0])
     assert found / 1e9 == pytest.approx(weights.meta["_ops"], abs=0.02)
 
@@ -147,7 +161,9 @@ def test_details_of_one_network_and_of_any_experiment() -> None:
     assert "tu-resnet10t" in model_details("demo")
 
 
-@pytest.mark.parametrize(("wrong", "right"), [("unet-b9", "unet-b"), ("net-segfomer-b0", "segformer-b0"), ("nothing.yaml", "hubmap models")])
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("unet-b9", "unet-b"), ("net-segfomer-b0", "segformer-b0"), ("nothing.yaml", "hubmap models")]
+)
 def test_an_unknown_network_is_named(wrong: str, right: str) -> None:
     with pytest.raises(ConfigError, match=right) as caught:
         model_details(wrong)
@@ -170,5 +186,7 @@ def test_a_damaged_file_of_counts_is_named(text: str, tmp_path: Path, monkeypatc
 
 
 def test_the_page_shows_the_counts() -> None:
-    expected = catalog.markdown(HEADER, (catalog.table_row(network, catalog.costs()[network.name]) for network in NETWORKS), text_columns=3)
+    expected = catalog.markdown(
+        HEADER, (catalog.table_row(network, catalog.costs()[network.name]) for network in NETWORKS), text_columns=3
+    )
     assert expected in PAGE.read_text(encoding="utf-8")

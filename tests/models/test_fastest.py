@@ -1,4 +1,6 @@
-"""The choice of a network's form: measured on real passes, remembered per device, never at the price of other probabilities."""
+"""The choice of a network's form: measured on real passes, remembered per device, never at the price of other
+probabilities.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def test_what_is_remembered_is_what_is_made_of_every_network(tmp_path: Path, for
     path = tmp_path / "speed.json"
     settled(Tuner(path, CPU), Small())
     key, _ = remembered(path)
-    path.write_text(json.dumps({key: {"folded": form.folded, "channels_last": form.channels_last}, "another machine": {}}))
+    path.write_text(
+        json.dumps({key: {"folded": form.folded, "channels_last": form.channels_last}, "another machine": {}})
+    )
     networks = settled(Tuner(path, CPU), Small(1), Small(2))
     inputs = normalise(WINDOW, MODEL)
     for seed, network in zip((1, 2), networks, strict=True):

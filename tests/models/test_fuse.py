@@ -63,7 +63,9 @@ def test_a_folded_network_is_the_same_function(name: str) -> None:
     folded = fuse(network)
     assert_same_function(network, folded, torch.randn(1, 3, 64, 96))
     assert norms(folded) < norms(network) and (left is None or norms(folded) == left)
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items()), "the given network was changed"
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items()), (
+        "the given network was changed"
+    )
 
 
 def check(network: nn.Module, left: int) -> None:
@@ -79,11 +81,18 @@ def test_an_activation_inside_a_norm_is_kept() -> None:
 
 @pytest.mark.parametrize(
     "convolution",
-    [nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(3, 9, 3, groups=3, stride=2), nn.Conv2d(3, 6, 3, padding=2, dilation=2, padding_mode="reflect")],
+    [
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.Conv2d(3, 9, 3, groups=3, stride=2),
+        nn.Conv2d(3, 6, 3, padding=2, dilation=2, padding_mode="reflect"),
+    ],
     ids=["no bias", "groups", "dilated"],
 )
 def test_all_kinds_of_convolutions(convolution: nn.Conv2d) -> None:
-    check(nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.Conv2d(convolution.out_channels, 1, 1)), 0)
+    check(
+        nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.Conv2d(convolution.out_channels, 1, 1)),
+        0,
+    )
 
 
 def test_norms_without_weights() -> None:
@@ -106,8 +115,12 @@ LEFT_ALONE = {
     "norm first": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3)),
     "standardised weights": lambda: nn.Sequential(StdConv2d(3, 8, 3), nn.BatchNorm2d(8)),
     "statistics of the batch": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)),
-    "one norm twice": lambda: Lambda(lambda m, x: m.n(m.a(x)) + m.n(m.b(x)), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(3, 8, 3), n=nn.BatchNorm2d(8)),
-    "one convolution twice": lambda: Lambda(lambda m, x: m.n(m.a(x)) + m.a(x.flip(2)), a=nn.Conv2d(3, 8, 3), n=nn.BatchNorm2d(8)),
+    "one norm twice": lambda: Lambda(
+        lambda m, x: m.n(m.a(x)) + m.n(m.b(x)), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(3, 8, 3), n=nn.BatchNorm2d(8)
+    ),
+    "one convolution twice": lambda: Lambda(
+        lambda m, x: m.n(m.a(x)) + m.a(x.flip(2)), a=nn.Conv2d(3, 8, 3), n=nn.BatchNorm2d(8)
+    ),
 }
 
 
@@ -126,7 +139,10 @@ def test_one_convolution_read_by_two_norms_stays() -> None:
 
 
 def test_a_difference_is_noticed() -> None:
-    network, inputs = lived_in(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 1, 1))), torch.randn(1, 3, 16, 16)
+    network, inputs = (
+        lived_in(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 1, 1))),
+        torch.randn(1, 3, 16, 16),
+    )
     folded = fuse(network, inputs)
     assert agrees(network, folded, inputs)
     folded[2].bias.data += 1e-3

@@ -1,4 +1,6 @@
-"""Packed encoder weights: every kind of encoder, resampled positions, cards, and the real clients of the hub against a stand-in."""
+"""Packed encoder weights: every kind of encoder, resampled positions, cards, and the real clients of the hub against a
+stand-in.
+"""
 
 from __future__ import annotations
 
@@ -41,18 +43,28 @@ def classifier_file(folder: Path, name: str, **options: object) -> tuple[nn.Modu
 
 @pytest.mark.parametrize(
     ("arch", "name"),
-    [("segmenter", "vit_tiny_patch16_224"), ("unet", "vit_tiny_patch16_224"), ("daformer", "coat_lite_tiny"), ("upernet", "swin_tiny_patch4_window7_224"),
-     ("unet", "pvt_v2_b0"), ("unet", "maxvit_pico_rw_256")],
-)  # fmt: skip
+    [
+        ("segmenter", "vit_tiny_patch16_224"),
+        ("unet", "vit_tiny_patch16_224"),
+        ("daformer", "coat_lite_tiny"),
+        ("upernet", "swin_tiny_patch4_window7_224"),
+        ("unet", "pvt_v2_b0"),
+        ("unet", "maxvit_pico_rw_256"),
+    ],
+)
 def test_transformers_packed_from_classifiers_fill_their_encoders(tmp_path: Path, arch: str, name: str) -> None:
-    """Every tensor of timm's network in the encoder is one of the file, to the bit; the oracle is the classifier's own table."""
+    """Every tensor of timm's network in the encoder is one of the file, to the bit; the oracle is the classifier's own
+    table.
+    """
     classifier, path = classifier_file(tmp_path, name)
     packed = pack_file(f"tu-{name}", path, GIVEN, tmp_path / "packed")
     config = ModelConfig(arch=arch, encoder=f"tu-{name}", mean=GIVEN.mean, std=GIVEN.std)
     network = build(config, pretrained=False)
     report = load_encoder(network.encoder, tmp_path / "packed", config)
     assert not report.missing
-    assert {name for name, _ in network.encoder.model.named_parameters()} <= {name.removeprefix("model.") for name in report.loaded}
+    assert {name for name, _ in network.encoder.model.named_parameters()} <= {
+        name.removeprefix("model.") for name in report.loaded
+    }
     theirs = {fingerprint(value) for value in classifier.state_dict().values()}
     for name_, value in network.encoder.model.named_parameters():
         assert fingerprint(value) in theirs, name_
@@ -80,7 +92,9 @@ def test_a_swin_with_another_window_is_resampled_as_timm_does_it(tmp_path: Path)
     own = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **small)
     classifier, path = classifier_file(tmp_path, "swin_tiny_patch4_window7_224", img_size=320, window_size=10, **small)
     assert not load_encoder(own, path).missing
-    expected = checkpoint_filter_fn(classifier.state_dict(), timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **small))
+    expected = checkpoint_filter_fn(
+        classifier.state_dict(), timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **small)
+    )
     for name, value in own.named_parameters():
         torch.testing.assert_close(value.data, expected[name], msg=name)
 
@@ -98,7 +112,11 @@ def test_positions_keep_their_prefix_and_their_level(old: int, new: int, prefixe
 
 
 def test_most_tensors_are_not_enough_where_most_numbers_are_missing(tmp_path: Path) -> None:
-    source = {name: value for name, value in shaken(encoder("resnet18")).state_dict().items() if not name.endswith("num_batches_tracked")}
+    source = {
+        name: value
+        for name, value in shaken(encoder("resnet18")).state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     largest = sorted(source, key=lambda name: source[name].numel())[-4:]
     kept = {name: value for name, value in source.items() if name not in largest}
     assert len(kept) > 0.95 * len(source)
@@ -129,8 +147,12 @@ def test_a_whole_run_gives_an_encoder_of_the_kits_own(tmp_path: Path) -> None:
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a packed ResNet18 at random."""
     folder = tmp_path_factory.mktemp("packed")
-    save_file({name: value.clone() for name, value in encoder("resnet18").state_dict().items()}, folder / "file.safetensors")
-    found = pack(["resnet18"], folder / "out", folder / "file.safetensors", "0.5,0.5,0.5", "0.25,0.25,0.25", "mit", "a friend")
+    save_file(
+        {name: value.clone() for name, value in encoder("resnet18").state_dict().items()}, folder / "file.safetensors"
+    )
+    found = pack(
+        ["resnet18"], folder / "out", folder / "file.safetensors", "0.5,0.5,0.5", "0.25,0.25,0.25", "mit", "a friend"
+    )
     assert "licence mit" in packed_lines(found)
     return folder / "out"
 
@@ -142,7 +164,13 @@ def fitting(**more: object) -> ModelConfig:
 def test_a_card_says_what_it_was_told(packed: Path) -> None:
     card = weights_card.read(packed / "resnet18.safetensors")
     assert card is not None
-    assert (card.encoder, card.mean, card.std, card.source, card.licence) == ("resnet18", (0.5,) * 3, (0.25,) * 3, "a friend", "mit")
+    assert (card.encoder, card.mean, card.std, card.source, card.licence) == (
+        "resnet18",
+        (0.5,) * 3,
+        (0.25,) * 3,
+        "a friend",
+        "mit",
+    )
     assert card.sha256 == hashlib.sha256((packed / "resnet18.safetensors").read_bytes()).hexdigest()
 
 
@@ -158,7 +186,10 @@ def test_other_input_statistics_are_refused_with_words_that_mend_it(packed: Path
 
 def test_a_changed_file_is_refused_by_its_card(packed: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(packed, tmp_path / "copy"))
-    save_file({name: value.clone() for name, value in encoder("resnet18").state_dict().items()}, folder / "resnet18.safetensors")
+    save_file(
+        {name: value.clone() for name, value in encoder("resnet18").state_dict().items()},
+        folder / "resnet18.safetensors",
+    )
     with pytest.raises(WeightsError, match="other sha256"):
         load_encoder(encoder("resnet18"), folder, fitting())
 
@@ -225,31 +256,58 @@ for name in ("net-unet-b0", "mit_b0"):
 
 
 def test_the_real_clients_pack_from_a_hub_and_without_one_end_in_a_sentence(tmp_path: Path) -> None:
-    """A stand-in for the hub holds two networks at random and is then closed: the clients of timm and smp meet a real server, and a refusal."""
-    networks = {"test_resnet.r160_in1k": shaken(timm.create_model("test_resnet")), "resnet18.imagenet": shaken(encoder("resnet18"))}
+    """A stand-in for the hub holds two networks at random and is then closed: the clients of timm and smp meet a real
+    server, and a refusal.
+    """
+    networks = {
+        "test_resnet.r160_in1k": shaken(timm.create_model("test_resnet")),
+        "resnet18.imagenet": shaken(encoder("resnet18")),
+    }
     for repository, network in networks.items():
         (tmp_path / "hub" / repository).mkdir(parents=True)
-        save_file({name: value.clone() for name, value in network.state_dict().items()}, tmp_path / "hub" / repository / "model.safetensors")
+        save_file(
+            {name: value.clone() for name, value in network.state_dict().items()},
+            tmp_path / "hub" / repository / "model.safetensors",
+        )
     inputs = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_space": "RGB", "input_range": [0, 1]}
     (tmp_path / "hub" / "resnet18.imagenet" / "config.json").write_text(json.dumps(inputs))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = str(taken.getsockname()[1])
-    more = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    more = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "*",
+    }
     command = [sys.executable, "-c", HUB, port, str(tmp_path / "hub")]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | more, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | more, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     for name, sentence in zip(("tu-efficientnet_b0", "mit_b0"), done.stdout.splitlines(), strict=True):
         assert f"weights of {name} could not be downloaded" in sentence
         assert "--from" in sentence
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{name}{end}" for name in ("tu-test_resnet", "resnet18") for end in (".safetensors", ".json")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"{name}{end}" for name in ("tu-test_resnet", "resnet18") for end in (".safetensors", ".json")
+    }
     card = weights_card.read(tmp_path / "out" / "resnet18.safetensors")
     assert card is not None
-    assert (card.mean, card.std, card.tag, card.source) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "imagenet", "smp-hub/resnet18.imagenet")
+    assert (card.mean, card.std, card.tag, card.source) == (
+        (0.1, 0.2, 0.3),
+        (0.4, 0.5, 0.6),
+        "imagenet",
+        "smp-hub/resnet18.imagenet",
+    )
     config = timm.get_pretrained_cfg("test_resnet")
     card = weights_card.read(tmp_path / "out" / "tu-test_resnet.safetensors")
     assert card is not None
-    assert (card.mean, card.std, card.tag, card.licence) == (tuple(config.mean), tuple(config.std), config.tag, config.license)
+    assert (card.mean, card.std, card.tag, card.licence) == (
+        tuple(config.mean),
+        tuple(config.std),
+        config.tag,
+        config.license,
+    )
     for name, network in zip(("tu-test_resnet", "resnet18"), networks.values(), strict=True):
         for key, value in load_file(tmp_path / "out" / f"{name}.safetensors").items():
             assert torch.equal(value, network.state_dict()[key]), key

@@ -1,4 +1,6 @@
-"""What tests of publishing share: staged folders, the real command line against a double of Kaggle, and a table of its failures."""
+"""What tests of publishing share: staged folders, the real command line against a double of Kaggle, and a table of its
+failures.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,14 @@ from kaggle_double.state import Dataset, DatasetVersion
 
 from hubmap_kit.publish.rehearsal.image import Image
 
-WRITES = {"StartBlobUpload", "PUT /upload", "CreateDataset", "CreateDatasetVersion", "SaveKernel", "CreateCodeSubmission"}
+WRITES = {
+    "StartBlobUpload",
+    "PUT /upload",
+    "CreateDataset",
+    "CreateDatasetVersion",
+    "SaveKernel",
+    "CreateCodeSubmission",
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,9 @@ class Done:
 
 
 class Cli:
-    """Commands in a subprocess, in the hermetic environment of a double. Secrets in their output fail the test, as does a traceback
-    that was not asked for.
+    """Commands in a subprocess, in the hermetic environment of a double.
+
+    Secrets in their output fail the test, as does a traceback that was not asked for.
     """
 
     def __init__(self, double: Double, folder: Path, token: bool = False, **extra: str) -> None:
@@ -56,7 +66,9 @@ class Cli:
     def start(self, *words: str | Path) -> subprocess.Popen[str]:
         """Start Python with arguments, for a test that meets it while it runs."""
         command = [sys.executable, *map(str, words)]
-        return subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def end(self, process: subprocess.Popen[str]) -> Done:
         """Wait for a command's end."""
@@ -65,7 +77,9 @@ class Cli:
 
     def run(self, *words: str | Path) -> Done:
         """Run Python with arguments to its end."""
-        return self._checked(warm.run([sys.executable, *map(str, words)], env=self.environment, cwd=self.folder, timeout=60))
+        return self._checked(
+            warm.run([sys.executable, *map(str, words)], env=self.environment, cwd=self.folder, timeout=60)
+        )
 
     def _checked(self, done: subprocess.CompletedProcess[str]) -> Done:
         basic = base64.b64encode(f"{self.double.owner}:{KEY}".encode()).decode()
@@ -110,10 +124,12 @@ class Cli:
 
 @pytest.fixture
 def kaggle(tmp_path: Path) -> Callable[..., Any]:
-    """Open a double with faults and settings and the command line against it: `with kaggle("never_ready") as cli:`."""
+    """Opens a double with faults and settings, and the command line against it."""
 
     @contextmanager
-    def opened(*faults: str, token: bool = False, extra: dict[str, str] | None = None, **settings: Any) -> Iterator[Cli]:
+    def opened(
+        *faults: str, token: bool = False, extra: dict[str, str] | None = None, **settings: Any
+    ) -> Iterator[Cli]:
         with Double(faults, **settings) as double:
             yield Cli(double, tmp_path, token, **(extra or {}))
             assert not double.escapes
@@ -151,9 +167,15 @@ def hold(builds: tuple[Path, Path]) -> Callable[[Double], Dataset]:
     """Make a double hold the older build as version 1 of the pretrained dataset."""
 
     def held(double: Double) -> Dataset:
-        files = [double.state.add(path.name, path.read_bytes()) for path in sorted(builds[0].iterdir()) if path.name != "dataset-metadata.json"]
+        files = [
+            double.state.add(path.name, path.read_bytes())
+            for path in sorted(builds[0].iterdir())
+            if path.name != "dataset-metadata.json"
+        ]
         version = DatasetVersion(1, "older", files, "2026-01-01T00:00:00.000Z", polls=1_000_000)
-        dataset = Dataset(double.owner, "hubmap-kit-pretrained", "hubmap-kit-pretrained", "other", True, 0, [version], "READY")
+        dataset = Dataset(
+            double.owner, "hubmap-kit-pretrained", "hubmap-kit-pretrained", "other", True, 0, [version], "READY"
+        )
         double.state.datasets[f"{double.owner}/{dataset.slug}"] = dataset
         return dataset
 
@@ -164,4 +186,10 @@ def hold(builds: tuple[Path, Path]) -> Callable[[Double], Dataset]:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Image:
     """An environment without any package: the interpreter of the tests alone."""
     folder = tmp_path_factory.mktemp("bare")
-    return Image(folder, folder, Path(os.path.realpath(sys._base_executable)), Path(sys.base_prefix).resolve(), sysconfig.get_python_version())
+    return Image(
+        folder,
+        folder,
+        Path(os.path.realpath(sys._base_executable)),
+        Path(sys.base_prefix).resolve(),
+        sysconfig.get_python_version(),
+    )

@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 
 import hubmap_kit
 from hubmap_kit.errors import PublishError
-from hubmap_kit.publish import bundle as bundling, pins
+from hubmap_kit.publish import bundle as bundling
+from hubmap_kit.publish import pins
 from hubmap_kit.publish.folders import check_flat, fresh_folder
 from hubmap_kit.publish.wheels import check_wheels, open_wheel
 from hubmap_kit.runtime.build_id import read, verify
@@ -33,17 +34,26 @@ def git(folder: Path, *arguments: str) -> str:
     names = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
     dates = {"GIT_AUTHOR_DATE": "2024-02-03T04:05:06Z", "GIT_COMMITTER_DATE": "2024-02-03T04:05:06Z"}
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "GIT_CONFIG_NOSYSTEM": "1", **names, **dates}
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, env=environment
+    )
     return done.stdout.strip()
 
 
-def run_bundle(tree: Path, out: Path, *arguments: str, umask: int = 0o022, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_bundle(
+    tree: Path, out: Path, *arguments: str, umask: int = 0o022, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`hubmap bundle` from a checkout of its own, in a process of its own."""
     command = [sys.executable, "-m", "hubmap_kit", "bundle", "--out", str(out), *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=tree.parent, umask=umask,
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tree.parent,
+        umask=umask,
         env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", **environment},
-    )  # fmt: skip
+    )
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -54,7 +64,9 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture(scope="module")
 def wheel_cache() -> Path:
-    """The user's own cache with the vendored wheels and the build tools; the network is needed where they are not there yet."""
+    """The user's own cache with the vendored wheels and the build tools; the network is needed where they are not there
+    yet.
+    """
     try:
         for name in (bundling.VENDORED, bundling.BUILD_TOOLS):
             pins.fetch(ROOT / name)
@@ -96,7 +108,9 @@ def bundle(tree: Path, wheel_cache: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_one_commit_gives_the_same_bytes_everywhere(bundle: Path, clone: Path, tmp_path: Path) -> None:
-    """Other folder, other umask, time zone and file times; left-overs of other builds and files that git does not know."""
+    """Other folder, other umask, time zone and file times; left-overs of other builds and files that git does not
+    know.
+    """
     (clone / "build/lib/hubmap_kit").mkdir(parents=True)
     (clone / "build/lib/hubmap_kit/stale.py").write_text("stale = True")
     (clone / "notes.txt").write_text("password")
@@ -105,7 +119,9 @@ def test_one_commit_gives_the_same_bytes_everywhere(bundle: Path, clone: Path, t
     again = tmp_path / "again"
     done = run_bundle(clone, again, umask=0o000, TZ="America/Lima", SOURCE_DATE_EPOCH="1")
     assert done.returncode == 0, done.stderr
-    assert {path.name: path.read_bytes() for path in again.iterdir()} == {path.name: path.read_bytes() for path in bundle.iterdir()}
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == {
+        path.name: path.read_bytes() for path in bundle.iterdir()
+    }
 
 
 def test_it_holds_the_commit_and_nothing_else(bundle: Path, tree: Path) -> None:
@@ -113,11 +129,19 @@ def test_it_holds_the_commit_and_nothing_else(bundle: Path, tree: Path) -> None:
     sha = git(tree, "rev-parse", "HEAD")
     assert (build.kind, build.git_sha, build.dirty) == ("code", sha, False)
     assert build.build_id.startswith(f"{sha[:12]}-")
-    assert {path.name for path in bundle.iterdir()} == {"BUILD_ID.json", "LICENSES.md", *(f"{name}-py3-none-any.whl" for name in WHEELS)}
+    assert {path.name for path in bundle.iterdir()} == {
+        "BUILD_ID.json",
+        "LICENSES.md",
+        *(f"{name}-py3-none-any.whl" for name in WHEELS),
+    }
     with zipfile.ZipFile(bundle / f"{WHEELS[0]}-py3-none-any.whl") as wheel:
         packed = {name: wheel.read(name) for name in wheel.namelist() if ".dist-info/" not in name}
         assert {entry.date_time for entry in wheel.infolist()} == {(2024, 2, 3, 4, 5, 6)}
-    tracked = [name for name in git(tree, "ls-files", "hubmap_kit").splitlines() if name.endswith((".py", ".csv", ".ipynb")) or "/configs/" in name]
+    tracked = [
+        name
+        for name in git(tree, "ls-files", "hubmap_kit").splitlines()
+        if name.endswith((".py", ".csv", ".ipynb")) or "/configs/" in name
+    ]
     assert packed == {name: (tree / name).read_bytes() for name in tracked}
 
 
@@ -127,7 +151,13 @@ def test_the_licences_of_all_wheels_are_in_it(bundle: Path) -> None:
         with zipfile.ZipFile(bundle / f"{name}-py3-none-any.whl") as wheel:
             licence = next(wheel.read(entry).decode() for entry in wheel.namelist() if entry.endswith("LICENSE"))
         assert "Permission is hereby granted" in licence and licence.strip() in text
-    for words in ("## segmentation-models-pytorch 0.6.0", "## ttach 0.0.3", "## hubmap-kit 0.1.0", "Licence: MIT", "https://github.com/qubvel/ttach"):
+    for words in (
+        "## segmentation-models-pytorch 0.6.0",
+        "## ttach 0.0.3",
+        "## hubmap-kit 0.1.0",
+        "Licence: MIT",
+        "https://github.com/qubvel/ttach",
+    ):
         assert words in text
 
 
@@ -135,14 +165,22 @@ def test_the_licences_of_all_wheels_are_in_it(bundle: Path) -> None:
 def installed(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle installed into an empty folder as a kernel does it, where possible with networking switched off."""
     target = tmp_path_factory.mktemp("installed") / "site"
-    alone = bool(shutil.which("unshare")) and not subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode
+    alone = (
+        bool(shutil.which("unshare"))
+        and not subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode
+    )
     apart = ["unshare", "-rn"] if alone else []
     command = ["install", "--no-index", "--no-deps", "--find-links", str(bundle), "--target", str(target)]
     packages = ["hubmap-kit", "segmentation-models-pytorch", "ttach"]
     proxies = {"http_proxy": NOWHERE, "https_proxy": NOWHERE}
     environment = {"PATH": os.environ["PATH"], "HOME": str(target.parent), "PIP_CONFIG_FILE": os.devnull, **proxies}
     done = subprocess.run(
-        [*apart, sys.executable, "-m", "pip", *command, *packages], capture_output=True, text=True, check=False, cwd=target.parent, env=environment
+        [*apart, sys.executable, "-m", "pip", *command, *packages],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=target.parent,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     return target
@@ -168,7 +206,9 @@ try:
 except hubmap_kit.errors.PublishError as error:
     print(json.dumps([sorted(experiment.shipped()), shape, files, str(error)]))
 """
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False, cwd=installed.parent)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False, cwd=installed.parent
+    )
     assert done.returncode == 0, done.stderr
     configs, shape, files, no_checkout = json.loads(done.stdout.splitlines()[-1])
     assert configs == sorted(path.stem for path in (ROOT / "hubmap_kit/configs").glob("*.yaml"))
@@ -240,7 +280,9 @@ def make_wheel(folder: Path, name: str, *lines: str, metadata_name: str = "", **
     header = ["Metadata-Version: 2.1", f"Name: {metadata_name or project}", f"Version: {version}", *lines]
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{project}-{version}.dist-info/METADATA", "\n".join(header) + "\n\n")
-        archive.writestr(f"{project}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{project}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         for key, text in files.items():
             archive.writestr(key.replace("__", "/").replace("_dot_", "."), text)
     return path
@@ -309,7 +351,10 @@ huggingface-hub>=1.5,<2
 def test_everything_that_a_wheel_needs_is_there(tmp_path: Path, line: str, words: str | None) -> None:
     (tmp_path / "constraints.txt").write_text(IMAGE)
     image = pins.requirements(tmp_path / "constraints.txt")
-    made = make_wheel(tmp_path, "thing-1.0-py3-none-any.whl", line), make_wheel(tmp_path, "other_thing-2.0-py3-none-any.whl")
+    made = (
+        make_wheel(tmp_path, "thing-1.0-py3-none-any.whl", line),
+        make_wheel(tmp_path, "other_thing-2.0-py3-none-any.whl"),
+    )
     wheels = [open_wheel(path) for path in made]
     if words is None:
         check_wheels(wheels, image)
@@ -365,7 +410,9 @@ def test_fetched_wheels_are_kept_and_hashed_at_every_use(wheel_cache: Path, offl
         pins.fetch(vendored, copy)
 
 
-def test_a_wheel_with_another_hash_is_not_taken_from_the_index(offline: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wheel_with_another_hash_is_not_taken_from_the_index(
+    offline: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     index, cache = tmp_path / "index", tmp_path / "cache"
     index.mkdir()
     wheel = make_wheel(index, "thing-1.0-py3-none-any.whl")
@@ -379,7 +426,9 @@ def test_a_wheel_with_another_hash_is_not_taken_from_the_index(offline: None, mo
     assert [path.read_bytes() for path in pins.fetch(pinned, cache)] == [wheel.read_bytes()]
 
 
-@pytest.mark.parametrize("line", ["thing", "thing==1.0", "thing>=1.0 --hash=sha256:" + "0" * 64, "thing==1.0 --hash=sha256:123", "???"])
+@pytest.mark.parametrize(
+    "line", ["thing", "thing==1.0", "thing>=1.0 --hash=sha256:" + "0" * 64, "thing==1.0 --hash=sha256:123", "???"]
+)
 def test_every_vendored_wheel_is_pinned_by_version_and_hash(tmp_path: Path, line: str) -> None:
     (tmp_path / "pinned.txt").write_text(line + "\n")
     with pytest.raises(PublishError, match="expected name==version"):

@@ -1,4 +1,6 @@
-"""The double of Kaggle asked through kagglesdk in this process: the requests of the command line without the second that each of its runs takes."""
+"""The double of Kaggle asked through kagglesdk in this process: the requests of the command line without the second
+that each of its runs takes.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,6 @@ COMPETITION = "hubmap-organ-segmentation"
 SCRIPT = 'from bootstrap import start\nBUILD_ID = "abc-123"\nstart("infer", BUILD_ID, None)\n'
 
 
-
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SimpleNamespace]]:
     """Start a double and sign in to it."""
@@ -44,9 +45,12 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SimpleNamespa
         words = {"api_token": TOKEN} if token else {"username": "alice", "password": KEY}
         client = KaggleClient(env=KaggleEnv.LOCAL, **words)
         return SimpleNamespace(
-            double=double, datasets=client.datasets.dataset_api_client, kernels=client.kernels.kernels_api_client,
-            blobs=client.blobs.blob_api_client, competitions=client.competitions.competition_api_client,
-        )  # fmt: skip
+            double=double,
+            datasets=client.datasets.dataset_api_client,
+            kernels=client.kernels.kernels_api_client,
+            blobs=client.blobs.blob_api_client,
+            competitions=client.competitions.competition_api_client,
+        )
 
     yield make
     for double in running:
@@ -72,7 +76,13 @@ def upload(kaggle: SimpleNamespace, name: str, content: bytes) -> dataset_types.
 def create(kaggle: SimpleNamespace, **files: bytes) -> None:
     """A new dataset; files are named without their suffix .json."""
     new = [upload(kaggle, f"{name}.json", content) for name, content in files.items()]
-    request = filled(dataset_types.ApiCreateDatasetRequest, slug="hubmap-kit-code", title="hubmap-kit-code", license_name="other", files=new)
+    request = filled(
+        dataset_types.ApiCreateDatasetRequest,
+        slug="hubmap-kit-code",
+        title="hubmap-kit-code",
+        license_name="other",
+        files=new,
+    )
     assert kaggle.datasets.create_dataset(request).status == "ok"
 
 
@@ -80,7 +90,9 @@ def update(kaggle: SimpleNamespace, **files: bytes) -> Any:
     """A new version; the server's answer."""
     new = [upload(kaggle, f"{name}.json", content) for name, content in files.items()]
     body = filled(dataset_types.ApiCreateDatasetVersionRequestBody, version_notes="next", files=new)
-    request = filled(dataset_types.ApiCreateDatasetVersionRequest, owner_slug="alice", dataset_slug="hubmap-kit-code", body=body)
+    request = filled(
+        dataset_types.ApiCreateDatasetVersionRequest, owner_slug="alice", dataset_slug="hubmap-kit-code", body=body
+    )
     return kaggle.datasets.create_dataset_version(request)
 
 
@@ -88,9 +100,13 @@ def look(kaggle: SimpleNamespace) -> tuple[str, int, str]:
     """Status, version number and content of BUILD_ID.json, or the HTTP status of the refusal that came instead."""
     names = {"owner_slug": "alice", "dataset_slug": "hubmap-kit-code"}
     try:
-        status = kaggle.datasets.get_dataset_status(filled(dataset_types.ApiGetDatasetStatusRequest, **names)).status.name.lower()
+        status = kaggle.datasets.get_dataset_status(
+            filled(dataset_types.ApiGetDatasetStatusRequest, **names)
+        ).status.name.lower()
         number = kaggle.datasets.get_dataset(filled(dataset_types.ApiGetDatasetRequest, **names)).current_version_number
-        got = kaggle.datasets.download_dataset(filled(dataset_types.ApiDownloadDatasetRequest, file_name="BUILD_ID.json", **names))
+        got = kaggle.datasets.download_dataset(
+            filled(dataset_types.ApiDownloadDatasetRequest, file_name="BUILD_ID.json", **names)
+        )
     except requests.HTTPError as error:
         return str(error.response.status_code), 0, ""
     return status, number, got.text
@@ -103,13 +119,18 @@ DATASET_FAULTS = [
     ("never_ready", [(WORKING, 1, "old")] * 4),
     ("version_never_moves", [(WORKING, 1, "old"), ("ready", 1, "old"), ("ready", 1, "old")]),
     ("ready_too_early", [("ready", 1, "old"), ("ready", 1, "old"), (WORKING, 1, "old"), ("ready", 2, "new")]),
-    ("stale_build_id", [(WORKING, 1, "old"), ("ready", 2, "old"), ("ready", 2, "old"), ("ready", 2, "old"), ("ready", 2, "old")]),
+    (
+        "stale_build_id",
+        [(WORKING, 1, "old"), ("ready", 2, "old"), ("ready", 2, "old"), ("ready", 2, "old"), ("ready", 2, "old")],
+    ),
     ("stale_build_id_briefly", [(WORKING, 1, "old"), ("ready", 2, "old"), ("ready", 2, "old"), ("ready", 2, "new")]),
 ]
 
 
 @pytest.mark.parametrize(("fault", "expected"), DATASET_FAULTS, ids=[row[0] or "none" for row in DATASET_FAULTS])
-def test_a_new_version_arrives_as_the_fault_says(ask: Callable[..., SimpleNamespace], fault: str, expected: list[tuple[str, int, str]]) -> None:
+def test_a_new_version_arrives_as_the_fault_says(
+    ask: Callable[..., SimpleNamespace], fault: str, expected: list[tuple[str, int, str]]
+) -> None:
     kaggle = ask(hidden_calls=0)
     create(kaggle, BUILD_ID=b"old")
     assert [look(kaggle) for _ in range(2)] == [(WORKING, 1, "old"), ("ready", 1, "old")]
@@ -131,23 +152,44 @@ def test_a_created_dataset_stays_hidden_for_a_while_or_for_ever(ask: Callable[..
     kaggle.double.faults = ["rate_limited_briefly"]
     assert [look(kaggle)[0] for _ in range(3)] == ["429", "429", "ready"]
     kaggle.double.faults = ["file_zipped"]
-    request = filled(dataset_types.ApiDownloadDatasetRequest, owner_slug="alice", dataset_slug="hubmap-kit-code", file_name="BUILD_ID.json")
+    request = filled(
+        dataset_types.ApiDownloadDatasetRequest,
+        owner_slug="alice",
+        dataset_slug="hubmap-kit-code",
+        file_name="BUILD_ID.json",
+    )
     got = kaggle.datasets.download_dataset(request)
-    assert got.url.split("?")[0].endswith("/BUILD_ID.json.zip") and zipfile.ZipFile(io.BytesIO(got.content)).read("BUILD_ID.json") == b"one"
+    assert (
+        got.url.split("?")[0].endswith("/BUILD_ID.json.zip")
+        and zipfile.ZipFile(io.BytesIO(got.content)).read("BUILD_ID.json") == b"one"
+    )
 
 
 def test_archives_are_unpacked_and_wheels_are_not(ask: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
     (tmp_path / "tree" / "deep").mkdir(parents=True)
     (tmp_path / "tree" / "deep" / "x.txt").write_text("x")
-    packed = {kind: Path(shutil.make_archive(str(tmp_path / kind), kind, tmp_path / "tree")) for kind in ("zip", "tar", "gztar")}
+    packed = {
+        kind: Path(shutil.make_archive(str(tmp_path / kind), kind, tmp_path / "tree"))
+        for kind in ("zip", "tar", "gztar")
+    }
     kaggle = ask(hidden_calls=0)
-    names = {"one.zip": packed["zip"], "two.tar": packed["tar"], "three.tar.gz": packed["gztar"], "kit.whl": packed["zip"]}
+    names = {
+        "one.zip": packed["zip"],
+        "two.tar": packed["tar"],
+        "three.tar.gz": packed["gztar"],
+        "kit.whl": packed["zip"],
+    }
     new = [upload(kaggle, name, path.read_bytes()) for name, path in names.items()]
     new += [upload(kaggle, "rows.csv.gz", gzip.compress(b"rows")), upload(kaggle, "broken.zip", b"no archive")]
-    kaggle.datasets.create_dataset(filled(dataset_types.ApiCreateDatasetRequest, slug="hubmap-kit-code", title="hubmap-kit-code", files=new))
+    kaggle.datasets.create_dataset(
+        filled(dataset_types.ApiCreateDatasetRequest, slug="hubmap-kit-code", title="hubmap-kit-code", files=new)
+    )
     files = [file.name for file in kaggle.double.state.datasets[CODE].versions[0].files]
     assert files == ["broken.zip", "kit.whl", "one/deep/x.txt", "rows.csv", "three/deep/x.txt", "two/deep/x.txt"]
-    assert kaggle.double.state.read(CODE, "rows.csv") == b"rows" and kaggle.double.state.read(CODE, "kit.whl") == packed["zip"].read_bytes()
+    assert (
+        kaggle.double.state.read(CODE, "rows.csv") == b"rows"
+        and kaggle.double.state.read(CODE, "kit.whl") == packed["zip"].read_bytes()
+    )
 
 
 def test_an_upload_goes_on_where_it_broke_off(ask: Callable[..., SimpleNamespace]) -> None:
@@ -155,7 +197,9 @@ def test_an_upload_goes_on_where_it_broke_off(ask: Callable[..., SimpleNamespace
     begun = kaggle.blobs.start_blob_upload(filled(ApiStartBlobUploadRequest, name="a", content_length=10))
 
     def put(content: bytes, span: str | None = None) -> requests.Response:
-        return requests.put(begun.create_url, data=content, headers={"Content-Range": f"bytes {span}"} if span else {}, timeout=10)
+        return requests.put(
+            begun.create_url, data=content, headers={"Content-Range": f"bytes {span}"} if span else {}, timeout=10
+        )
 
     with pytest.raises(requests.ConnectionError):
         put(b"0123456789")
@@ -163,13 +207,23 @@ def test_an_upload_goes_on_where_it_broke_off(ask: Callable[..., SimpleNamespace
     assert (probe.status_code, probe.headers["Range"]) == (308, "bytes=0-4")
     assert put(b"789", "7-9/10").status_code == 400
     assert put(b"56789", "5-9/10").status_code == 200 and put(b"", "*/10").status_code == 200
-    assert kaggle.double.state.blobs[begun.token].sha256 == "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882"
+    assert (
+        kaggle.double.state.blobs[begun.token].sha256
+        == "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882"
+    )
     assert requests.put("http://localhost/upload/none", data=b"", timeout=10).status_code == 404
 
 
 def push(kaggle: SimpleNamespace, slug: str = "hubmap-train", **values: Any) -> Any:
     """Save a kernel; the server's answer."""
-    values = {"slug": f"alice/{slug}", "new_title": slug, "text": SCRIPT, "language": "python", "kernel_type": "script", "enable_gpu": False} | values
+    values = {
+        "slug": f"alice/{slug}",
+        "new_title": slug,
+        "text": SCRIPT,
+        "language": "python",
+        "kernel_type": "script",
+        "enable_gpu": False,
+    } | values
     return kaggle.kernels.save_kernel(filled(kernel_types.ApiSaveKernelRequest, **values))
 
 
@@ -183,11 +237,17 @@ def test_sources_that_do_not_exist_are_left_out(ask: Callable[..., SimpleNamespa
     kaggle = ask(public_datasets=("bob/public",), hidden_calls=0)
     create(kaggle, BUILD_ID=b"one")
     asked = {
-        "dataset_data_sources": [CODE, f"{CODE}/1", "bob/public", "bob/none"], "kernel_data_sources": [TRAIN],
-        "competition_data_sources": [COMPETITION], "model_data_sources": ["google/bert/pyTorch/base/1"],
-    }  # fmt: skip
+        "dataset_data_sources": [CODE, f"{CODE}/1", "bob/public", "bob/none"],
+        "kernel_data_sources": [TRAIN],
+        "competition_data_sources": [COMPETITION],
+        "model_data_sources": ["google/bert/pyTorch/base/1"],
+    }
     first = push(kaggle, **asked)
-    assert (first.invalid_dataset_sources, first.invalid_kernel_sources, first.invalid_competition_sources) == (["bob/none"], [TRAIN], [])
+    assert (first.invalid_dataset_sources, first.invalid_kernel_sources, first.invalid_competition_sources) == (
+        ["bob/none"],
+        [TRAIN],
+        [],
+    )
     assert push(kaggle, **asked).invalid_kernel_sources == []  # it exists now: a kernel can attach its own last output
     assert kaggle.double.state.kernels[TRAIN].versions[0].sources["datasets"] == [CODE, f"{CODE}/1", "bob/public"]
     kaggle.double.faults = ["invalid_model_source", "invalid_kernel_source", "invalid_competition_source"]
@@ -214,8 +274,12 @@ KERNEL_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "statuses", "marker"), KERNEL_FAULTS, ids=[row[0] or "none" for row in KERNEL_FAULTS])
-def test_a_kernel_ends_as_the_fault_says(ask: Callable[..., SimpleNamespace], fault: str, statuses: list[str], marker: str | None) -> None:
+@pytest.mark.parametrize(
+    ("fault", "statuses", "marker"), KERNEL_FAULTS, ids=[row[0] or "none" for row in KERNEL_FAULTS]
+)
+def test_a_kernel_ends_as_the_fault_says(
+    ask: Callable[..., SimpleNamespace], fault: str, statuses: list[str], marker: str | None
+) -> None:
     kaggle = ask(*filter(None, [fault]))
     push(kaggle)
     assert [state(kaggle) for _ in statuses] == statuses
@@ -249,27 +313,45 @@ def test_submissions_are_counted_and_scored(ask: Callable[..., SimpleNamespace])
     state(kaggle)
 
     def submit(version: int = 1, file: str | None = "submission.csv", competition: str = COMPETITION) -> int:
-        values = {"competition_name": competition, "kernel_owner": "alice", "kernel_slug": "hubmap-train", "kernel_version": version}
-        request = filled(competition_types.ApiCreateCodeSubmissionRequest, file_name=file, submission_description="x", **values)
+        values = {
+            "competition_name": competition,
+            "kernel_owner": "alice",
+            "kernel_slug": "hubmap-train",
+            "kernel_version": version,
+        }
+        request = filled(
+            competition_types.ApiCreateCodeSubmissionRequest, file_name=file, submission_description="x", **values
+        )
         try:
             return kaggle.competitions.create_code_submission(request).ref
         except requests.HTTPError as error:
             return error.response.status_code
 
-    assert [submit(1), submit(2), submit(3), submit(1, competition="titanic")] == [400, 400, 404, 404]  # not ended; internet; absent; absent
+    assert [submit(1), submit(2), submit(3), submit(1, competition="titanic")] == [
+        400,
+        400,
+        404,
+        404,
+    ]  # not ended; internet; absent; absent
     kaggle.double.state.kernels[TRAIN].versions[0].status = "COMPLETE"
     assert [submit(file=None), submit(file="other.csv")] == [400, 400]
     kaggle.double.faults = ["submission_refused"]
     assert submit() == 400
     kaggle.double.faults = []
     ref = submit()
-    looks = [kaggle.competitions.get_submission(filled(competition_types.ApiGetSubmissionRequest, ref=ref)) for _ in range(2)]
+    looks = [
+        kaggle.competitions.get_submission(filled(competition_types.ApiGetSubmissionRequest, ref=ref)) for _ in range(2)
+    ]
     assert [(look.status.name, look.public_score) for look in looks] == [("PENDING", ""), ("COMPLETE", "0.61234")]
     kaggle.double.faults = ["submission_error"]
     bad = submit()
-    failed = [kaggle.competitions.get_submission(filled(competition_types.ApiGetSubmissionRequest, ref=bad)) for _ in range(2)][1]
+    failed = [
+        kaggle.competitions.get_submission(filled(competition_types.ApiGetSubmissionRequest, ref=bad)) for _ in range(2)
+    ][1]
     assert failed.status.name == "ERROR" and "Scoring Error" in failed.error_description
-    limits = kaggle.competitions.get_submission_limits(filled(competition_types.ApiGetSubmissionLimitsRequest, competition_name=COMPETITION))
+    limits = kaggle.competitions.get_submission_limits(
+        filled(competition_types.ApiGetSubmissionLimitsRequest, competition_name=COMPETITION)
+    )
     assert (limits.num_today, limits.num_allowed_now, submit()) == (2, 0, 400)
 
 
@@ -278,7 +360,9 @@ def test_what_is_kept_comes_back_as_it_was(ask: Callable[..., SimpleNamespace], 
     create(kaggle, BUILD_ID=b"one")
     push(kaggle, machine_shape="NvidiaTeslaT4")
     with Double(keep=tmp_path) as again:
-        assert again.state.datasets == kaggle.double.state.datasets and again.state.read(CODE, "BUILD_ID.json") == b"one"
+        assert (
+            again.state.datasets == kaggle.double.state.datasets and again.state.read(CODE, "BUILD_ID.json") == b"one"
+        )
         assert again.state.kernels[TRAIN].versions[0].status == "COMPLETE"  # sessions end between two doubles
         again.state.kernels[TRAIN].versions[0].status = "QUEUED"
         assert again.state.kernels == kaggle.double.state.kernels
@@ -292,21 +376,37 @@ def test_what_would_leave_is_stopped_and_noted(tmp_path: Path) -> None:
         assert requests.get("http://example.com/y", proxies=proxies, timeout=10).status_code == 502
     assert double.escapes == ["CONNECT api.kaggle.com:443", "GET http://example.com/y"]
     assert set(double.environment(tmp_path)) - {"LANG"} == {
-        "PATH", "HOME", "TMPDIR", "KAGGLE_CONFIG_DIR", "KAGGLE_API_ENVIRONMENT", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY",
-        "KAGGLE_USERNAME", "KAGGLE_KEY",
-    }  # fmt: skip
+        "PATH",
+        "HOME",
+        "TMPDIR",
+        "KAGGLE_CONFIG_DIR",
+        "KAGGLE_API_ENVIRONMENT",
+        "http_proxy",
+        "HTTP_PROXY",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "KAGGLE_USERNAME",
+        "KAGGLE_KEY",
+    }
 
 
-def test_an_answer_that_kagglesdk_does_not_know_is_a_mistake(ask: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_kagglesdk_does_not_know_is_a_mistake(
+    ask: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert set(METHODS) <= set(answers.types())
     with pytest.raises(answers.UnknownAnswer, match="ApiDataset.number"):
         answers.parse_answer("datasets.DatasetApiService/GetDataset", {"number": 1})
     with pytest.raises(answers.UnknownAnswer, match="files.size"):
-        answers.parse_answer("datasets.DatasetApiService/ListDatasetFiles", {"datasetFiles": [{"name": "a", "size": 1}]} | {"files.size": 1})
+        answers.parse_answer(
+            "datasets.DatasetApiService/ListDatasetFiles",
+            {"datasetFiles": [{"name": "a", "size": 1}]} | {"files.size": 1},
+        )
     with pytest.raises(answers.UnknownAnswer, match="cannot read"):
         answers.parse_answer("datasets.DatasetApiService/GetDatasetStatus", {"status": "done"})
     kaggle = ask()
-    monkeypatch.setitem(METHODS, "kernels.KernelsApiService/GetAcceleratorQuotaStatistics", lambda world, body: {"hours": 3})
+    monkeypatch.setitem(
+        METHODS, "kernels.KernelsApiService/GetAcceleratorQuotaStatistics", lambda world, body: {"hours": 3}
+    )
     with pytest.raises(requests.HTTPError, match="mistake of the double"):
         kaggle.kernels.get_accelerator_quota_statistics()
     assert len(kaggle.double.mistakes) == 1

@@ -29,7 +29,9 @@ ROOT = repository()
 
 @dataclass
 class World:
-    """A stand-in for Kaggle that serves the code bundle `build` and `weights`, newer ones that were never pushed, a place for renderings."""
+    """A stand-in for Kaggle that serves the code bundle `build` and `weights`, newer ones that were never pushed, a
+    place for renderings.
+    """
 
     double: Double
     tmp: Path
@@ -57,10 +59,23 @@ def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     tmp = tmp_path_factory.mktemp("kaggle")
     with Double() as double:
         builds = stage(tmp / "staged" / "code", b"one"), stage(tmp / "newer" / "code", b"two")
-        weights = stage_weights(tmp / "staged" / "weights", b"name: one\n"), stage_weights(tmp / "newer" / "weights", b"name: two\n")
+        weights = (
+            stage_weights(tmp / "staged" / "weights", b"name: one\n"),
+            stage_weights(tmp / "newer" / "weights", b"name: two\n"),
+        )
         world = World(double, tmp, *builds, *weights)
         for kind in ("code", "weights"):
-            words = [sys.executable, "-m", "hubmap_kit", "push", kind, "--staged", str(tmp / "staged" / kind), "--poll", "0.05"]
+            words = [
+                sys.executable,
+                "-m",
+                "hubmap_kit",
+                "push",
+                kind,
+                "--staged",
+                str(tmp / "staged" / kind),
+                "--poll",
+                "0.05",
+            ]
             done = warm.run(words, env=world.environment(), cwd=tmp)
             assert done.returncode == 0, done.stderr
         yield world
@@ -80,17 +95,33 @@ def world(shared_world: World) -> Iterator[World]:
 # What is refused, or must not be believed. Each row: faults of Kaggle, words of the command, words of the one sentence.
 CASES = {
     "push answered with an error": (("kernel_push_error",), (), ("alice/hubmap-train", "Notebook could not be saved")),
-    "dataset source refused": (("invalid_dataset_source",), (), ("without its dataset source", "alice/hubmap-kit-code")),
+    "dataset source refused": (
+        ("invalid_dataset_source",),
+        (),
+        ("without its dataset source", "alice/hubmap-kit-code"),
+    ),
     "model source refused, which no client prints": (("invalid_model_source",), (), ("without its model source",)),
-    "third GPU session": (("gpu_limit",), ("--timeout", "0.0001"), ("Maximum batch GPU session count of 2", "wait for a running session to end")),
+    "third GPU session": (
+        ("gpu_limit",),
+        ("--timeout", "0.0001"),
+        ("Maximum batch GPU session count of 2", "wait for a running session to end"),
+    ),
     "retired accelerator": ((), ("--accelerator", "p100"), ("retired", "T4 x2", "--accelerator t4x2")),
     "quota too small": (("quota_used_up",), (), ("11.5 h", "0.0 of 30.0 GPU hours", "--hours", "--force")),
     "kernel fails": (("kernel_fails",), (), ("failed on Kaggle", "raised an error")),
     "kernel says that it failed": (("kernel_completes_failed",), (), ("says that it failed",)),
-    "complete without the end marker": (("kernel_completes_without_marker",), (), ("complete", "HUBMAP END", "crashed")),
+    "complete without the end marker": (
+        ("kernel_completes_without_marker",),
+        (),
+        ("complete", "HUBMAP END", "crashed"),
+    ),
     "kernel ran stale code": (("kernel_stale_build_id",), (), ("stale build 0123456789ab-0123456789ab",)),
     "kernel cancelled": (("kernel_cancelled",), (), ("cancelled",)),
-    "kernel never ends": (("kernel_never_ends",), ("--timeout", "0.0001"), ("goes on on Kaggle", "hubmap kernels train --follow")),
+    "kernel never ends": (
+        ("kernel_never_ends",),
+        ("--timeout", "0.0001"),
+        ("goes on on Kaggle", "hubmap kernels train --follow"),
+    ),
 }
 REFUSED_BEFORE = ("push answered with an error", "third GPU session", "retired accelerator", "quota too small")
 
@@ -138,7 +169,19 @@ def test_without_credentials_nothing_is_rendered_for_nobody(world: World, record
 
 
 def test_a_kernel_is_pushed_as_rendered_and_followed_to_its_end(world: World, tmp_path: Path) -> None:
-    done = world.run("--run", "train", "--follow", "--folds", "1,0", "--set", "training.epochs=2", "--hours", "3", "--output", str(tmp_path / "got"))
+    done = world.run(
+        "--run",
+        "train",
+        "--follow",
+        "--folds",
+        "1,0",
+        "--set",
+        "training.epochs=2",
+        "--hours",
+        "3",
+        "--output",
+        str(tmp_path / "got"),
+    )
     assert done.returncode == 0, done.stderr
     assert f"HUBMAP END train complete build_id={world.build}" in done.stdout
     assert "hubmap kernels --run infer --attach-only kernel:train" in done.stdout
@@ -147,7 +190,9 @@ def test_a_kernel_is_pushed_as_rendered_and_followed_to_its_end(world: World, tm
     assert version.text == (world.tmp / "kernels" / "train" / "train.py").read_text()
     assert version.asked["isPrivate"] is True and not version.internet
     assert version.accelerator == "NvidiaTeslaT4"
-    assert version.sources["datasets"] == ["alice/hubmap-kit-code"] and version.sources["competitions"] == ["hubmap-organ-segmentation"]
+    assert version.sources["datasets"] == ["alice/hubmap-kit-code"] and version.sources["competitions"] == [
+        "hubmap-organ-segmentation"
+    ]
     assert 3 * 3600 < version.asked["sessionTimeoutSeconds"] < 4 * 3600
     found = constants_of(version.text, "train.py")
     assert (found["FOLDS"], found["OVERRIDES"], found["SESSION_HOURS"]) == ([0, 1], ["training.epochs=2"], 3.0)
@@ -160,7 +205,12 @@ def test_the_end_of_the_session_before_is_not_taken_for_the_new_one(world: World
     old = world.pushed().log
     world.double.world.logs["hubmap-train"] = old
     process = subprocess.Popen(
-        world.command("--run", "train", "--follow"), env=world.environment(), cwd=world.tmp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        world.command("--run", "train", "--follow"),
+        env=world.environment(),
+        cwd=world.tmp,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
     while "is complete" not in (line := process.stderr.readline()):
@@ -176,7 +226,14 @@ def test_the_end_of_the_session_before_is_not_taken_for_the_new_one(world: World
 def test_a_log_is_printed_on_a_console_that_lacks_its_characters(world: World) -> None:
     world.double.faults = ("log_odd_text",)
     words = world.command("--run", "train", "--follow")
-    done = subprocess.run(words, env=world.environment() | {"PYTHONIOENCODING": "cp1252"}, cwd=world.tmp, capture_output=True, check=False, timeout=120)
+    done = subprocess.run(
+        words,
+        env=world.environment() | {"PYTHONIOENCODING": "cp1252"},
+        cwd=world.tmp,
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr.decode("cp1252")
     assert b"100%|???|" in done.stdout and b"alice/hubmap-train: complete" in done.stdout
 
@@ -212,7 +269,12 @@ def test_a_dry_run_pushes_nothing(world: World) -> None:
 def test_ctrl_c_leaves_the_kernel_running_and_says_how_to_look_again(world: World) -> None:
     world.double.faults = ("kernel_never_ends",)
     process = subprocess.Popen(
-        world.command("--run", "train", "--follow"), env=world.environment(), cwd=world.tmp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        world.command("--run", "train", "--follow"),
+        env=world.environment(),
+        cwd=world.tmp,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
     lines = []
@@ -222,7 +284,10 @@ def test_ctrl_c_leaves_the_kernel_running_and_says_how_to_look_again(world: Worl
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert rest.strip().splitlines()[-1].startswith("error: stopped following alice/hubmap-train") and "hubmap kernels train --follow" in rest
+    assert (
+        rest.strip().splitlines()[-1].startswith("error: stopped following alice/hubmap-train")
+        and "hubmap kernels train --follow" in rest
+    )
     assert "Traceback" not in rest
     assert world.pushed().status == "RUNNING"
 
@@ -247,7 +312,11 @@ def test_infer_is_pushed_for_the_weights_that_are_staged_and_served(world: World
 def test_code_of_another_commit_is_not_what_a_kernel_is_rendered_for(world: World, record_property) -> None:
     old = stage(world.tmp / "old" / "code", b"one", "1" * 40)
     done = world.run("tiles", "--owner", "alice", staged="old/code")
-    check_sentence(done, ("old/code holds the code of commit 111111111111, but the checkout is at", "hubmap push code", "--force"), record_property)
+    check_sentence(
+        done,
+        ("old/code holds the code of commit 111111111111, but the checkout is at", "hubmap push code", "--force"),
+        record_property,
+    )
     done = world.run("tiles", "--owner", "alice", "--force", staged="old/code")
     assert done.returncode == 0 and f"BUILD_ID='{old}'" in done.stdout
 
@@ -255,13 +324,17 @@ def test_code_of_another_commit_is_not_what_a_kernel_is_rendered_for(world: Worl
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("train", "--attach", "pretrained"), ("alice/hubmap-kit-pretrained does not exist", "hubmap push pretrained", "--attach-only")),
+        (
+            ("train", "--attach", "pretrained"),
+            ("alice/hubmap-kit-pretrained does not exist", "hubmap push pretrained", "--attach-only"),
+        ),
         (("infer", "--attach", "alice/more-runs"), ("alice/more-runs does not exist", "upload it first")),
         (("infer", "--attach-only", "kernel:tiles"), ("alice/hubmap-make-tiles does not exist",)),
     ],
 )
-def test_an_input_of_ones_own_that_is_not_there_is_noticed_before_the_push(words: tuple[str, ...], said: tuple[str, ...], world: World,
-                                                                          record_property) -> None:  # fmt: skip
+def test_an_input_of_ones_own_that_is_not_there_is_noticed_before_the_push(
+    words: tuple[str, ...], said: tuple[str, ...], world: World, record_property
+) -> None:
     before = len(world.double.requests)
     check_sentence(world.run("--run", *words), said, record_property)
     assert "SaveKernel" not in world.double.called[before:]
@@ -271,7 +344,11 @@ def test_following_looks_at_the_version_that_was_pushed_from_here(world: World) 
     assert world.run("--run", "train").returncode == 0
     mine = world.pushed().number
     world.double.faults = ("kernel_fails",)
-    elsewhere = warm.run([*world.command("--run", "train", "--force"), "--out", str(world.tmp / "elsewhere")], env=world.environment(), cwd=world.tmp)
+    elsewhere = warm.run(
+        [*world.command("--run", "train", "--force"), "--out", str(world.tmp / "elsewhere")],
+        env=world.environment(),
+        cwd=world.tmp,
+    )
     assert elsewhere.returncode == 0 and world.pushed().number == mine + 1
     done = world.run("train", "--follow")
     assert done.returncode == 0 and f"log of version {mine} is made up" in done.stdout, done.stderr
@@ -285,10 +362,19 @@ def test_a_push_whose_answer_was_lost_is_found_again(world: World, record_proper
     before = saved()
     world.double.faults = ("save_answer_lost",)
     done = world.run("--run", "train")
-    assert done.returncode == 0 and f"HTTP 503: Service Unavailable); but Kaggle shows version {before + 1} of it" in done.stderr, done.stderr
-    assert saved() == (before := before + 1)
+    assert (
+        done.returncode == 0
+        and f"HTTP 503: Service Unavailable); but Kaggle shows version {before + 1} of it" in done.stderr
+    ), done.stderr
+    before += 1
+    assert saved() == before
     world.double.faults = ("save_answer_lost", "kernel_old_number")
-    words = ("HTTP 503", "may have been saved all the same", "hubmap kernels train --follow", "https://www.kaggle.com/code/alice/hubmap-train")
+    words = (
+        "HTTP 503",
+        "may have been saved all the same",
+        "hubmap kernels train --follow",
+        "https://www.kaggle.com/code/alice/hubmap-train",
+    )
     check_sentence(world.run("--run", "train"), words, record_property)
     assert saved() == before + 1
     world.double.faults = ()
@@ -303,7 +389,11 @@ def test_a_push_whose_answer_was_lost_is_found_again(world: World, record_proper
     intent = world.tmp / "kernels" / "train.pushing.json"
     intent.write_text(re.sub(r"20\d\d-", "2025-", intent.read_text()))  # long enough ago to be shown by now
     done = world.run("train", "--follow")
-    assert done.returncode == 0 and "did not go through" in done.stderr and f"log of version {before + 1} is made up" in done.stdout
+    assert (
+        done.returncode == 0
+        and "did not go through" in done.stderr
+        and f"log of version {before + 1} is made up" in done.stdout
+    )
     assert world.run("--run", "train").returncode == 0 and saved() == before + 2
 
 
@@ -311,7 +401,12 @@ def test_ctrl_c_while_a_kernel_is_saved_says_how_to_see_whether_it_was(world: Wo
     world.double.faults = ("save_silent",)
     before = world.pushed().number
     process = subprocess.Popen(
-        world.command("--run", "train"), env=world.environment(), cwd=world.tmp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        world.command("--run", "train"),
+        env=world.environment(),
+        cwd=world.tmp,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     while world.pushed().number == before:
         assert process.poll() is None
@@ -319,13 +414,18 @@ def test_ctrl_c_while_a_kernel_is_saved_says_how_to_see_whether_it_was(world: Wo
     _, rest = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in rest
     last = rest.strip().splitlines()[-1]
-    assert last.startswith("error: stopped while kernel alice/hubmap-train was being saved") and "hubmap kernels train --follow" in last
+    assert (
+        last.startswith("error: stopped while kernel alice/hubmap-train was being saved")
+        and "hubmap kernels train --follow" in last
+    )
     world.double.faults = ()
     done = world.run("train", "--follow")
     assert done.returncode == 0 and f"log of version {before + 1} is made up" in done.stdout, done.stderr
 
 
-def test_a_push_to_the_stand_in_leaves_nothing_that_a_real_one_would_believe(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_to_the_stand_in_leaves_nothing_that_a_real_one_would_believe(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert world.run("--run", "train", "--follow").returncode == 0
     folder = world.tmp / "kernels" / "train"
     for there in ("LOCALHOST", "PROD"):

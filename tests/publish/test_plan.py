@@ -76,7 +76,9 @@ def test_a_plan_does_all_the_work_once_within_every_limit(job: Job, budget: Budg
 
 @settings(deadline=None, max_examples=150)
 @given(JOBS, BUDGETS, TERMS, st.integers(1, 5))
-def test_more_work_never_costs_less_and_never_ends_sooner(job: Job, budget: Budget | None, terms: Terms, more: int) -> None:
+def test_more_work_never_costs_less_and_never_ends_sooner(
+    job: Job, budget: Budget | None, terms: Terms, more: int
+) -> None:
     base = lay_out(job, budget, terms, NOW)
     larger = [
         Job(job.folds, job.epochs + more, job.epoch_h, job.last_h),
@@ -86,7 +88,8 @@ def test_more_work_never_costs_less_and_never_ends_sooner(job: Job, budget: Budg
     for other in larger:
         found = lay_out(other, budget, terms, NOW)
         assert gpu_hours(found) >= gpu_hours(base) - SLACK
-        # More work can make the rest of a week worth a session that was too short before, and then everything after it comes sooner.
+        # More work can make the rest of a week worth a session that was too short before, and then everything after it
+        # comes sooner.
         if [session.waits for session in found[: len(base)]] == [session.waits for session in base]:
             assert end(found) >= end(base) - timedelta(seconds=1)
     if budget is not None:
@@ -96,7 +99,9 @@ def test_more_work_never_costs_less_and_never_ends_sooner(job: Job, budget: Budg
 
 def test_two_folds_run_side_by_side_and_a_long_one_goes_on_in_the_next_session() -> None:
     sessions = lay_out(Job((0, 1, 2), 20, 0.5, 0.0), None, Terms(11.0, 0.0, 2), NOW)
-    found = [[(part.fold, part.gpu, part.first, part.last, part.finishes) for part in session.parts] for session in sessions]
+    found = [
+        [(part.fold, part.gpu, part.first, part.last, part.finishes) for part in session.parts] for session in sessions
+    ]
     assert found == [[(0, 0, 1, 20, True), (2, 0, 1, 2, False), (1, 1, 1, 20, True)], [(2, 0, 3, 20, True)]]
     assert [session.hours for session in sessions] == [11.0, 9.0]
 
@@ -120,15 +125,22 @@ def test_the_usual_week_ends_on_saturday_and_fits_counts_hours() -> None:
 
 # The verb
 
+
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """A run like those of the train verb, as far as its speed goes: 100 s an epoch, 40 tiles a second, on a T4."""
     run = tmp_path / "run"
     write_yaml(run / "config.yaml", experiment.dump(experiment.load("baseline", ["training.samples_per_epoch=2000"])))
-    write_json(run / "environment.json", [{"accelerator": {"type": "cuda", "name": "Tesla T4"}}, {"accelerator": {"type": "cpu"}}])
+    write_json(
+        run / "environment.json",
+        [{"accelerator": {"type": "cuda", "name": "Tesla T4"}}, {"accelerator": {"type": "cpu"}}],
+    )
     for fold in (0, 1):
         (run / f"fold{fold}").mkdir()
-        rows = [{"fold": fold, "epoch": epoch, "seconds": 500 if epoch == 1 else 100, "tiles_per_second": 40} for epoch in (1, 2)]
+        rows = [
+            {"fold": fold, "epoch": epoch, "seconds": 500 if epoch == 1 else 100, "tiles_per_second": 40}
+            for epoch in (1, 2)
+        ]
         with open(run / f"fold{fold}" / "timing.csv", "w", newline="") as handle:
             writer = csv.DictWriter(handle, list(rows[0]))
             writer.writeheader()
@@ -156,11 +168,14 @@ def test_measured_seconds_are_used_and_scaled_by_the_tiles_of_an_epoch(run_folde
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--accelerator", "cpu"], "machine Tesla T4, planned cpu"), (["--set", "tiles.size=256"], "tile size 512, planned 256"),
+        (["--accelerator", "cpu"], "machine Tesla T4, planned cpu"),
+        (["--set", "tiles.size=256"], "tile size 512, planned 256"),
         (["--set", "model.encoder=tu-efficientnet_b4"], "planned unet/tu-efficientnet_b4"),
     ],
-)  # fmt: skip
-def test_a_timing_of_something_else_is_not_passed_off_as_measured(words: list[str], why: str, run_folder: Path, capsys) -> None:
+)
+def test_a_timing_of_something_else_is_not_passed_off_as_measured(
+    words: list[str], why: str, run_folder: Path, capsys
+) -> None:
     code, out, _ = plan(capsys, "--config", "baseline", "--offline", "--run", str(run_folder), *words)
     assert code == 0 and "NOT USED" in out and why in out and "MEASURED" not in out and "not measured" in out
 
@@ -186,12 +201,19 @@ def spoil(run: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "words", "said"),
     [
-        ("no timing", [], "fold<k>/timing.csv"), ("damaged timing", [], "timing.csv, line 2"), ("no machine", [], "environment.json"),
-        ("", ["--folds", "7"], "fold 7"), ("", ["--folds", "x"], "--folds"), ("", ["--accelerator", "v100"], "--accelerator"),
-        ("", ["--set", "training.samples_per_epoch=9000000"], "samples_per_epoch"), ("", ["--config", "baselime"], "baseline"),
+        ("no timing", [], "fold<k>/timing.csv"),
+        ("damaged timing", [], "timing.csv, line 2"),
+        ("no machine", [], "environment.json"),
+        ("", ["--folds", "7"], "fold 7"),
+        ("", ["--folds", "x"], "--folds"),
+        ("", ["--accelerator", "v100"], "--accelerator"),
+        ("", ["--set", "training.samples_per_epoch=9000000"], "samples_per_epoch"),
+        ("", ["--config", "baselime"], "baseline"),
     ],
-)  # fmt: skip
-def test_a_plan_that_cannot_be_made_is_one_sentence(what: str, words: list[str], said: str, run_folder: Path, capsys, record_property) -> None:
+)
+def test_a_plan_that_cannot_be_made_is_one_sentence(
+    what: str, words: list[str], said: str, run_folder: Path, capsys, record_property
+) -> None:
     spoil(run_folder, what)
     code, _, err = plan(capsys, "--config", "baseline", "--offline", "--run", str(run_folder), *words)
     last = err.strip().splitlines()[-1]
@@ -207,11 +229,17 @@ def double() -> Iterator[Double]:
         assert not double.mistakes and not double.escapes
 
 
-@pytest.mark.parametrize(("faults", "left"), [((), "2.5 of 30.0 GPU hours are left"), (("no_credentials",), "assumed, not read from Kaggle")])
-def test_the_quota_that_kaggle_tells_decides_what_waits(faults: tuple[str, ...], left: str, double: Double, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("faults", "left"), [((), "2.5 of 30.0 GPU hours are left"), (("no_credentials",), "assumed, not read from Kaggle")]
+)
+def test_the_quota_that_kaggle_tells_decides_what_waits(
+    faults: tuple[str, ...], left: str, double: Double, tmp_path: Path
+) -> None:
     double.faults = faults
     words = [sys.executable, "-m", "hubmap_kit", "plan", "--config", "baseline", "--set", "training.epochs=60"]
-    done = subprocess.run(words, env=double.environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, env=double.environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert left in done.stdout and KEY not in done.stdout + done.stderr
     assert ("(new week)" in done.stdout) == (not faults) and ("wait until Sat" in done.stdout) == (not faults)

@@ -1,4 +1,7 @@
-"""What fits: a step into a card, a training into weeks of quota. Against the tensors of real steps and against plans of the result."""
+"""What fits: a step into a card, a training into weeks of quota.
+
+Against the tensors of real steps and against plans of the result.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ LARGEST = ("winner-like", "winner-like-b5", "winner-like-convnext")  # the other
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, as long as they live; `peak` is the most there were at once."""
+    """Counts the bytes of all storages that operations make, as long as they live; `peak` is the most there were at
+    once.
+    """
 
     def __init__(self, before: list[torch.Tensor]) -> None:
         super().__init__()
@@ -66,11 +71,16 @@ class Alive(TorchDispatchMode):
 
 
 def real_peak(settings: Experiment) -> int:
-    """Bytes of tensors alive at the worst moment of a real step on the CPU; the step before has made the optimiser's numbers."""
+    """Bytes of tensors alive at the worst moment of a real step on the CPU; the step before has made the optimiser's
+    numbers.
+    """
     side, size = settings.tiles.size, settings.training.batch_size
     learner = Learner(settings, 10, torch.device("cpu"), pretrained=False)
     about = About(torch.zeros(size, dtype=torch.int64), torch.zeros(size))
-    tiles, masks = torch.randint(256, (size, side, side, 3), dtype=torch.uint8), torch.randint(2, (size, side, side), dtype=torch.uint8)
+    tiles, masks = (
+        torch.randint(256, (size, side, side, 3), dtype=torch.uint8),
+        torch.randint(2, (size, side, side), dtype=torch.uint8),
+    )
     learner.begin(0)
     learner.learn([Batch(0, tiles, masks, about)], 0)
     modules = [learner.network, *([learner.ema.module] if learner.ema else [])]
@@ -84,13 +94,25 @@ def real_peak(settings: Experiment) -> int:
 @pytest.mark.parametrize(
     "change",
     [
-        ["model.arch=segformer", "model.encoder=mit_b0", "model.options={decoder_norm: group}", "training.loss=bce+3*lovasz"],
-        ["model.encoder=tu-efficientnet_b0", "training.loss=dice+focal", "model.auxiliary={organ: 0.1, pixel_size: 0.1}", "training.optimizer=adan"],
+        [
+            "model.arch=segformer",
+            "model.encoder=mit_b0",
+            "model.options={decoder_norm: group}",
+            "training.loss=bce+3*lovasz",
+        ],
+        [
+            "model.encoder=tu-efficientnet_b0",
+            "training.loss=dice+focal",
+            "model.auxiliary={organ: 0.1, pixel_size: 0.1}",
+            "training.optimizer=adan",
+        ],
     ],
     ids=["segformer", "cnn"],
 )
 def test_the_estimate_is_a_little_above_a_real_step(change: list[str]) -> None:
-    settings = experiment.load("baseline", ["tiles.size=128", "training.precision=fp32", "training.batch_size=2", *change])
+    settings = experiment.load(
+        "baseline", ["tiles.size=128", "training.precision=fp32", "training.batch_size=2", *change]
+    )
     need = step_memory(settings, half=False)
     assert 0.8 < real_peak(settings) / (need.total - need.spare) <= 1.0
 
@@ -103,20 +125,32 @@ def test_optimisers_keep_as_many_numbers_as_is_said(name: str) -> None:
         network["decoder"](network["encoder"](torch.randn(2, 60))).sum().backward()
         optimizer.step()
     weights = sum(value.numel() for value in network.parameters())
-    tensors = [value for state in optimizer.state_dict()["state"].values() for value in state.values() if torch.is_tensor(value)]
+    tensors = [
+        value
+        for state in optimizer.state_dict()["state"].values()
+        for value in state.values()
+        if torch.is_tensor(value)
+    ]
     kept = sum(value.numel() for value in tensors if value.numel() > 1)
     assert kept / weights == pytest.approx(STATES[name], abs=0.02)
 
 
 def test_more_is_needed_for_more() -> None:
     base = experiment.load("net-unet-b0", ["training.batch_size=4"])
-    for change in (["training.batch_size=8"], ["training.optimizer=adan"], ["tiles.size=1024"], ["training.ema_decay=0.9"]):
+    for change in (
+        ["training.batch_size=8"],
+        ["training.optimizer=adan"],
+        ["tiles.size=1024"],
+        ["training.ema_decay=0.9"],
+    ):
         changed = experiment.load("net-unet-b0", ["training.batch_size=4", *change])
         more = step_memory(changed, half=True).total - step_memory(base, half=True).total
         assert more > 0 if change != ["training.ema_decay=0.9"] else more == 0  # it averages already
     assert copies_of(base) == 5 and step_memory(base, half=True).total < step_memory(base, half=False).total
     batch = batch_that_fits(base, True, 14.7)
-    fits, not_any_more = (experiment.load("net-unet-b0", [f"training.batch_size={size}"]) for size in (batch, batch + 2))
+    fits, not_any_more = (
+        experiment.load("net-unet-b0", [f"training.batch_size={size}"]) for size in (batch, batch + 2)
+    )
     assert step_memory(fits, True).total <= 14.7 * GIB < step_memory(not_any_more, True).total
 
 
@@ -138,13 +172,19 @@ def test_what_does_not_fit_is_told_with_what_to_lower() -> None:
     lines = memory_lines(experiment.load("net-segformer-b0", large), "p100")
     side = int(re.search(r"tiles\.size=(\d+)", lines[-1])[1])  # type: ignore[index]
     told = experiment.load("net-segformer-b0", [*large, f"tiles.size={side}"])
-    assert "not even one tile" in lines[-1] and side % 32 == 0 and 0.7 * 15.9 * GIB < step_memory(told, half=True).total <= 15.9 * GIB
+    assert (
+        "not even one tile" in lines[-1]
+        and side % 32 == 0
+        and 0.7 * 15.9 * GIB < step_memory(told, half=True).total <= 15.9 * GIB
+    )
     assert "WARNING" not in "".join(memory_lines(experiment.load("baseline"), "t4x2"))
 
 
 @examples(deadline=None, max_examples=25)
 @given(st.floats(0.5, 10), st.integers(1, 4), st.integers(1, 60), st.sampled_from([0, 4000, 45000]), st.integers(1, 5))
-def test_what_is_held_fits_and_more_would_not(hours: float, weeks: int, epochs: int, iterations: int, folds: int) -> None:
+def test_what_is_held_fits_and_more_would_not(
+    hours: float, weeks: int, epochs: int, iterations: int, folds: int
+) -> None:
     """`hours` are those of a fold with the planned number."""
     base = experiment.load("baseline", [f"training.epochs={epochs}", f"training.iterations={iterations}"])
     planned = iterations or epochs
@@ -197,15 +237,42 @@ def test_the_verb_tells_memory_and_what_a_week_holds(capsys: pytest.CaptureFixtu
 
 
 def test_an_epoch_longer_than_a_session_is_not_planned_but_fitted(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = plan(capsys, "--config", "baseline", "--fit-weeks", "1", "--set", "training.samples_per_epoch=9000000")
-    assert code == 0 and "cannot be planned" in out and "--set training.samples_per_epoch=" in out and "session 1:" not in out
+    code, out, _ = plan(
+        capsys, "--config", "baseline", "--fit-weeks", "1", "--set", "training.samples_per_epoch=9000000"
+    )
+    assert (
+        code == 0
+        and "cannot be planned" in out
+        and "--set training.samples_per_epoch=" in out
+        and "session 1:" not in out
+    )
 
 
 def test_a_winners_recipe_trains_small_and_without_further_files(sample_data: Path, tmp_path: Path) -> None:
     small = [word for word in TINY if word.split("=")[0] in ("data.n_folds", "training.workers")]
-    small += ["model.encoder=mit_b0", "scale.fit=64", "tiles.size=64", "inference.window=64", "inference.whole_slide=64", "training.epochs=1",
-              "training.iterations=3", "training.validate_every=1"]  # fmt: skip
-    words = ["train", "--config", "winner-like", "--data", str(sample_data), "--out", str(tmp_path / "run"), "--device", "cpu", "--folds", "0"]
+    small += [
+        "model.encoder=mit_b0",
+        "scale.fit=64",
+        "tiles.size=64",
+        "inference.window=64",
+        "inference.whole_slide=64",
+        "training.epochs=1",
+        "training.iterations=3",
+        "training.validate_every=1",
+    ]
+    words = [
+        "train",
+        "--config",
+        "winner-like",
+        "--data",
+        str(sample_data),
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+        "--folds",
+        "0",
+    ]
     with pytest.raises(SystemExit) as stop:
         main([*words, *overrides(*small)])
     assert stop.value.code == 0 and (tmp_path / "run" / "fold0" / "model.safetensors").is_file()

@@ -1,4 +1,6 @@
-"""`hubmap push` with the real Kaggle client against a double: what is uploaded, when it ends, what an interrupted one leaves."""
+"""`hubmap push` with the real Kaggle client against a double: what is uploaded, when it ends, what an interrupted one
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,13 @@ def test_a_dry_run_writes_nothing(kaggle: Kaggle, staged: Path, hold: Any, there
 
 @pytest.mark.parametrize(
     ("fault", "seeded"),
-    [("upload_dropped", False), ("file_zipped", True), ("stale_build_id_briefly", True), ("ready_too_early", True), ("server_503_briefly", True)],
+    [
+        ("upload_dropped", False),
+        ("file_zipped", True),
+        ("stale_build_id_briefly", True),
+        ("ready_too_early", True),
+        ("server_503_briefly", True),
+    ],
 )
 def test_faults_that_pass_do_not_stop_a_push(kaggle: Kaggle, staged: Path, hold: Any, fault: str, seeded: bool) -> None:
     with kaggle(fault) as cli:
@@ -95,7 +103,9 @@ def test_ctrl_c_in_an_upload_then_the_second_push_makes_one_version(kaggle: Kagg
     with kaggle("upload_dropped") as cli:
         hold(cli.double)
         # The first file is cut off half-way, and the client waits two seconds before it goes on.
-        done = cli.interrupted(lambda: "PUT /upload" in cli.double.called, "push", "pretrained", "--staged", staged, "--poll", "5")
+        done = cli.interrupted(
+            lambda: "PUT /upload" in cli.double.called, "push", "pretrained", "--staged", staged, "--poll", "5"
+        )
         assert done.code == 130
         assert "the same command again" in done.sentence
         assert len(cli.double.state.datasets[REF].versions) == 1
@@ -104,10 +114,14 @@ def test_ctrl_c_in_an_upload_then_the_second_push_makes_one_version(kaggle: Kagg
         assert cli.held(REF) == content(staged)
 
 
-def test_ctrl_c_while_kaggle_works_on_a_version_then_the_second_push_waits_for_it(kaggle: Kaggle, staged: Path, hold: Any) -> None:
+def test_ctrl_c_while_kaggle_works_on_a_version_then_the_second_push_waits_for_it(
+    kaggle: Kaggle, staged: Path, hold: Any
+) -> None:
     with kaggle(polls_until_ready=10) as cli:
         hold(cli.double)
-        done = cli.interrupted(lambda: waits_after(cli, "CreateDatasetVersion"), "push", "pretrained", "--staged", staged, *SLOW)
+        done = cli.interrupted(
+            lambda: waits_after(cli, "CreateDatasetVersion"), "push", "pretrained", "--staged", staged, *SLOW
+        )
         assert done.code == 130
         assert "the same command again" in done.sentence
         cli.double.requests.clear()
@@ -117,9 +131,13 @@ def test_ctrl_c_while_kaggle_works_on_a_version_then_the_second_push_waits_for_i
         assert cli.held(REF) == content(staged)
 
 
-def test_ctrl_c_while_kaggle_hides_a_new_dataset_then_the_second_push_waits_for_it(kaggle: Kaggle, staged: Path) -> None:
+def test_ctrl_c_while_kaggle_hides_a_new_dataset_then_the_second_push_waits_for_it(
+    kaggle: Kaggle, staged: Path
+) -> None:
     with kaggle(hidden_calls=10) as cli:
-        done = cli.interrupted(lambda: waits_after(cli, "CreateDataset"), "push", "pretrained", "--staged", staged, *SLOW)
+        done = cli.interrupted(
+            lambda: waits_after(cli, "CreateDataset"), "push", "pretrained", "--staged", staged, *SLOW
+        )
         assert done.code == 130
         done = cli.push(staged, *QUICK)
         assert (done.code, f"{REF}: unchanged, version 1" in done.out) == (0, True), done.err
@@ -148,7 +166,11 @@ def test_a_dataset_that_was_made_public_gets_no_version(kaggle: Kaggle, staged: 
         hold(cli.double)
         for options in ((), ("--dry-run",)):
             done = cli.push(staged, *options, *QUICK)
-            assert done.code == 1 and f"{REF} is public on Kaggle" in done.sentence and "make it private" in done.sentence
+            assert (
+                done.code == 1 and f"{REF} is public on Kaggle" in done.sentence and "make it private" in done.sentence
+            )
         assert not cli.written()
         done = cli.push(staged, "--force", *QUICK)
-        assert done.code == 0 and "is public on Kaggle, and so would be its new version; going on all the same" in done.err, done.err
+        assert (
+            done.code == 0 and "is public on Kaggle, and so would be its new version; going on all the same" in done.err
+        ), done.err

@@ -1,4 +1,7 @@
-"""`hubmap push` when Kaggle or the folder is not as it must be: exit code 1, one sentence, nothing half-made. Each is a row of a table."""
+"""`hubmap push` when Kaggle or the folder is not as it must be: exit code 1, one sentence, nothing half-made.
+
+Each is a row of a table.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,14 @@ SIGN_IN = ("no_credentials", "wrong_token", "network_down", "server_500", "rate_
 
 # Faults of the double, whether it holds an older build before, and what the sentence says.
 AT_KAGGLE = [
-    ("no_credentials", False, r"no Kaggle credentials were found .* make a token at https://www.kaggle.com/settings/api and set KAGGLE_API_TOKEN"),
+    (
+        "no_credentials",
+        False,
+        (
+            r"no Kaggle credentials were found .* make a token at https://www.kaggle.com/settings/api and set"
+            r" KAGGLE_API_TOKEN"
+        ),
+    ),
     ("wrong_token", False, r"Kaggle does not accept the credentials \(HTTP 401.* make a token at"),
     ("network_down", False, r"Kaggle could not be reached .* check the network"),
     ("server_500", False, r"\(HTTP 500.*the fault is on its side, wait"),
@@ -32,12 +42,35 @@ AT_KAGGLE = [
     ("upload_refused", False, r"the upload of \S+ was refused \(HTTP 403.* nothing was published, run this again"),
     ("upload_refused", True, r"the upload of \S+ was refused \(HTTP 403.* nothing was published, run this again"),
     ("create_error", False, r"did not take the dataset of \S+ \(Incompatible Dataset Type\); mend that"),
-    ("version_error", True, r"did not take the new version of \S+ \(The dataset version could not be created\); mend that"),
-    ("pending_403_forever", False, r"still being created \(Kaggle answers 400, 403 or 404.* run this again, it goes on waiting"),
+    (
+        "version_error",
+        True,
+        r"did not take the new version of \S+ \(The dataset version could not be created\); mend that",
+    ),
+    (
+        "pending_403_forever",
+        False,
+        r"still being created \(Kaggle answers 400, 403 or 404.* run this again, it goes on waiting",
+    ),
     ("never_ready", False, r"it is still individual_blobs_compressed; .*run this again"),
-    ("dataset_failed", False, r"ended as 'failed' on Kaggle; https://www.kaggle.com/datasets/alice/hubmap-kit-pretrained may say why"),
-    ("version_never_moves", True, r"is ready as version 1, but a download still gives build pretrained-\w+ instead of pretrained-\w+; .*run this again"),
-    ("stale_build_id", True, r"a download still gives build pretrained-\w+ instead of pretrained-\w+; .*run this again"),
+    (
+        "dataset_failed",
+        False,
+        r"ended as 'failed' on Kaggle; https://www.kaggle.com/datasets/alice/hubmap-kit-pretrained may say why",
+    ),
+    (
+        "version_never_moves",
+        True,
+        (
+            r"is ready as version 1, but a download still gives build pretrained-\w+ instead of pretrained-\w+; .*run"
+            r" this again"
+        ),
+    ),
+    (
+        "stale_build_id",
+        True,
+        r"a download still gives build pretrained-\w+ instead of pretrained-\w+; .*run this again",
+    ),
     ("missing_file", True, r"is ready as version 2, but lacks encoder.safetensors; .*upload it anew"),
 ]
 
@@ -48,8 +81,14 @@ def record(record_property: Record, done: Any) -> None:
     record_property("sentence", f"error: {done.sentence}")
 
 
-@pytest.mark.parametrize(("fault", "seeded", "sentence"), AT_KAGGLE, ids=[f"{fault}{'-held' if seeded else ''}" for fault, seeded, _ in AT_KAGGLE])
-def test_a_failure_at_kaggle(kaggle: Kaggle, staged: Path, hold: Any, fault: str, seeded: bool, sentence: str, record_property: Record) -> None:
+@pytest.mark.parametrize(
+    ("fault", "seeded", "sentence"),
+    AT_KAGGLE,
+    ids=[f"{fault}{'-held' if seeded else ''}" for fault, seeded, _ in AT_KAGGLE],
+)
+def test_a_failure_at_kaggle(
+    kaggle: Kaggle, staged: Path, hold: Any, fault: str, seeded: bool, sentence: str, record_property: Record
+) -> None:
     with kaggle(fault, **AT_ONCE) as cli:
         if seeded:
             hold(cli.double)
@@ -65,10 +104,14 @@ def test_a_failure_at_kaggle(kaggle: Kaggle, staged: Path, hold: Any, fault: str
     record(record_property, done)
 
 
-def test_a_fault_during_the_wait_is_named_when_the_time_is_over(kaggle: Kaggle, staged: Path, hold: Any, record_property: Record) -> None:
+def test_a_fault_during_the_wait_is_named_when_the_time_is_over(
+    kaggle: Kaggle, staged: Path, hold: Any, record_property: Record
+) -> None:
     with kaggle(polls_until_ready=10_000) as cli:
         hold(cli.double)
-        process = cli.start("-m", "hubmap_kit", "push", "pretrained", "--staged", staged, "--poll", "0.05", "--timeout", "0.04")
+        process = cli.start(
+            "-m", "hubmap_kit", "push", "pretrained", "--staged", staged, "--poll", "0.05", "--timeout", "0.04"
+        )
         cli.until(lambda: "CreateDatasetVersion" in cli.double.called)
         cli.double.faults = ("server_500",)
         done = cli.end(process)
@@ -154,7 +197,9 @@ IN_THE_FOLDER = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), IN_THE_FOLDER, ids=[spoil.__name__.strip("_") for spoil, _ in IN_THE_FOLDER])
+@pytest.mark.parametrize(
+    ("spoil", "sentence"), IN_THE_FOLDER, ids=[spoil.__name__.strip("_") for spoil, _ in IN_THE_FOLDER]
+)
 def test_a_folder_that_kaggle_would_change_is_refused(
     kaggle: Kaggle, staged: Path, spoil: Callable[[Path], None], sentence: str, record_property: Record
 ) -> None:
@@ -170,7 +215,10 @@ def test_a_folder_that_kaggle_would_change_is_refused(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["wieghts"], "'wieghts' is no dataset of the kit; expected code, weights, tiles, pretrained; did you mean 'weights'?"),
+        (
+            ["wieghts"],
+            "'wieghts' is no dataset of the kit; expected code, weights, tiles, pretrained; did you mean 'weights'?",
+        ),
         (["weights"], "'hubmap push weights' needs --run, at least once"),
         (["code", "--run", "x"], "--run goes with 'hubmap push weights'"),
     ],
@@ -192,4 +240,8 @@ def test_an_access_token_in_the_place_of_the_key_is_used_as_a_token(kaggle: Kagg
         assert f"the key in {file} is an access token and is used as one" in done.err
         file.write_text(json.dumps({"username": "alice", "key": "KGAT_revoked"}))
         done = cli.push(staged, *SHORT)
-        assert done.code == 1 and f"does not accept the token in {file}" in done.sentence and "KGAT_revoked" not in done.out + done.err
+        assert (
+            done.code == 1
+            and f"does not accept the token in {file}" in done.sentence
+            and "KGAT_revoked" not in done.out + done.err
+        )

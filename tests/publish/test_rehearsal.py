@@ -73,7 +73,9 @@ def test_the_second_session_went_on_where_the_first_one_stopped(rehearsed: Path)
     assert "going on with /kaggle/input/hubmap-train/demo" in log
     assert "tile store /kaggle/input/hubmap-make-tiles/stores/" in log
     metrics = rows_of(rehearsed / "train-resumed/working/demo/metrics.csv")
-    assert sorted((int(row["fold"]), int(row["epoch"])) for row in metrics) == [(fold, epoch) for fold in (0, 1) for epoch in (1, 2, 3)]
+    assert sorted((int(row["fold"]), int(row["epoch"])) for row in metrics) == [
+        (fold, epoch) for fold in (0, 1) for epoch in (1, 2, 3)
+    ]
     kept = rows_of(rehearsed / "train-resumed/working/demo/fold0/metrics.csv")
     assert [row["train_loss"] for row in kept][: len(begun)] == [row["train_loss"] for row in begun]
 
@@ -92,16 +94,29 @@ def test_both_layouts_give_the_same_submission_for_exactly_the_hidden_table(rehe
         assert (row["rle"] == "") >= (slide.fault in UNREADABLE)
     assert "datasets/rehearsal" not in (rehearsed / "infer-flat/kernel.log").read_text()
     # The masks lie beside what is mounted, and were proven not to be seen.
-    assert {str(rehearsed / "hidden" / name) for name in ("truth", "truth.csv")} <= set(steps["infer-new"]["probes"]["absent"])
+    assert {str(rehearsed / "hidden" / name) for name in ("truth", "truth.csv")} <= set(
+        steps["infer-new"]["probes"]["absent"]
+    )
     broken = next(slide.id for slide in made.slides if slide.fault == "truncated")
     log = (rehearsed / "infer-new/kernel.log").read_text()
-    assert f"slide {broken} gets an empty mask: " in log and "2 of 7 slides failed" in log  # as the verdict looks for it
+    assert (
+        f"slide {broken} gets an empty mask: " in log and "2 of 7 slides failed" in log
+    )  # as the verdict looks for it
     assert log.rstrip().endswith(" failed=2/7")
 
 
 @needs_namespaces
 def test_a_rendered_kernel_is_rehearsed_with_what_is_staged(rehearsed: Path, tmp_path: Path) -> None:
-    render = ("kernels", "infer", "--owner", "somebody", "--staged", rehearsed / "datasets/code", "--out", tmp_path / "kernels")
+    render = (
+        "kernels",
+        "infer",
+        "--owner",
+        "somebody",
+        "--staged",
+        rehearsed / "datasets/code",
+        "--out",
+        tmp_path / "kernels",
+    )
     assert command(*render).returncode == 0
     common = ("infer", "--kernels", tmp_path / "kernels", "--layout", "flat", *SMALL[:4])
     done = hubmap(*common, "--datasets", rehearsed / "datasets", "--out", tmp_path / "out", "--seed", "5")
@@ -109,7 +124,9 @@ def test_a_rendered_kernel_is_rehearsed_with_what_is_staged(rehearsed: Path, tmp
     assert (tmp_path / "out/infer/infer/working/submission.csv").is_file()
     assert not (tmp_path / "out/infer/hidden").exists()  # what can be made again is not kept
     # It was rendered for a T4 x2: without a card one line is changed, and the report says so.
-    assert ("ACCELERATOR was rehearsed as 'cpu' instead of 't4x2'" in done.stdout) == (not Path("/dev/nvidia0").exists())
+    assert ("ACCELERATOR was rehearsed as 'cpu' instead of 't4x2'" in done.stdout) == (
+        not Path("/dev/nvidia0").exists()
+    )
     empty = hubmap(*common, "--datasets", tmp_path, "--out", tmp_path / "out")
     assert empty.returncode == 1
     assert empty.stderr.rstrip().endswith(f"but {tmp_path / 'code'} does not exist; stage it with 'hubmap bundle'")
@@ -117,14 +134,34 @@ def test_a_rendered_kernel_is_rehearsed_with_what_is_staged(rehearsed: Path, tmp
 
 @needs_namespaces
 def test_a_kernel_that_resumes_attaches_its_own_last_output(rehearsed: Path, tmp_path: Path) -> None:
-    home, common = tmp_path / "out/train", ("--owner", "somebody", "--staged", rehearsed / "datasets/code", "--out", tmp_path / "kernels")
+    home, common = (
+        tmp_path / "out/train",
+        ("--owner", "somebody", "--staged", rehearsed / "datasets/code", "--out", tmp_path / "kernels"),
+    )
 
     def train(folds: str, *words: str, memory: str = "29") -> subprocess.CompletedProcess[str]:
-        settings = ("--config", "demo", "--attach", "kernel:tiles", "--folds", folds, *overrides(*TINY, "training.epochs=1"))
+        settings = (
+            "--config",
+            "demo",
+            "--attach",
+            "kernel:tiles",
+            "--folds",
+            folds,
+            *overrides(*TINY, "training.epochs=1"),
+        )
         done = command("kernels", "train", *common, *settings, *words)
         assert done.returncode == 0, done.stderr
-        sources = ("--kernels", tmp_path / "kernels", "--datasets", rehearsed / "datasets", "--output", f"tiles={rehearsed / 'tiles/working'}")
-        return hubmap("train", *sources, "--out", tmp_path / "out", "--data", rehearsed / "data", "--memory-gib", memory)
+        sources = (
+            "--kernels",
+            tmp_path / "kernels",
+            "--datasets",
+            rehearsed / "datasets",
+            "--output",
+            f"tiles={rehearsed / 'tiles/working'}",
+        )
+        return hubmap(
+            "train", *sources, "--out", tmp_path / "out", "--data", rehearsed / "data", "--memory-gib", memory
+        )
 
     def timing(folder: Path) -> str:
         return (folder / "train/working/demo/fold0/timing.csv").read_text()
@@ -141,7 +178,10 @@ def test_a_kernel_that_resumes_attaches_its_own_last_output(rehearsed: Path, tmp
     assert second.returncode == 0, second.stdout + second.stderr[-3000:]
     assert timing(home) == kept
     assert (home / "train/working/demo/fold1/model.safetensors").is_file()
-    assert "tile store /kaggle/input/notebooks/somebody/hubmap-make-tiles/stores/" in (home / "train/kernel.log").read_text()
+    assert (
+        "tile store /kaggle/input/notebooks/somebody/hubmap-make-tiles/stores/"
+        in (home / "train/kernel.log").read_text()
+    )
     assert not (tmp_path / "out/train.previous").exists()
 
 
@@ -152,9 +192,15 @@ def test_every_planted_fault_is_found_for_its_own_reason(rehearsed: Path, tmp_pa
     steps = {step["name"]: step for step in json.loads((tmp_path / "faults/report.json").read_text())["steps"]}
     assert steps.pop("control")["passed"]
     reasons = {
-        "row-missing": "is missing", "stale-bundle": "has not propagated", "no-weights": "no trained run is attached",
-        "network": "updates.example.org:80", "p100": "sm_60", "memory": "out of memory", "disk": "disk full", "time": "out of time",
-    }  # fmt: skip
+        "row-missing": "is missing",
+        "stale-bundle": "has not propagated",
+        "no-weights": "no trained run is attached",
+        "network": "updates.example.org:80",
+        "p100": "sm_60",
+        "memory": "out of memory",
+        "disk": "disk full",
+        "time": "out of time",
+    }
     assert set(steps) == set(reasons)
     for name, words in reasons.items():
         assert not steps[name]["passed"]
@@ -166,15 +212,24 @@ def test_every_planted_fault_is_found_for_its_own_reason(rehearsed: Path, tmp_pa
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("jurney",), "'jurney' cannot be rehearsed; expected journey, train, infer, tiles, faults; did you mean 'journey'?"),
+        (
+            ("jurney",),
+            "'jurney' cannot be rehearsed; expected journey, train, infer, tiles, faults; did you mean 'journey'?",
+        ),
         (("infer", "--layout", "old"), "--layout is 'old'; expected new, flat or both"),
         (("train", "--output", "train"), "--output is 'train'; expected a kernel and a folder, such as train=FOLDER"),
         (("train", "--output", "trian=x"), "--output names the kernel 'trian'; expected train, infer, tiles"),
         (("--memory-gib", "0"), "--memory-gib is 0; expected more than 0"),
-        (("--slides", "6"), "--slides is 6, but a hidden test set with every fault needs 7; ask for more, or add --no-faults"),
+        (
+            ("--slides", "6"),
+            "--slides is 6, but a hidden test set with every fault needs 7; ask for more, or add --no-faults",
+        ),
         (("infer", "--slides", "0", "--no-faults"), "--slides is 0, but a hidden test set needs 1; ask for more"),
         (("--stop-after", "-1"), "--stop-after is -1; expected 0 or more"),
-        (("infer", "--data", "tests"), "--data is tests, but there is no train.csv in it; give a folder in the competition's format"),
+        (
+            ("infer", "--data", "tests"),
+            "--data is tests, but there is no train.csv in it; give a folder in the competition's format",
+        ),
     ],
 )
 @needs_namespaces
@@ -190,7 +245,9 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "faults/mine.txt").touch()
     done = hubmap("faults", "--out", tmp_path)
     assert done.returncode == 1
-    assert done.stderr.rstrip().endswith("is not empty and was not made by a rehearsal; choose another folder with --out")
+    assert done.stderr.rstrip().endswith(
+        "is not empty and was not made by a rehearsal; choose another folder with --out"
+    )
     assert os.listdir(tmp_path / "faults") == ["mine.txt"]
 
 
@@ -202,7 +259,10 @@ def test_an_input_that_would_be_made_anew_is_refused(tmp_path: Path) -> None:
     (tmp_path / "journey/.hubmap-rehearsal").touch()
     done = hubmap("journey", "--data", data, "--out", tmp_path)
     made_anew = f"error: --data is {data}, but this rehearsal makes {tmp_path / 'journey'} anew"
-    assert (done.returncode, done.stderr) == (1, f"{made_anew}; copy it elsewhere, or choose another folder with --out\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"{made_anew}; copy it elsewhere, or choose another folder with --out\n",
+    )
     assert (data / "train.csv").is_file()
 
 

@@ -81,7 +81,9 @@ def test_every_fault_is_there_and_is_what_it_says(hidden: HiddenSet) -> None:
 
 
 def test_masks_lie_on_the_tissue_that_they_name(hidden: HiddenSet) -> None:
-    """White pulp is darker than the pulp around it, a lumen brighter: a mask that is shifted or turned would not tell them apart."""
+    """White pulp is darker than the pulp around it, a lumen brighter: a mask that is shifted or turned would not tell
+    them apart.
+    """
     for slide in hidden.slides:
         if slide.organ == "spleen":
             pixels = slide_files.read(hidden.folder / "test_images" / f"{slide.id}.tiff").mean(axis=2)
@@ -95,13 +97,19 @@ def test_the_masks_are_not_where_the_kernel_looks(hidden: HiddenSet) -> None:
     assert "rle" not in (hidden.folder / "test.csv").read_text().splitlines()[0].split(",")
     again = read_hidden(hidden.folder.parent)
     assert again.truth == hidden.truth
-    assert [replace(slide, um_per_px=0) for slide in again.slides] == [replace(slide, um_per_px=0) for slide in hidden.slides]
+    assert [replace(slide, um_per_px=0) for slide in again.slides] == [
+        replace(slide, um_per_px=0) for slide in hidden.slides
+    ]
 
 
 def test_the_same_seed_gives_the_same_set_and_another_one_does_not(tmp_path: Path) -> None:
-    one, two, three = (make_hidden(tmp_path / str(n), slides=7, largest=300, seed=seed) for n, seed in enumerate((1, 1, 2)))
+    one, two, three = (
+        make_hidden(tmp_path / str(n), slides=7, largest=300, seed=seed) for n, seed in enumerate((1, 1, 2))
+    )
     assert (one.slides, one.truth) == (two.slides, two.truth)
-    assert [path.read_bytes() for path in sorted(one.folder.rglob("*.*"))] == [path.read_bytes() for path in sorted(two.folder.rglob("*.*"))]
+    assert [path.read_bytes() for path in sorted(one.folder.rglob("*.*"))] == [
+        path.read_bytes() for path in sorted(two.folder.rglob("*.*"))
+    ]
     assert not {slide.id for slide in one.slides} & {slide.id for slide in three.slides}
 
 
@@ -138,10 +146,15 @@ def test_real_slides_keep_their_tissue_and_scale(shared_data: Path, tmp_path: Pa
     for slide in made.slides:
         fits = [
             # Scaled until it covers the wanted size: the one zoom of both sides gives the pixel size.
-            row for row in train[(slide.organ, slide.source)]
-            if abs(float(row["pixel_size"]) / max(slide.height / int(row["img_height"]), slide.width / int(row["img_width"])) - slide.um_per_px)
+            row
+            for row in train[(slide.organ, slide.source)]
+            if abs(
+                float(row["pixel_size"])
+                / max(slide.height / int(row["img_height"]), slide.width / int(row["img_width"]))
+                - slide.um_per_px
+            )
             < 1e-3
-        ]  # fmt: skip
+        ]
         assert fits, slide
         coco_mask(made.truth[slide.id], slide.height, slide.width)
 
@@ -151,10 +164,21 @@ def test_real_slides_keep_their_tissue_and_scale(shared_data: Path, tmp_path: Pa
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Shelf:
-    for name in ("code/a.whl", "code/dataset-metadata.json", "out/run/config.yaml", "train/train.csv", "train/test.csv", "hidden/test.csv"):
+    for name in (
+        "code/a.whl",
+        "code/dataset-metadata.json",
+        "out/run/config.yaml",
+        "train/train.csv",
+        "train/test.csv",
+        "hidden/test.csv",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    return Shelf({"kit-code": tmp_path / "code"}, {"kit-train": tmp_path / "out"}, competition(tmp_path / "train", tmp_path / "hidden"))
+    return Shelf(
+        {"kit-code": tmp_path / "code"},
+        {"kit-train": tmp_path / "out"},
+        competition(tmp_path / "train", tmp_path / "hidden"),
+    )
 
 
 METADATA = {"dataset_sources": ["me/kit-code"], "kernel_sources": ["me/kit-train"], "competition_sources": ["organs"]}
@@ -168,13 +192,19 @@ def test_only_what_the_metadata_lists_is_mounted_in_either_layout(shelf: Shelf, 
         (tmp_path / "hidden/test.csv", "/kaggle/input/competitions/organs/test.csv"),
     )
     assert [target for _, target in mounts(METADATA, shelf, "flat")] == [
-        "/kaggle/input/kit-code/a.whl", "/kaggle/input/kit-train/run", "/kaggle/input/organs/train.csv", "/kaggle/input/organs/test.csv",
-    ]  # fmt: skip
+        "/kaggle/input/kit-code/a.whl",
+        "/kaggle/input/kit-train/run",
+        "/kaggle/input/organs/train.csv",
+        "/kaggle/input/organs/test.csv",
+    ]
     assert mounts({"dataset_sources": []}, shelf, "new") == ()
 
 
 def test_a_source_that_is_not_here_is_named_with_the_way_to_get_it(shelf: Shelf) -> None:
-    missing = "the kernel attaches me/kit-weights, but nothing on this machine stands for it; stage it with 'hubmap push weights"
+    missing = (
+        "the kernel attaches me/kit-weights, but nothing on this machine stands for it; stage it with 'hubmap push"
+        " weights"
+    )
     with pytest.raises(RehearsalError, match=missing):
         mounts({"dataset_sources": ["me/kit-weights"]}, shelf, "new")
     with pytest.raises(RehearsalError, match="the kernel attaches me/other-kernel.*--output other-kernel=FOLDER"):
@@ -189,14 +219,18 @@ def good(hidden: HiddenSet, tmp_path: Path) -> tuple[Outcome, Expected]:
     """A session that did everything right: the true masks handed in, empty ones where nothing can be read."""
     working = tmp_path / "working"
     working.mkdir()
-    masks = {slide.id: "" if slide.fault in hidden_sets.UNREADABLE else hidden.truth[slide.id] for slide in hidden.slides}
+    masks = {
+        slide.id: "" if slide.fault in hidden_sets.UNREADABLE else hidden.truth[slide.id] for slide in hidden.slides
+    }
     write_submission(working, masks)
     facts = {"kernel": "infer", "status": "complete", "build_id": BUILD, "seconds": 12.0, "sentence": "fine"}
     (working / "kernel.json").write_text(json.dumps(facts))
     log = tmp_path / "kernel.log"
     log.write_text(f"HUBMAP START\nfine\nHUBMAP END infer complete build_id={BUILD} utc=2026-11-23T00:00:00Z\n")
     files = ("submission.csv",)
-    return Outcome(0, 12.0, GIB, 1 << 20, "", log, working), Expected("infer", BUILD, ("complete",), files, (*files, "kernel.json"), hidden)
+    return Outcome(0, 12.0, GIB, 1 << 20, "", log, working), Expected(
+        "infer", BUILD, ("complete",), files, (*files, "kernel.json"), hidden
+    )
 
 
 def write_submission(working: Path, masks: dict[str, str]) -> None:
@@ -216,7 +250,9 @@ def test_a_good_session_passes(good: tuple[Outcome, Expected], hidden: HiddenSet
     assert [each.fault for each in verdict.scores if each.unreadable] == ["truncated", "missing"]
 
 
-def test_a_degraded_session_fails_with_its_sentence_unless_it_is_expected(good: tuple[Outcome, Expected], hidden: HiddenSet) -> None:
+def test_a_degraded_session_fails_with_its_sentence_unless_it_is_expected(
+    good: tuple[Outcome, Expected], hidden: HiddenSet
+) -> None:
     outcome, expected = good
     facts = json.loads((outcome.working / "kernel.json").read_text())
     marker = f"HUBMAP END infer %s build_id={BUILD} utc=2026-11-23T00:00:00Z failed=%d/12\n"
@@ -225,7 +261,10 @@ def test_a_degraded_session_fails_with_its_sentence_unless_it_is_expected(good: 
     outcome.log.write_text("degraded: 9 of 12 slides failed\n" + marker % ("degraded", 9))
     (outcome.working / "kernel.json").write_text(json.dumps(facts | {"status": "degraded"}))
     verdict = verdict_of(good)
-    assert (verdict.status, verdict.problems) == ("degraded", ["the end marker says degraded, expected complete: 9 of 12 slides failed"])
+    assert (verdict.status, verdict.problems) == (
+        "degraded",
+        ["the end marker says degraded, expected complete: 9 of 12 slides failed"],
+    )
     # Where it is expected, the submission is judged as ever.
     good = outcome, replace(expected, statuses=("complete", "degraded"))
     assert verdict_of(good).problems == [] and len(verdict_of(good).scores) == len(hidden.slides)
@@ -233,10 +272,15 @@ def test_a_degraded_session_fails_with_its_sentence_unless_it_is_expected(good: 
     assert "is missing" in verdict_of(good).problems[0]
 
 
-@pytest.mark.parametrize(("slides", "overrides", "statuses"), [
-    (12, [], ("complete",)), (7, [], ("complete", "degraded")), (7, ["inference.tolerated_failures=0.3"], ("complete",)),
-    (12, ["inference.tolerated_failures=0.1"], ("complete", "degraded")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("slides", "overrides", "statuses"),
+    [
+        (12, [], ("complete",)),
+        (7, [], ("complete", "degraded")),
+        (7, ["inference.tolerated_failures=0.3"], ("complete",)),
+        (12, ["inference.tolerated_failures=0.1"], ("complete", "degraded")),
+    ],
+)
 def test_planted_faults_may_make_a_session_degraded(
     hidden: HiddenSet, slides: int, overrides: list[str], statuses: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -247,7 +291,9 @@ def test_planted_faults_may_make_a_session_degraded(
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(dy=st.integers(-30, 30), dx=st.integers(-30, 30), seed=st.integers(0, 9))
-def test_dice_is_that_of_pycocotools(good: tuple[Outcome, Expected], hidden: HiddenSet, dy: int, dx: int, seed: int) -> None:
+def test_dice_is_that_of_pycocotools(
+    good: tuple[Outcome, Expected], hidden: HiddenSet, dy: int, dx: int, seed: int
+) -> None:
     rng, masks, wanted = np.random.default_rng(seed), {}, {}
     for slide in hidden.slides:
         truth = coco_mask(hidden.truth[slide.id], slide.height, slide.width)
@@ -265,9 +311,15 @@ def test_dice_is_that_of_pycocotools(good: tuple[Outcome, Expected], hidden: Hid
 
 def test_limits_and_crashes_are_named(good: tuple[Outcome, Expected]) -> None:
     memory = verdict_of(good, code=-9, stopped="memory", peak_bytes=30 * GIB).problems
-    assert memory == ["out of memory: its processes held 30.00 GiB together, more than the session's 29 GiB, and were ended"]
-    assert verdict_of(good, code=-9, stopped="time").problems == ["out of time: it ran past the session's 540 minutes and was ended"]
-    assert verdict_of(good, disk_bytes=20 * GIB).problems == ["disk full: its output filled all 20.00 GiB of /kaggle/working"]
+    assert memory == [
+        "out of memory: its processes held 30.00 GiB together, more than the session's 29 GiB, and were ended"
+    ]
+    assert verdict_of(good, code=-9, stopped="time").problems == [
+        "out of time: it ran past the session's 540 minutes and was ended"
+    ]
+    assert verdict_of(good, disk_bytes=20 * GIB).problems == [
+        "disk full: its output filled all 20.00 GiB of /kaggle/working"
+    ]
     assert verdict_of(good, code=-11).problems[0].startswith("the kernel was killed by signal 11")
     good[0].log.write_text("a\nerror: no weights\n  \nHUBMAP END infer failed build_id=x utc=y\n")
     assert verdict_of(good, code=1).problems[0] == "the kernel ended with exit code 1: no weights"
@@ -278,7 +330,10 @@ def test_a_log_without_the_right_end_is_refused(good: tuple[Outcome, Expected]) 
     for text, sentence in (
         ("HUBMAP END infer complete build_id=x utc=y\nmore\n", "the log does not end with the kernel's end marker"),
         ("", "the log does not end with the kernel's end marker"),
-        ("HUBMAP END train complete build_id=0123456789ab-ba9876543210 utc=y\n", "the end marker is that of the kernel train, expected infer"),
+        (
+            "HUBMAP END train complete build_id=0123456789ab-ba9876543210 utc=y\n",
+            "the end marker is that of the kernel train, expected infer",
+        ),
         ("HUBMAP END infer complete build_id=old utc=y\n", f"the end marker names build old, expected {BUILD}"),
         (f"HUBMAP END infer stopped build_id={BUILD} utc=y\n", "the end marker says stopped, expected complete"),
     ):
@@ -298,7 +353,9 @@ def test_a_secret_in_the_log_or_in_any_file_is_found(good: tuple[Outcome, Expect
     outcome, expected = good
     folder = outcome.working / "run"
     folder.mkdir()
-    (folder / "environment.json").write_bytes(b"\0" * ((1 << 24) - 5) + CANARY.encode() + b"\0")  # over the edge of a chunk
+    (folder / "environment.json").write_bytes(
+        b"\0" * ((1 << 24) - 5) + CANARY.encode() + b"\0"
+    )  # over the edge of a chunk
     verdict = judge(outcome, Limits(), replace(expected, files=("submission.csv", "run/**")))
     assert verdict.problems == ["environment.json holds the value of a secret variable of the session"]
     shutil.rmtree(folder)
@@ -309,7 +366,8 @@ def test_a_secret_in_the_log_or_in_any_file_is_found(good: tuple[Outcome, Expect
 def test_the_network_is_named_with_host_and_line(good: tuple[Outcome, Expected]) -> None:
     note = {"host": "pypi.org:443", "line": "/kaggle/src/script.py:7 in <module>", "event": "socket.connect"}
     assert verdict_of(good, network=(note, note), lost_packets=3).problems == [
-        "used the network, which a code competition forbids: asked for pypi.org:443 at /kaggle/src/script.py:7 in <module>"
+        "used the network, which a code competition forbids: asked for pypi.org:443 at /kaggle/src/script.py:7 in"
+        " <module>"
     ]
     packets = "used the network, which a code competition forbids: 3 packets of a program that is not Python"
     assert verdict_of(good, lost_packets=3).problems == [packets]
@@ -321,9 +379,10 @@ def test_odd_and_missing_files_are_named(good: tuple[Outcome, Expected]) -> None
     (working / "stores" / "images.bin").touch()
     (working / "data").symlink_to("/kaggle/input")
     assert verdict_of(good).problems == [
-        "data lies in the output, where nothing expects it", "stores/images.bin lies in the output, where nothing expects it",
+        "data lies in the output, where nothing expects it",
+        "stores/images.bin lies in the output, where nothing expects it",
         "data is a link in the output, which Kaggle does not keep",
-    ]  # fmt: skip
+    ]
     shutil.rmtree(working / "stores")
     (working / "data").unlink()
     (working / "submission.csv").unlink()
@@ -346,14 +405,18 @@ def test_a_submission_that_the_scorer_refuses_fails(good: tuple[Outcome, Expecte
         assert sentence in problems[0]
 
 
-def test_a_mask_of_a_slide_that_nobody_can_read_is_suspicious(good: tuple[Outcome, Expected], hidden: HiddenSet) -> None:
+def test_a_mask_of_a_slide_that_nobody_can_read_is_suspicious(
+    good: tuple[Outcome, Expected], hidden: HiddenSet
+) -> None:
     write_submission(good[0].working, {slide.id: "5 2" for slide in hidden.slides})
     broken = next(slide for slide in hidden.slides if slide.fault == "truncated")
     assert verdict_of(good).problems == [f"slide {broken.id} cannot be read, but its row holds a mask"]
 
 
 def test_empty_masks_of_readable_slides_are_noted(good: tuple[Outcome, Expected], hidden: HiddenSet) -> None:
-    write_submission(good[0].working, {slide.id: hidden.truth[slide.id] if slide.fault in ODD else "" for slide in hidden.slides})
+    write_submission(
+        good[0].working, {slide.id: hidden.truth[slide.id] if slide.fault in ODD else "" for slide in hidden.slides}
+    )
     verdict = verdict_of(good)
     assert verdict.problems == []
     assert f"7 readable slides have an empty mask, the first is {hidden.slides[0].id}" in verdict.notes
@@ -363,17 +426,25 @@ ODD = {"lzw": "LZW-compressed", "size": "its size is not the table's", "pixel_si
 
 
 @pytest.mark.parametrize("fault", ODD)
-def test_an_odd_slide_that_can_be_read_must_have_a_mask(good: tuple[Outcome, Expected], hidden: HiddenSet, fault: str) -> None:
+def test_an_odd_slide_that_can_be_read_must_have_a_mask(
+    good: tuple[Outcome, Expected], hidden: HiddenSet, fault: str
+) -> None:
     odd = next(slide for slide in hidden.slides if slide.fault == fault)
     lines = (good[0].working / "submission.csv").read_text().splitlines()
-    (good[0].working / "submission.csv").write_text("\n".join(f"{odd.id}," if line.startswith(f"{odd.id},") else line for line in lines) + "\n")
+    (good[0].working / "submission.csv").write_text(
+        "\n".join(f"{odd.id}," if line.startswith(f"{odd.id},") else line for line in lines) + "\n"
+    )
     assert verdict_of(good).problems == [f"slide {odd.id} ({ODD[fault]}) can be read, but its row is empty"]
     log = good[0].log.read_text()
     good[0].log.write_text(f"slide {odd.id} gets an empty mask: imagecodecs is not here\n{log}")
-    assert verdict_of(good).problems == [f"slide {odd.id} ({ODD[fault]}) can be read, but the kernel failed on it: imagecodecs is not here"]
+    assert verdict_of(good).problems == [
+        f"slide {odd.id} ({ODD[fault]}) can be read, but the kernel failed on it: imagecodecs is not here"
+    ]
 
 
-def test_a_kernel_that_fails_on_a_good_slide_or_runs_late_fails(good: tuple[Outcome, Expected], hidden: HiddenSet) -> None:
+def test_a_kernel_that_fails_on_a_good_slide_or_runs_late_fails(
+    good: tuple[Outcome, Expected], hidden: HiddenSet
+) -> None:
     """The lines are those that the inference writes; `test_rehearsal` sees it write one of them."""
     log, first = good[0].log.read_text(), hidden.slides[0].id
     good[0].log.write_text(f"slide {first} gets an empty mask: out of memory\n{log}")
@@ -382,12 +453,18 @@ def test_a_kernel_that_fails_on_a_good_slide_or_runs_late_fails(good: tuple[Outc
     good[0].log.write_text(f"slide {broken} gets an empty mask: the file is truncated\n{log}")
     assert verdict_of(good).problems == []
     for late in (first, broken):
-        good[0].log.write_text(f"slide {late} gets an empty mask: there is no time for it; governor.csv tells which other slides do\n{log}")
-        assert verdict_of(good).problems == [f"the kernel had no time for slide {late}, and maybe for others, so their rows are empty"]
+        good[0].log.write_text(
+            f"slide {late} gets an empty mask: there is no time for it; governor.csv tells which other slides do\n{log}"
+        )
+        assert verdict_of(good).problems == [
+            f"the kernel had no time for slide {late}, and maybe for others, so their rows are empty"
+        ]
 
 
 def test_the_truth_never_was_a_run_length_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake that the kit makes in writing both truth and submission would cancel itself out; here it must cost Dice."""
+    """A mistake that the kit makes in writing both truth and submission would cancel itself out; here it must cost
+    Dice.
+    """
     encode = rle.encode
 
     def a_row_off(mask: np.ndarray, origin: int = 0) -> str:
@@ -402,7 +479,10 @@ def test_the_truth_never_was_a_run_length_string(tmp_path: Path, monkeypatch: py
 
 
 def test_the_table_says_where_python_is_not_kaggles(good: tuple[Outcome, Expected]) -> None:
-    steps = [Step(version, "infer", "new", good[0], verdict_of(good), Limits(), version) for version in ("3.11", KAGGLE_PYTHON)]
+    steps = [
+        Step(version, "infer", "new", good[0], verdict_of(good), Limits(), version)
+        for version in ("3.11", KAGGLE_PYTHON)
+    ]
     _, _, other, same = table(steps).splitlines()
     assert "3.11, Kaggle has 3.13" in other
     assert same.split()[-3:] == ["3.13", "complete", "PASS"]
@@ -422,6 +502,9 @@ def test_a_second_fault_behind_the_planted_one_is_reported(good: tuple[Outcome, 
     assert len(both.verdict.problems) == 2
     assert both.verdict.problems[0].startswith("disk full")
     assert surprises(step(copy_error="one", lost_packets=1), "disk full") == [
-        "disk failed for another reason: used the network, which a code competition forbids: 1 packets of a program that is not Python",
+        (
+            "disk failed for another reason: used the network, which a code competition forbids: 1 packets of a program"
+            " that is not Python"
+        ),
         "disk failed for another reason: one",
     ]

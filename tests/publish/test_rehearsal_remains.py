@@ -1,4 +1,6 @@
-"""What a session and a rehearsal leave for the next one: epochs that must be kept, and outputs that must not be lost."""
+"""What a session and a rehearsal leave for the next one: epochs that must be kept, and outputs that must not be
+lost.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,12 @@ def session(folder: Path, folds: dict[int, list[tuple[int, str]]]) -> Path:
     for number, epochs in folds.items():
         fold = folder / f"fold{number}"
         fold.mkdir(parents=True)
-        (fold / "timing.csv").write_text("fold,epoch,seconds\n" + "".join(f"{number},{epoch},{took}\n" for epoch, took in epochs))
-        (fold / "metrics.csv").write_text("fold,epoch,train_loss\n" + "".join(f"{number},{epoch},0.{epoch}\n" for epoch, _ in epochs))
+        (fold / "timing.csv").write_text(
+            "fold,epoch,seconds\n" + "".join(f"{number},{epoch},{took}\n" for epoch, took in epochs)
+        )
+        (fold / "metrics.csv").write_text(
+            "fold,epoch,train_loss\n" + "".join(f"{number},{epoch},0.{epoch}\n" for epoch, _ in epochs)
+        )
     return folder
 
 
@@ -34,13 +40,18 @@ def session(folder: Path, folds: dict[int, list[tuple[int, str]]]) -> Path:
     [
         ({0: [(1, "2.5"), (2, "2.6")], 1: [(1, "2.7")]}, ""),
         ({0: [(1, "2.5")], 1: [(1, "2.7")]}, ""),
-        ({0: [(1, "2.4"), (2, "2.6")]}, "fold0/timing.csv says of epoch 1 seconds 2.4, in the former session 2.5: it was trained again"),
+        (
+            {0: [(1, "2.4"), (2, "2.6")]},
+            "fold0/timing.csv says of epoch 1 seconds 2.4, in the former session 2.5: it was trained again",
+        ),
         ({0: [(1, "2.5"), (1, "2.6"), (2, "2.7")]}, "fold0/timing.csv counts the epochs 1, 1, 2, expected 1, 2, 3"),
         ({1: [(1, "2.5"), (2, "2.6")]}, "fold0/timing.csv holds 0 epochs, but the former session had finished 1"),
         ({0: [(1, "2.5")]}, "no epoch came to those of the former session"),
     ],
 )
-def test_a_session_that_did_not_go_on_is_found(folds: dict[int, list[tuple[int, str]]], problem: str, tmp_path: Path) -> None:
+def test_a_session_that_did_not_go_on_is_found(
+    folds: dict[int, list[tuple[int, str]]], problem: str, tmp_path: Path
+) -> None:
     before, after = session(tmp_path / "before", {0: [(1, "2.5")]}), session(tmp_path / "after", folds)
     found = not_resumed(before, after, further=True)
     assert len(found) == bool(problem), found
@@ -104,7 +115,16 @@ def test_whatever_a_kernel_leaves_can_be_removed() -> None:
         for closed in ("left/closed/inner", "left/closed", "left"):
             (home / closed).chmod(0)
         as_user = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
-        code = "import sys; from pathlib import Path; from hubmap_kit.publish.rehearsal.room import remove; remove(Path(sys.argv[1]))"
-        done = subprocess.run([*as_user, sys.executable, "-c", code, str(home / "left")], capture_output=True, text=True, check=False, cwd=ROOT)
+        code = (
+            "import sys; from pathlib import Path; from hubmap_kit.publish.rehearsal.room import remove;"
+            " remove(Path(sys.argv[1]))"
+        )
+        done = subprocess.run(
+            [*as_user, sys.executable, "-c", code, str(home / "left")],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
         assert done.returncode == 0, done.stderr
         assert os.listdir(home) == ["kept"]

@@ -22,6 +22,7 @@ ROOT = repository()
 SCRIPTS = {name: (ROOT / "kernels" / name / f"{name}.py").read_text() for name in ("train", "infer", "tiles")}
 BOOTSTRAP = (ROOT / "kernels" / "bootstrap.py").read_text()
 
+
 def rendered(out: Path, *words: str) -> dict[str, str]:
     """The scripts of a rendering in this process, by kernel."""
     stage(out / "code", b"wheel") if not (out / "code").exists() else None
@@ -84,7 +85,10 @@ WRONG = {
     "resume of a kernel that cannot": (["tiles", "--resume"], "--resume means nothing to tiles"),
     "a fold that is none": (["train", "--folds", "0,5"], "fold 5 was asked for, but data.n_folds is 5"),
     "a fold below zero": (["train", "--folds", "-1"], "fold -1 was asked for"),
-    "a fold of fewer": (["train", "--folds", "3", "--set", "data.n_folds=3"], "fold 3 was asked for, but data.n_folds is 3"),
+    "a fold of fewer": (
+        ["train", "--folds", "3", "--set", "data.n_folds=3"],
+        "fold 3 was asked for, but data.n_folds is 3",
+    ),
     "hours beyond the competition": (["infer", "--hours", "9"], "at most 8.75 of the 9 hours"),
     "hours without a margin": (["train", "--hours", "12"], "at most 11.75 of the 12 hours"),
     "hours below zero": (["train", "--hours", "-1"], "at most 11.75 of the 12 hours"),
@@ -98,7 +102,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_rendering_is_one_sentence_and_changes_nothing(name: str, tmp_path: Path, capsys, monkeypatch, record_property) -> None:
+def test_a_wrong_rendering_is_one_sentence_and_changes_nothing(
+    name: str, tmp_path: Path, capsys, monkeypatch, record_property
+) -> None:
     words, said = WRONG[name]
     with Double(("network_down",)) as double:
         for key, value in double.environment(tmp_path / "environment").items():
@@ -116,19 +122,27 @@ def test_a_wrong_rendering_is_one_sentence_and_changes_nothing(name: str, tmp_pa
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"is_private": False}, "private"), ({"enable_internet": True}, "internet"), ({"enable_internet": "false"}, "true or false"),
-        ({"title": "hubmap infer 2"}, "hubmap-infer"), ({"title": None}, "title"), ({"kernel_type": "notebook"}, "script"),
+        ({"is_private": False}, "private"),
+        ({"enable_internet": True}, "internet"),
+        ({"enable_internet": "false"}, "true or false"),
+        ({"title": "hubmap infer 2"}, "hubmap-infer"),
+        ({"title": None}, "title"),
+        ({"kernel_type": "notebook"}, "script"),
         ({"code_file": "other.py"}, "infer.py"),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_kaggle_would_take_wrongly_is_refused(change: dict[str, object], said: str) -> None:
     template = read_metadata(ROOT / "kernels" / "infer") | change
     with pytest.raises(PublishError, match=said):
         kernel_metadata("infer", template, Sources("alice", "t4x2"))
 
 
-@pytest.mark.parametrize(("asked", "written"), [({}, False), ({"enable_internet": False}, False), ({"enable_internet": True}, True)])
-def test_internet_is_always_written_because_the_client_takes_its_absence_for_yes(asked: dict[str, bool], written: bool) -> None:
+@pytest.mark.parametrize(
+    ("asked", "written"), [({}, False), ({"enable_internet": False}, False), ({"enable_internet": True}, True)]
+)
+def test_internet_is_always_written_because_the_client_takes_its_absence_for_yes(
+    asked: dict[str, bool], written: bool
+) -> None:
     template = read_metadata(ROOT / "kernels" / "train")
     del template["enable_internet"]
     assert kernel_metadata("train", template | asked, Sources("alice", "t4x2"))["enable_internet"] is written
@@ -136,15 +150,21 @@ def test_internet_is_always_written_because_the_client_takes_its_absence_for_yes
 
 LITERALS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.sampled_from(["CONFIG", "FOLDS", "OVERRIDES", "SESSION_HOURS"]), LITERALS), LITERALS)
 def test_any_plain_value_survives_the_rendering(chosen: dict[str, object], old: object) -> None:
-    """The old value may be anything too, on many lines, with characters of several bytes before it and a comment after it."""
-    folds, rest = f'FOLDS = [\n    "ü",  # é\n    {old!r},\n]  # kept', f'CONFIG = "Ä", {old!r}; SESSION_HOURS = 1  # 𝔸 = 2'
+    """The old value may be anything too, on many lines, with characters of several bytes before it and a comment after
+    it.
+    """
+    folds, rest = (
+        f'FOLDS = [\n    "ü",  # é\n    {old!r},\n]  # kept',
+        f'CONFIG = "Ä", {old!r}; SESSION_HOURS = 1  # 𝔸 = 2',
+    )
     script = f'"""Ä."""\nfrom bootstrap import start\n{folds}\n{rest}\nOVERRIDES = []\n'
     text = bake(script, BOOTSTRAP, chosen, "script.py")
     space: dict[str, object] = {"__name__": "looked_at"}

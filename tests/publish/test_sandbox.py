@@ -51,7 +51,9 @@ def facts(outcome: Outcome) -> dict[str, object]:
 WRITTEN = ("/kaggle/input/x", "/kaggle/input/datasets/me/one/x", "/kaggle/input/two/b.txt", "/usr/x")
 
 
-def test_a_session_sees_kaggles_folders_and_nothing_of_the_machine(bare: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_sees_kaggles_folders_and_nothing_of_the_machine(
+    bare: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = f"""
         import json, os, socket, sys
         def attempt(action):
@@ -59,14 +61,16 @@ def test_a_session_sees_kaggles_folders_and_nothing_of_the_machine(bare: Image, 
             except OSError as error: return error.errno
             return "done"
         print(json.dumps({{
-            "repository": os.path.lexists({str(ROOT)!r}), "tests": os.path.lexists({str(tmp_path)!r}), "cwd": os.getcwd(), "prefix": sys.prefix,
+            "repository": os.path.lexists({str(ROOT)!r}), "tests": os.path.lexists({str(tmp_path)!r}),
+            "cwd": os.getcwd(), "prefix": sys.prefix,
             "read": open("/kaggle/input/datasets/me/one/a.txt").read() + open("/kaggle/input/two/b.txt").read(),
             "inputs": sorted(os.listdir("/kaggle/input")),
             "write": [attempt(lambda: open(path, "w")) for path in {WRITTEN!r}],
             "interfaces": [name for _, name in socket.if_nameindex()],
             "processes": [name for name in os.listdir("/proc") if name.isdecimal()],
             "users": open("/etc/passwd").read().count("\\n"), "names": open("/etc/resolv.conf").read(),
-            "run_type": os.environ["KAGGLE_KERNEL_RUN_TYPE"], "secret": os.environ["KAGGLE_USER_SECRETS_TOKEN"], "home": os.environ["HOME"],
+            "run_type": os.environ["KAGGLE_KERNEL_RUN_TYPE"], "secret": os.environ["KAGGLE_USER_SECRETS_TOKEN"],
+            "home": os.environ["HOME"],
             "strangers": sorted(set(os.environ) & {{"HUBMAP_STRANGER"}}), "path": sys.path,
         }}))
     """
@@ -76,7 +80,10 @@ def test_a_session_sees_kaggles_folders_and_nothing_of_the_machine(bare: Image, 
     assert not seen["tests"]
     assert (seen["cwd"], seen["prefix"], seen["read"], seen["home"]) == ("/kaggle/working", "/opt/venv", "aa", "/root")
     assert seen["inputs"] == ["datasets", "two"]
-    assert set(seen["write"]) <= {13, 30}  # EACCES where root started the session and the file is not the kernel's; EROFS
+    assert set(seen["write"]) <= {
+        13,
+        30,
+    }  # EACCES where root started the session and the file is not the kernel's; EROFS
     assert seen["interfaces"] == ["lo"]
     assert len(seen["processes"]) == 2  # the script, and the one that waits for it
     assert seen["users"] == 2
@@ -90,18 +97,29 @@ def test_the_proof_is_kept(bare: Image, tmp_path: Path) -> None:
     assert proof["interfaces"] == ["lo"]
     assert "connected" not in proof["connect"]
     assert proof["lookup"] != "resolved"
-    assert {str(ROOT), str(Path.home() / ".kaggle"), str(Path.home() / ".ssh"), "/root/.kaggle", "/etc/ssl/private"} <= set(proof["absent"])
+    assert {
+        str(ROOT),
+        str(Path.home() / ".kaggle"),
+        str(Path.home() / ".ssh"),
+        "/root/.kaggle",
+        "/etc/ssl/private",
+    } <= set(proof["absent"])
     assert proof["writable"] == []
     assert proof["working_bytes"] == 20 << 30
     assert (proof["capabilities"], proof["no_new_privileges"], proof["filtered"]) == (["0000000000000000"], True, True)
-    assert proof["read_only"] == dict.fromkeys(("/kaggle/input", "/kaggle/input/datasets/me/one", "/kaggle/input/two/b.txt"), "Read-only file system")
+    assert proof["read_only"] == dict.fromkeys(
+        ("/kaggle/input", "/kaggle/input/datasets/me/one", "/kaggle/input/two/b.txt"), "Read-only file system"
+    )
 
 
 def test_the_output_comes_out_and_a_former_one_goes(bare: Image, tmp_path: Path) -> None:
     first = play(bare, tmp_path, "import os; os.makedirs('a/b'); open('a/b/c.txt', 'w').write('c'); print('hello')")
     assert (first.working / "a/b/c.txt").read_text() == "c"
     assert first.log.read_text() == "hello\n"
-    script = "import os, sys; print(os.listdir('.'), os.listdir('/tmp'), file=sys.stderr); open('d.txt', 'w').close(); sys.exit(3)"
+    script = (
+        "import os, sys; print(os.listdir('.'), os.listdir('/tmp'), file=sys.stderr); open('d.txt', 'w').close();"
+        " sys.exit(3)"
+    )
     (first.log.parent / ".session-of-a-killed-one").mkdir()
     second = play(bare, tmp_path, script)
     assert second.code == 3
@@ -242,19 +260,35 @@ def test_what_is_left_after_the_end_fails_the_session(bare: Image, tmp_path: Pat
     scripts = (
         f"import subprocess; subprocess.Popen(['sleep', '{odd}'], start_new_session=True); print('{MARKER}')",
         # Behind a progress bar, and in two pieces.
-        f"import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'50%|##\\r{MARKER[:20]}'); "
-        f"os.write(1, b'{MARKER[20:]}\\n'); time.sleep(600)",
+        (
+            "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1,"
+            f" b'50%|##\\r{MARKER[:20]}'); os.write(1, b'{MARKER[20:]}\\n'); time.sleep(600)"
+        ),
         f"import subprocess; subprocess.Popen(['sleep', '{late}'], start_new_session=True); print('{MARKER}')",
         f"import subprocess; subprocess.Popen(['sleep', '{odd}']); raise SystemExit(3)",
-    )  # fmt: skip
+    )
     with ThreadPoolExecutor() as pool:
-        outcomes = list(pool.map(lambda number: play(bare, tmp_path / f"{number}", scripts[number]), range(len(scripts))))
+        outcomes = list(
+            pool.map(lambda number: play(bare, tmp_path / f"{number}", scripts[number]), range(len(scripts)))
+        )
     assert [(each.code, each.stopped) for each in outcomes] == [(0, ""), (-9, "left"), (0, ""), (3, "")]
-    assert [each.left for each in outcomes] == [(f"sleep {odd}",), ("/opt/venv/bin/python -u /kaggle/src/script.py",), (), (f"sleep {odd}",)]
+    assert [each.left for each in outcomes] == [
+        (f"sleep {odd}",),
+        ("/opt/venv/bin/python -u /kaggle/src/script.py",),
+        (),
+        (f"sleep {odd}",),
+    ]
     assert all(10 <= outcomes[number].seconds < 60 for number in (0, 1, 3))
-    problems = [[problem for problem in judge(each, Limits(), EXPECTED).problems if "kernel.json" not in problem] for each in outcomes]
+    problems = [
+        [problem for problem in judge(each, Limits(), EXPECTED).problems if "kernel.json" not in problem]
+        for each in outcomes
+    ]
     sentence = "1 process was still running 10 s after the end marker or the kernel's exit, and the session was ended: "
-    assert problems[:3] == [[f"{sentence}sleep {odd}"], [f"{sentence}/opt/venv/bin/python -u /kaggle/src/script.py"], []]
+    assert problems[:3] == [
+        [f"{sentence}sleep {odd}"],
+        [f"{sentence}/opt/venv/bin/python -u /kaggle/src/script.py"],
+        [],
+    ]
     assert f"{sentence}sleep {odd}" in problems[3]
     assert odd not in _command_lines()
 
@@ -341,14 +375,18 @@ def test_a_folder_of_the_machine_that_shows_through_is_refused(bare: Image, tmp_
         play(bare, tmp_path, "pass", hidden=(Path("/usr/bin").resolve(),))
 
 
-def test_credentials_of_this_machine_are_proven_absent(bare: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_of_this_machine_are_proven_absent(
+    bare: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     for folder in (home / ".kaggle", home / ".ssh", elsewhere):
         folder.mkdir(parents=True)
         (folder / "secret").write_text("secret")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(elsewhere))
-    outcome = play(bare, tmp_path, f"import os; print([path for path in {[str(home), str(elsewhere)]!r} if os.path.lexists(path)])")
+    outcome = play(
+        bare, tmp_path, f"import os; print([path for path in {[str(home), str(elsewhere)]!r} if os.path.lexists(path)])"
+    )
     assert outcome.log.read_text() == "[]\n"
     assert {str(home / ".kaggle"), str(home / ".ssh"), str(elsewhere)} <= set(outcome.probes["absent"])
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", "/usr/share")
@@ -360,7 +398,8 @@ def test_of_tls_only_the_certificates_are_there(bare: Image, tmp_path: Path) -> 
     script = """
         import json, os, ssl
         found = os.listdir("/etc/ssl") if os.path.isdir("/etc/ssl") else []
-        print(json.dumps([found, os.path.lexists("/etc/pki/tls/private"), len(ssl.create_default_context().get_ca_certs())]))
+        private = os.path.lexists("/etc/pki/tls/private")
+        print(json.dumps([found, private, len(ssl.create_default_context().get_ca_certs())]))
     """
     names, keys, known = facts(play(bare, tmp_path, script))
     assert set(names) <= {"certs", "cert.pem", "openssl.cnf"}
@@ -396,20 +435,38 @@ def test_a_hostile_kernel_gets_nothing(attacked: Outcome, tmp_path: Path) -> Non
     assert ((tmp_path / "data/a.txt").read_text(), (tmp_path / "canary.txt").read_text()) == ("a", "canary")
     assert sorted(path.name for path in (tmp_path / "session").iterdir()) == ["kernel.log", "working"]
 
-    # Its uses of the network stand in the record, before what it has forged, and nothing in there can play with a terminal.
-    assert [note["host"] for note in attacked.network][:3] == ["203.0.113.77:4443", "203.0.113.77:4443", "swallowed.example.org:80"]
+    # Its uses of the network stand in the record, before what it has forged, and nothing in there can play with a
+    # terminal.
+    assert [note["host"] for note in attacked.network][:3] == [
+        "203.0.113.77:4443",
+        "203.0.113.77:4443",
+        "swallowed.example.org:80",
+    ]
     assert "a?FAIL forged" in [note["host"] for note in attacked.network]
     assert "".join(text for note in attacked.network for text in note.values()).isprintable()
     assert len(attacked.network) == 100
     assert attacked.lost_packets > 0
 
-    # Its output: files and folders alone, whose owner is the one who asked, without rights that run something as that one.
+    # Its output: files and folders alone, whose owner is the one who asked, without rights that run something as that
+    # one.
     found = [path for path in attacked.working.rglob("*")]
     assert {stat.S_IFMT(path.lstat().st_mode) for path in found} == {stat.S_IFDIR, stat.S_IFREG}
     assert all(path.lstat().st_uid == os.getuid() and not path.lstat().st_mode & 0o6022 for path in found)
     names = {str(path.relative_to(attacked.working)) for path in found}
     assert {"setuid", "...", "folder", "folder/good.txt", "folder/199", "closed/file"} <= names
-    assert not names & {"absolute", "folder/relative", "etc", "proc", "inner", "chain", "pipe", "socket", "null", "hard", "sparse"}
+    assert not names & {
+        "absolute",
+        "folder/relative",
+        "etc",
+        "proc",
+        "inner",
+        "chain",
+        "pipe",
+        "socket",
+        "null",
+        "hard",
+        "sparse",
+    }
     assert all(str(path).isprintable() for path in names)
     left = attacked.copy_error
     assert left.startswith("not all of the output can be kept: 'a\\nPASS forged' has a name that cannot be printed, ")
@@ -420,20 +477,50 @@ def test_a_hostile_kernel_gets_nothing(attacked: Outcome, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("script", "limits", "stopped", "sentence"),
     [
-        ("import os\nwhile True: os.write(1, b'y' * 65535 + b'\\n')", {}, "log", "log full: the kernel printed more than 64 MiB and was ended"),
+        (
+            "import os\nwhile True: os.write(1, b'y' * 65535 + b'\\n')",
+            {},
+            "log",
+            "log full: the kernel printed more than 64 MiB and was ended",
+        ),
         # A file without a name is in no folder, and one that is only mapped in no list of descriptors either.
-        ("import os\nfile = open('/tmp/x', 'wb')\nos.unlink('/tmp/x')\nwhile True: file.write(bytes(1 << 20))", {"scratch_gib": 0.25}, "scratch",
-         "disk full: the disk of /tmp and /kaggle/tmp lost "),
-        ("import mmap, os\nfile = open('/kaggle/tmp/x', 'w+b')\nfile.truncate(1 << 34)\nblock = mmap.mmap(file.fileno(), 1 << 34)\nfile.close()\n"
-         "os.unlink('/tmp/x')\nfor at in range(0, 1 << 34, 4096): block[at] = 1", {"scratch_gib": 0.25}, "scratch",
-         "disk full: the disk of /tmp and /kaggle/tmp lost "),
-        ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", {}, "processes", "too many processes: "),
-        ("import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep, args=(600,)).start()\n    except RuntimeError: pass", {},
-         "processes", "too many processes: "),
+        (
+            "import os\nfile = open('/tmp/x', 'wb')\nos.unlink('/tmp/x')\nwhile True: file.write(bytes(1 << 20))",
+            {"scratch_gib": 0.25},
+            "scratch",
+            "disk full: the disk of /tmp and /kaggle/tmp lost ",
+        ),
+        (
+            (
+                "import mmap, os\nfile = open('/kaggle/tmp/x', 'w+b')\nfile.truncate(1 << 34)\nblock ="
+                " mmap.mmap(file.fileno(), 1 << 34)\nfile.close()\nos.unlink('/tmp/x')\nfor at in range(0, 1 << 34,"
+                " 4096): block[at] = 1"
+            ),
+            {"scratch_gib": 0.25},
+            "scratch",
+            "disk full: the disk of /tmp and /kaggle/tmp lost ",
+        ),
+        (
+            "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+            {},
+            "processes",
+            "too many processes: ",
+        ),
+        (
+            (
+                "import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep,"
+                " args=(600,)).start()\n    except RuntimeError: pass"
+            ),
+            {},
+            "processes",
+            "too many processes: ",
+        ),
     ],
     ids=["log", "disk", "mapped", "processes", "threads"],
-)  # fmt: skip
-def test_what_takes_too_much_is_stopped(bare: Image, tmp_path: Path, script: str, limits: dict[str, float], stopped: str, sentence: str) -> None:
+)
+def test_what_takes_too_much_is_stopped(
+    bare: Image, tmp_path: Path, script: str, limits: dict[str, float], stopped: str, sentence: str
+) -> None:
     outcome = play(bare, tmp_path, script, minutes=3.0, **limits)
     assert (outcome.stopped, outcome.code) == (stopped, -9)
     assert judge(outcome, Limits(), EXPECTED).problems[0].startswith(sentence)
@@ -457,7 +544,9 @@ def test_what_a_kernel_may_write_to_is_full_some_time(bare: Image, tmp_path: Pat
 
 
 def test_what_the_watcher_takes_back_and_counts(tmp_path: Path) -> None:
-    """Processors, which need no right to be taken, and files on the machine's disk, which `test_what_takes_too_much` has no time for."""
+    """Processors, which need no right to be taken, and files on the machine's disk, which `test_what_takes_too_much`
+    has no time for.
+    """
     code = f"""
         import json, os, sys
         from pathlib import Path
@@ -473,11 +562,15 @@ def test_what_the_watcher_takes_back_and_counts(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     cores, full = json.loads(done.stdout)
     assert cores == 1
-    assert full.endswith("files came to the disk of /tmp and /kaggle/tmp, more than the 50 that a session may make here")
+    assert full.endswith(
+        "files came to the disk of /tmp and /kaggle/tmp, more than the 50 that a session may make here"
+    )
 
 
 def test_what_an_honest_kernel_does_still_works(bare: Image, tmp_path: Path) -> None:
-    """Workers of each kind, shared memory, descriptors sent to others, servers, programs, streams by name, links, its own home."""
+    """Workers of each kind, shared memory, descriptors sent to others, servers, programs, streams by name, links, its
+    own home.
+    """
     script = """
         import array, json, multiprocessing, os, socket, subprocess, sys, tempfile
         from multiprocessing import shared_memory
@@ -504,7 +597,8 @@ def test_what_an_honest_kernel_does_still_works(bare: Image, tmp_path: Path) -> 
             found["descriptor"] = taken(theirs)
             os.symlink("/kaggle/input/two", "/kaggle/tmp/link")
             found["link"] = open("/kaggle/tmp/link/b.txt").read()
-            found["user"] = subprocess.run(["sh", "-c", "id -u; echo told > /dev/stderr"], capture_output=True, text=True).stdout.split()
+            words = ["sh", "-c", "id -u; echo told > /dev/stderr"]
+            found["user"] = subprocess.run(words, capture_output=True, text=True).stdout.split()
             os.makedirs(os.path.expanduser("~/.cache/x"))
             with open("/dev/stdout", "w") as file: print("by name", file=file)
             with tempfile.NamedTemporaryFile() as file: found["temporary"] = file.name.startswith("/tmp/")
@@ -514,8 +608,15 @@ def test_what_an_honest_kernel_does_still_works(bare: Image, tmp_path: Path) -> 
     outcome = play(bare, tmp_path, script)
     doubled = [0, 2, 4]
     assert facts(outcome) == {
-        "fork": doubled, "spawn": doubled, "forkserver": doubled, "shared": 7, "descriptor": "sent", "link": "a", "user": ["0"], "temporary": True,
-    }  # fmt: skip
+        "fork": doubled,
+        "spawn": doubled,
+        "forkserver": doubled,
+        "shared": 7,
+        "descriptor": "sent",
+        "link": "a",
+        "user": ["0"],
+        "temporary": True,
+    }
     assert "by name\n" in outcome.log.read_text()
 
 
@@ -525,7 +626,12 @@ def test_what_the_kernels_user_may_not_read_is_named(closed: str, bare: Image, t
     for name in ("data/closed.txt", "kernel.py"):
         (tmp_path / name).touch()
     (tmp_path / closed).chmod(0)
-    inside, above = ("/kaggle/src/script.py", closed) if closed == "kernel.py" else (f"/kaggle/input/one{closed[4:]}", "data")
+    inside, above = (
+        ("/kaggle/src/script.py", closed) if closed == "kernel.py" else (f"/kaggle/input/one{closed[4:]}", "data")
+    )
     session = Session(tmp_path / "kernel.py", ((tmp_path / "data", "/kaggle/input/one"),))
-    with pytest.raises(RehearsalError, match=rf"{inside} cannot be read by the kernel's user.*: chmod -R a\+rX {tmp_path / above}, and umask 022"):
+    with pytest.raises(
+        RehearsalError,
+        match=rf"{inside} cannot be read by the kernel's user.*: chmod -R a\+rX {tmp_path / above}, and umask 022",
+    ):
         run(session, bare, tmp_path / "session")

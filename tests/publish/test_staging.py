@@ -1,4 +1,6 @@
-"""Staged datasets: what travels, what never does, and that a kernel can read it; their metadata against the real client's own checks."""
+"""Staged datasets: what travels, what never does, and that a kernel can read it; their metadata against the real
+client's own checks.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import TINY
 
@@ -40,14 +43,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(fold)
         folder = run / f"fold{fold}"
         folder.mkdir()
-        save_file({name: value.clone() for name, value in build(made.model, pretrained=False).state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {name: value.clone() for name, value in build(made.model, pretrained=False).state_dict().items()},
+            folder / "model.safetensors",
+        )
         for name in ("last.ckpt", "oof_counts.parquet"):
             (folder / name).write_text(name)
         epochs = [f"{fold},{epoch + 1}" for epoch in range(made.training.epochs)]
         (folder / "metrics.csv").write_text("\n".join(["fold,epoch", *epochs]) + "\n")
     (run / "thresholds.json").write_text('{"kidney": 0.4}')
     (run / "overlays").mkdir()
-    for name in ("oof.csv", "folds.csv", "metrics.csv", "environment.json", "curves.png", "overlays/kidney.png", "old.pth", ".oof.1.tmp.csv"):
+    for name in (
+        "oof.csv",
+        "folds.csv",
+        "metrics.csv",
+        "environment.json",
+        "curves.png",
+        "overlays/kidney.png",
+        "old.pth",
+        ".oof.1.tmp.csv",
+    ):
         (run / name).write_text(name)
     return run
 
@@ -60,8 +75,13 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def test_only_what_inference_needs_of_a_run_travels(run: Path, tmp_path: Path) -> None:
     folder = stage_weights([run], tmp_path / "out" / "weights")
     build_id = verify(folder)
-    tables = {f"mini/{name}" for name in ("config.yaml", "thresholds.json", "oof.csv", "folds.csv", "metrics.csv", "environment.json")}
-    assert {facts["path"] for facts in build_id.files.values()} == tables | {f"mini/fold{fold}/model.safetensors" for fold in (0, 1)}
+    tables = {
+        f"mini/{name}"
+        for name in ("config.yaml", "thresholds.json", "oof.csv", "folds.csv", "metrics.csv", "environment.json")
+    }
+    assert {facts["path"] for facts in build_id.files.values()} == tables | {
+        f"mini/fold{fold}/model.safetensors" for fold in (0, 1)
+    }
     assert {path.name for path in folder.iterdir()} == {"BUILD_ID.json", *build_id.files}
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights"]  # nothing is left of the building
 
@@ -94,7 +114,10 @@ def test_the_same_runs_give_the_same_build_id_and_replace_the_former_ones(run: P
     other = Path(shutil.copytree(run, tmp_path / "other"))
     (other / "thresholds.json").write_text('{"kidney": 0.5}')
     both = verify(stage_weights([run, other], out))
-    assert both.build_id != first.build_id and {facts["path"].split("/")[0] for facts in both.files.values()} == {"mini", "other"}
+    assert both.build_id != first.build_id and {facts["path"].split("/")[0] for facts in both.files.values()} == {
+        "mini",
+        "other",
+    }
     with pytest.raises(HubmapError):
         stage_weights([tmp_path], out)
     assert verify(out) == both  # a failure leaves what was staged before
@@ -120,15 +143,26 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda run: (run / "fold1/oof_counts.parquet").unlink(), "fold 1 is trained, its held-out slides are not predicted"),
+        (
+            lambda run: (run / "fold1/oof_counts.parquet").unlink(),
+            "fold 1 is trained, its held-out slides are not predicted",
+        ),
         (lambda run: (run / "fold1/metrics.csv").write_text("fold,epoch\n1,1\n"), "fold 1 after epoch 1 of 2"),
-        (lambda run: ((run / "fold2").mkdir(), (run / "fold2/last.ckpt").touch()), "fold 2 with a metrics.csv that cannot be read"),
+        (
+            lambda run: ((run / "fold2").mkdir(), (run / "fold2/last.ckpt").touch()),
+            "fold 2 with a metrics.csv that cannot be read",
+        ),
         (lambda run: (run / "config.yaml").unlink(), "is not a run folder"),
         (lambda run: [shutil.rmtree(run / f"fold{fold}") for fold in (0, 1)], "holds no trained fold"),
-        (lambda run: cut(run / "fold0/model.safetensors"), "fold0/model.safetensors is missing or no undamaged safetensors"),
+        (
+            lambda run: cut(run / "fold0/model.safetensors"),
+            "fold0/model.safetensors is missing or no undamaged safetensors",
+        ),
     ],
 )
-def test_a_run_that_is_not_whole_is_refused(run: Path, tmp_path: Path, spoil: Callable[[Path], object], words: str) -> None:
+def test_a_run_that_is_not_whole_is_refused(
+    run: Path, tmp_path: Path, spoil: Callable[[Path], object], words: str
+) -> None:
     spoil(run)
     with pytest.raises(HubmapError, match=words) as error:
         stage_weights([run], tmp_path / "out" / "weights")
@@ -140,7 +174,9 @@ def test_an_unfinished_run_travels_when_that_is_asked_for(run: Path, tmp_path: P
     (run / "fold2").mkdir()
     (run / "fold2/last.ckpt").touch()
     files = read(stage_weights([run], tmp_path / "weights", allow_unfinished=True)).files
-    assert [name for name in files if "fold" in name and name.endswith("safetensors")] == [f"mini__fold{fold}__model.safetensors" for fold in (0, 1)]
+    assert [name for name in files if "fold" in name and name.endswith("safetensors")] == [
+        f"mini__fold{fold}__model.safetensors" for fold in (0, 1)
+    ]
 
 
 def test_two_runs_never_share_a_name(run: Path, tmp_path: Path) -> None:
@@ -148,7 +184,11 @@ def test_two_runs_never_share_a_name(run: Path, tmp_path: Path) -> None:
     with pytest.raises(PublishError, match="would both be 'mini'"):
         stage_weights([run, other], tmp_path / "weights")
     stage_weights([run, other], tmp_path / "weights", ["mini", "mini2"])
-    for names, words in ((["a"], "1 names were given for 2 runs"), (["../a", "b"], "'..' cannot be a name"), (["a b", "c"], "'a b' cannot be")):
+    for names, words in (
+        (["a"], "1 names were given for 2 runs"),
+        (["../a", "b"], "'..' cannot be a name"),
+        (["a b", "c"], "'a b' cannot be"),
+    ):
         with pytest.raises(PublishError, match=words):
             stage_weights([run, other], tmp_path / "weights", names)
     with pytest.raises(PublishError, match="nothing was given"):
@@ -164,18 +204,28 @@ def test_more_runs_than_a_dataset_holds_are_refused(run: Path, tmp_path: Path) -
 @pytest.fixture(scope="module")
 def store(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TileStore:
     made = experiment.load("baseline", TINY)
-    return open_or_build(tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), made.scale, made.tiles)
+    return open_or_build(
+        tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), made.scale, made.tiles
+    )
 
 
-def test_a_staged_store_is_found_by_its_fingerprint_and_gives_the_same_tiles(store: TileStore, sample_data: Path, tmp_path: Path) -> None:
+def test_a_staged_store_is_found_by_its_fingerprint_and_gives_the_same_tiles(
+    store: TileStore, sample_data: Path, tmp_path: Path
+) -> None:
     moved = Path(shutil.copytree(store.folder, tmp_path / "my tiles"))
     (moved / ".left.1.tmp").touch()
     tree = unfold(stage_tiles([moved], tmp_path / "tiles"), tmp_path / "tree")
     made = experiment.load("baseline", TINY)
     found = open_or_build(tree, read_train(sample_data / "train.csv"), made.scale, made.tiles)
-    assert found.folder == tree / store.folder.name and (found.folder / "images.u8").is_symlink()  # read in place, not built again
+    assert (
+        found.folder == tree / store.folder.name and (found.folder / "images.u8").is_symlink()
+    )  # read in place, not built again
     for row in found.tiles.itertuples():
-        for ours, theirs in zip(found.crop(row.slide, row.row, row.col, row.size), store.crop(row.slide, row.row, row.col, row.size), strict=True):
+        for ours, theirs in zip(
+            found.crop(row.slide, row.row, row.col, row.size),
+            store.crop(row.slide, row.row, row.col, row.size),
+            strict=True,
+        ):
             assert np.array_equal(ours, theirs)
     assert found.tiles.equals(store.tiles)
     assert read(tmp_path / "tiles") == read(stage_tiles([store.folder], tmp_path / "again"))
@@ -197,7 +247,9 @@ def test_a_store_without_a_table_of_tiles_is_staged_as_it_is(store: TileStore, t
         (lambda folder: (folder / "slides.parquet").write_text("x"), "missing or damaged"),
     ],
 )
-def test_a_store_that_is_not_whole_is_refused(store: TileStore, tmp_path: Path, spoil: Callable[[Path], object], words: str) -> None:
+def test_a_store_that_is_not_whole_is_refused(
+    store: TileStore, tmp_path: Path, spoil: Callable[[Path], object], words: str
+) -> None:
     copy = Path(shutil.copytree(store.folder, tmp_path / "copy"))
     spoil(copy)
     with pytest.raises((StoreError, PublishError), match=words):
@@ -212,7 +264,13 @@ def test_one_store_twice_is_refused(store: TileStore, tmp_path: Path) -> None:
 
 def test_pretrained_weights_travel_as_safetensors(tmp_path: Path) -> None:
     shared = torch.arange(6.0).reshape(2, 3)
-    tensors = {"a": shared, "b": shared, "transposed": shared.T, "half": torch.ones(2, dtype=torch.float16), "count": torch.tensor(3)}
+    tensors = {
+        "a": shared,
+        "b": shared,
+        "transposed": shared.T,
+        "half": torch.ones(2, dtype=torch.float16),
+        "count": torch.tensor(3),
+    }
     torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "b1-533bc792.pth")
     torch.save(tensors, tmp_path / "resnet.bin")
     save_file({"a": torch.ones(3)}, tmp_path / "plain.safetensors")
@@ -233,7 +291,12 @@ def test_weights_that_could_run_code_or_are_none_are_refused(tmp_path: Path) -> 
     (tmp_path / "text.pt").write_text("no weights")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     (tmp_path / "model.onnx").write_text("")
-    for name, kind in (("code.pth", WeightsError), ("text.pt", WeightsError), ("cut.safetensors", PublishError), ("model.onnx", PublishError)):
+    for name, kind in (
+        ("code.pth", WeightsError),
+        ("text.pt", WeightsError),
+        ("cut.safetensors", PublishError),
+        ("model.onnx", PublishError),
+    ):
         with pytest.raises(kind, match=name):
             stage_pretrained([tmp_path / name], tmp_path / "out")
     save_file({"a": torch.ones(3)}, tmp_path / "text.safetensors")
@@ -251,7 +314,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, obje
     for key in [key for key in os.environ if key.upper().startswith("KAGGLE") or key.lower().endswith("_proxy")]:
         patch.delenv(key)
     # No request may leave: the client speaks plain HTTP to a proxy that does not exist.
-    account = {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_CONFIG_DIR": str(folder), "KAGGLE_USERNAME": "alice", "KAGGLE_KEY": "dummy"}
+    account = {
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "KAGGLE_CONFIG_DIR": str(folder),
+        "KAGGLE_USERNAME": "alice",
+        "KAGGLE_KEY": "dummy",
+    }
     for key, value in {**account, "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}.items():
         patch.setenv(key, value)
     from kaggle.api.kaggle_api_extended import KaggleApi
@@ -275,7 +343,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, obje
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_real_client_takes_every_kinds_metadata(kind: str, client: Callable[[dict[str, object]], str | None], tmp_path: Path) -> None:
+def test_the_real_client_takes_every_kinds_metadata(
+    kind: str, client: Callable[[dict[str, object]], str | None], tmp_path: Path
+) -> None:
     values = json.loads(write_metadata(tmp_path, kind, "alice").read_text())
     assert values["id"] == f"alice/hubmap-kit-{kind}" and slug(kind) == f"hubmap-kit-{kind}"
     assert values["isPrivate"] is True and values == dataset_metadata(kind, "alice")
@@ -284,13 +354,19 @@ def test_the_real_client_takes_every_kinds_metadata(kind: str, client: Callable[
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.integers(4, 52), title=st.integers(4, 52), subtitle=st.none() | st.integers(18, 82),
+    name=st.integers(4, 52),
+    title=st.integers(4, 52),
+    subtitle=st.none() | st.integers(18, 82),
     licenses=st.lists(st.sampled_from(["other", "apache-2.0"]), min_size=0, max_size=2),
-)  # fmt: skip
+)
 def test_metadata_is_refused_where_the_real_client_refuses_it(
     client: Callable[[dict[str, object]], str | None], name: int, title: int, subtitle: int | None, licenses: list[str]
 ) -> None:
-    values: dict[str, object] = {"id": f"alice/{'s' * name}", "title": "t" * title, "licenses": [{"name": licence} for licence in licenses]}
+    values: dict[str, object] = {
+        "id": f"alice/{'s' * name}",
+        "title": "t" * title,
+        "licenses": [{"name": licence} for licence in licenses],
+    }
     if subtitle is not None:
         values["subtitle"] = "u" * subtitle
     try:

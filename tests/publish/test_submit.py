@@ -22,7 +22,9 @@ from hubmap_kit.runtime import build_id
 
 @dataclass
 class World:
-    """A stand-in for Kaggle with a finished infer kernel, version 1, of the code bundle `build` and the weights `weights`."""
+    """A stand-in for Kaggle with a finished infer kernel, version 1, of the code bundle `build` and the weights
+    `weights`.
+    """
 
     double: Double
     tmp: Path
@@ -40,10 +42,19 @@ class World:
         return warm.run(self.command(*words), env=self.environment(), cwd=self.tmp, timeout=120)
 
     def words(self, *more: str) -> list[str]:
-        return ["submit", "--rendered", str(self.tmp / "kernels"), "--every", "0.05", "--ledger", str(self.ledger), *more]
+        return [
+            "submit",
+            "--rendered",
+            str(self.tmp / "kernels"),
+            "--every",
+            "0.05",
+            "--ledger",
+            str(self.ledger),
+            *more,
+        ]
 
     def submit(self, *more: str) -> subprocess.CompletedProcess[str]:
-        return self.hubmap(*self.words("-m", "first, with \"flips\"", *more))
+        return self.hubmap(*self.words("-m", 'first, with "flips"', *more))
 
     def rows(self) -> list[dict[str, str]]:
         with open(self.ledger, newline="") as handle:
@@ -58,7 +69,10 @@ class World:
 def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     tmp = tmp_path_factory.mktemp("kaggle")
     code, weights = tmp / "code", tmp / "weights"
-    for folder, name, sha in ((code, "hubmap_kit-0.1.0-py3-none-any.whl", commit(repository()).sha), (weights, "config.yaml", None)):
+    for folder, name, sha in (
+        (code, "hubmap_kit-0.1.0-py3-none-any.whl", commit(repository()).sha),
+        (weights, "config.yaml", None),
+    ):
         folder.mkdir()
         (folder / name).write_bytes(b"never used here")
         build_id.write(folder, build_id.describe(folder.name, folder, git_sha=sha))
@@ -67,7 +81,18 @@ def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for words in (
             ["push", "code", "--staged", str(code), "--poll", "0.05"],
             ["push", "weights", "--staged", str(weights), "--poll", "0.05"],
-            ["kernels", "--run", "infer", "--follow", "--staged", str(code), "--out", str(tmp / "kernels"), "--every", "0.05"],
+            [
+                "kernels",
+                "--run",
+                "infer",
+                "--follow",
+                "--staged",
+                str(code),
+                "--out",
+                str(tmp / "kernels"),
+                "--every",
+                "0.05",
+            ],
         ):
             done = world.hubmap(*words)
             assert done.returncode == 0, done.stderr
@@ -102,7 +127,17 @@ def test_a_submission_gets_its_score_into_the_ledger_of_its_run(world: World, tm
     run.mkdir()
     (run / "oof.csv").write_text("id,dice\na,0.5\nb,0.75\n")
     world.ledger = run / "ledger.csv"
-    done = world.hubmap("submit", "--rendered", str(world.tmp / "kernels"), "--every", "0.05", "--run", str(run), "-m", 'first, with "flips"')
+    done = world.hubmap(
+        "submit",
+        "--rendered",
+        str(world.tmp / "kernels"),
+        "--every",
+        "0.05",
+        "--run",
+        str(run),
+        "-m",
+        'first, with "flips"',
+    )
     assert done.returncode == 0, done.stderr
     handed_in = world.double.state.submissions[-1]
     assert (handed_in.kernel, handed_in.version, handed_in.file) == ("alice/hubmap-infer", 1, "submission.csv")
@@ -110,10 +145,18 @@ def test_a_submission_gets_its_score_into_the_ledger_of_its_run(world: World, tm
     (row,) = world.rows()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row.pop("time_utc"))
     assert row == {
-        "run": str(run), "kernel": "alice/hubmap-infer", "version": "1", "build_id": world.build, "weights_id": world.weights,
+        "run": str(run),
+        "kernel": "alice/hubmap-infer",
+        "version": "1",
+        "build_id": world.build,
+        "weights_id": world.weights,
         "message": 'first, with "flips"',
-        "ref": str(handed_in.ref), "status": "COMPLETE", "public_score": "0.61234", "private_score": "0.59876", "oof_dice": "0.625",
-    }  # fmt: skip
+        "ref": str(handed_in.ref),
+        "status": "COMPLETE",
+        "public_score": "0.61234",
+        "private_score": "0.59876",
+        "oof_dice": "0.625",
+    }
     assert "public 0.61234" in done.stdout
 
 
@@ -144,14 +187,23 @@ def test_a_submission_whose_answer_was_lost_is_found_again(world: World, record_
     assert world.handed_in == before + 1 and [row["status"] for row in world.rows()] == ["COMPLETE"]
     world.ledger.unlink()
     world.double.faults = ("submission_answer_lost", "submissions_500")
-    words = ("HTTP 503", "may have been taken all the same", "hubmap submit --refresh", "hubmap-organ-segmentation/submissions")
+    words = (
+        "HTTP 503",
+        "may have been taken all the same",
+        "hubmap submit --refresh",
+        "hubmap-organ-segmentation/submissions",
+    )
     check_sentence(world.submit("-m", "the second"), words, record_property)
     assert world.handed_in == before + 2 and [row["status"] for row in world.rows()] == ["ASKED"]
     world.double.faults = ()
     while world.rows()[0]["status"] in ("ASKED", "PENDING"):
         assert world.hubmap(*world.words("--refresh")).returncode == 0
     (row,) = world.rows()
-    assert (row["ref"], row["status"], row["public_score"]) == (str(world.double.state.submissions[-1].ref), "COMPLETE", "0.61234")
+    assert (row["ref"], row["status"], row["public_score"]) == (
+        str(world.double.state.submissions[-1].ref),
+        "COMPLETE",
+        "0.61234",
+    )
 
 
 def test_a_submission_that_never_came_is_told_from_one_whose_answer_was_lost(world: World, record_property) -> None:
@@ -170,7 +222,9 @@ def test_ctrl_c_while_handing_in_says_how_to_see_whether_it_was_taken(world: Wor
     world.double.faults = ("submission_silent",)
     before = world.handed_in
     words = world.command(*world.words("-m", "stopped early"))
-    process = subprocess.Popen(words, env=world.environment(), cwd=world.tmp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        words, env=world.environment(), cwd=world.tmp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     while world.handed_in == before:
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -201,7 +255,11 @@ def test_the_version_that_is_named_is_the_one_that_is_looked_at(world: World, re
     versions = world.double.state.kernels["alice/hubmap-infer"].versions
     versions.append(replace(versions[0], number=2, status="ERROR", failure="it broke", files=[]))
     try:
-        check_sentence(world.submit("--version", "2"), ("version 2 of kernel alice/hubmap-infer has the status ERROR",), record_property)
+        check_sentence(
+            world.submit("--version", "2"),
+            ("version 2 of kernel alice/hubmap-infer has the status ERROR",),
+            record_property,
+        )
         assert world.submit("--version", "1", "--no-wait").returncode == 0
         assert (world.rows()[-1]["version"], world.rows()[-1]["build_id"]) == ("1", world.build)
         versions[0].status, versions[1].status = "ERROR", "COMPLETE"
@@ -214,7 +272,10 @@ def test_a_ledger_of_an_earlier_release_is_gone_on_with(world: World) -> None:
     columns = "time_utc,run,kernel,version,build_id,message,ref,status,public_score,private_score,oof_dice"
     world.ledger.write_text(f"{columns}\n2026-01-01T00:00:00+00:00,,alice/hubmap-infer,1,b,old,7,COMPLETE,0.5,0.4,\n")
     assert world.submit("--no-wait").returncode == 0
-    assert [(row["message"], row["weights_id"]) for row in world.rows()] == [("old", ""), ('first, with "flips"', world.weights)]
+    assert [(row["message"], row["weights_id"]) for row in world.rows()] == [
+        ("old", ""),
+        ('first, with "flips"', world.weights),
+    ]
 
 
 def test_a_scoring_error_is_an_error_and_kept_in_the_ledger(world: World, record_property) -> None:
@@ -226,9 +287,15 @@ def test_a_scoring_error_is_an_error_and_kept_in_the_ledger(world: World, record
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [("QUEUED", ("QUEUED", "hubmap kernels infer --follow")), ("ERROR", ("ERROR",)), ("CANCEL_ACKNOWLEDGED", ("CANCEL_ACKNOWLEDGED",))],
+    [
+        ("QUEUED", ("QUEUED", "hubmap kernels infer --follow")),
+        ("ERROR", ("ERROR",)),
+        ("CANCEL_ACKNOWLEDGED", ("CANCEL_ACKNOWLEDGED",)),
+    ],
 )
-def test_a_kernel_that_has_not_ended_well_is_not_handed_in(status: str, words: tuple[str, ...], world: World, record_property) -> None:
+def test_a_kernel_that_has_not_ended_well_is_not_handed_in(
+    status: str, words: tuple[str, ...], world: World, record_property
+) -> None:
     version, before = world.double.state.kernels["alice/hubmap-infer"].versions[-1], world.handed_in
     version.status, version.polls = status, -100
     check_sentence(world.submit(), words, record_property)
@@ -259,7 +326,11 @@ def test_a_damaged_ledger_is_named_before_a_submission_is_spent(world: World, re
 def test_a_dry_run_hands_nothing_in(world: World) -> None:
     before = world.handed_in
     done = world.submit("--dry-run")
-    assert done.returncode == 0 and "would hand in submission.csv of alice/hubmap-infer version 1" in done.stdout and world.build in done.stdout
+    assert (
+        done.returncode == 0
+        and "would hand in submission.csv of alice/hubmap-infer version 1" in done.stdout
+        and world.build in done.stdout
+    )
     assert world.handed_in == before and not world.ledger.exists()
 
 
@@ -271,7 +342,9 @@ def test_a_score_that_takes_longer_is_looked_up_later(world: World, record_prope
 
 def test_ctrl_c_while_waiting_keeps_the_row_and_says_how_to_look_again(world: World) -> None:
     words = world.command(*world.words("-m", "stopped", "--every", "60"))
-    process = subprocess.Popen(words, env=world.environment(), cwd=world.tmp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        words, env=world.environment(), cwd=world.tmp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stderr is not None
     while "is pending" not in (line := process.stderr.readline()):
         assert line

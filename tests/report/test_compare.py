@@ -1,4 +1,6 @@
-"""A comparison pairs the same slides, gives intervals that hold, names the keys that differ, and survives damaged runs."""
+"""A comparison pairs the same slides, gives intervals that hold, names the keys that differ, and survives damaged
+runs.
+"""
 
 from __future__ import annotations
 
@@ -65,11 +67,16 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def two(tmp_path: Path) -> list[Path]:
-    return [made_run(tmp_path / "old"), made_run(tmp_path / "new", ["training.lr=3e-4", "model.options={decoder_channels: [8, 4]}"], BETTER, epochs=5)]
+    return [
+        made_run(tmp_path / "old"),
+        made_run(tmp_path / "new", ["training.lr=3e-4", "model.options={decoder_channels: [8, 4]}"], BETTER, epochs=5),
+    ]
 
 
 def oof(dice: dict[str, float], organ: str = "kidney") -> pd.DataFrame:
-    return pd.DataFrame([{"id": name, "organ": organ, "data_source": "HPA", "fold": 0, "dice": value} for name, value in dice.items()])
+    return pd.DataFrame(
+        [{"id": name, "organ": organ, "data_source": "HPA", "fold": 0, "dice": value} for name, value in dice.items()]
+    )
 
 
 def test_the_page_of_two_runs(two: list[Path], tmp_path: Path) -> None:
@@ -86,7 +93,10 @@ def test_the_page_of_two_runs(two: list[Path], tmp_path: Path) -> None:
     assert list(page.table("slide")) == ["a", "d", "b", "c"]
     times = next(rows for rows in page.tables if rows[0][1] == "machine")
     assert times[1][2:4] == ["6", "120"] and times[2][2:4] == ["10", "180"] and times[2][-1] == "0.50"
-    assert "1 better" not in page.parts["Slides: new against old"] and "2 better, 1 worse, 1 equal" in page.parts["Slides: new against old"]
+    assert (
+        "1 better" not in page.parts["Slides: new against old"]
+        and "2 better, 1 worse, 1 equal" in page.parts["Slides: new against old"]
+    )
     assert all("old" in alt for alt in page.alts) and len(page.alts) == 2
     assert "kidney" in told.text and "+0.1000" in told.text
 
@@ -140,8 +150,14 @@ def only_begun(run: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1])
-@pytest.mark.parametrize("spoil", [no_config, bad_config, no_oof, twice_in_oof, bad_metrics, bad_timing, only_begun], ids=lambda spoil: spoil.__name__)
-def test_a_damaged_run_costs_its_part(two: list[Path], tmp_path: Path, spoil: Callable[[Path], None], place: int) -> None:
+@pytest.mark.parametrize(
+    "spoil",
+    [no_config, bad_config, no_oof, twice_in_oof, bad_metrics, bad_timing, only_begun],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_a_damaged_run_costs_its_part(
+    two: list[Path], tmp_path: Path, spoil: Callable[[Path], None], place: int
+) -> None:
     spoil(two[place])
     told = compare(two, tmp_path / "c.html")
     assert told.problems and all(two[place].name in problem and "\n" not in problem for problem in told.problems)
@@ -195,7 +211,9 @@ def test_the_interval_holds_as_often_as_it_says() -> None:
 def test_the_interval_holds_the_mean_and_moves_with_the_values(values: list[float], shift: float) -> None:
     found, moved = difference(values), difference([value + shift for value in values])
     assert found.low - 1e-9 <= found.mean <= found.high + 1e-9
-    assert [moved.low, moved.mean, moved.high] == pytest.approx([found.low + shift, found.mean + shift, found.high + shift], abs=1e-9)
+    assert [moved.low, moved.mean, moved.high] == pytest.approx(
+        [found.low + shift, found.mean + shift, found.high + shift], abs=1e-9
+    )
 
 
 def test_one_slide_has_no_interval() -> None:
@@ -205,10 +223,17 @@ def test_one_slide_has_no_interval() -> None:
 @given(DICES)
 def test_dice_by_organ_is_that_of_pandas(dice: dict[str, float]) -> None:
     table = oof(dice)
-    assert dice_by_organ(table) == {"kidney": (pytest.approx(table["dice"].mean()), len(dice)), "all": (pytest.approx(table["dice"].mean()), len(dice))}
+    assert dice_by_organ(table) == {
+        "kidney": (pytest.approx(table["dice"].mean()), len(dice)),
+        "all": (pytest.approx(table["dice"].mean()), len(dice)),
+    }
 
 
-TREES = st.recursive(st.integers(0, 2) | st.booleans() | st.text("xy", max_size=2), lambda inner: st.dictionaries(st.sampled_from("pqr"), inner), max_leaves=6)
+TREES = st.recursive(
+    st.integers(0, 2) | st.booleans() | st.text("xy", max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from("pqr"), inner),
+    max_leaves=6,
+)
 SECTIONS = st.dictionaries(st.sampled_from("pqr"), TREES)
 
 

@@ -62,7 +62,10 @@ def test_organs_get_panels_of_their_own(tmp_path: Path) -> None:
     assert pixels(tmp_path / "with.png").shape[0] > pixels(tmp_path / "without.png").shape[0] + 200
 
 
-COLUMNS, HOLES = ("train_loss", "val_loss", "dice", "lr", "dice_lung"), ("absent", "all NaN", "some NaN", "infinite", "None")
+COLUMNS, HOLES = (
+    ("train_loss", "val_loss", "dice", "lr", "dice_lung"),
+    ("absent", "all NaN", "some NaN", "infinite", "None"),
+)
 
 
 @pytest.mark.parametrize("shift", range(len(HOLES)))
@@ -154,5 +157,7 @@ def test_threshold_curves_of_another_length_are_refused(tmp_path: Path) -> None:
 
 def test_pyplot_is_never_loaded() -> None:
     """A report that is drawn in a kernel or a thread must not touch pyplot's global figures."""
-    code = "import sys, hubmap_kit.report.curves, hubmap_kit.report.overlays; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = (
+        "import sys, hubmap_kit.report.curves, hubmap_kit.report.overlays; sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,6 @@
-"""The page and the tables of `hubmap eda`: what they say of known data, that the page needs nothing but itself, and odd tables."""
+"""The page and the tables of `hubmap eda`: what they say of known data, that the page needs nothing but itself, and odd
+tables.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ Row = dict[str, str]
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, the text of every section by its heading's id, and the tables as lists of rows of text."""
+    """Tags with their attributes, the text of every section by its heading's id, and the tables as lists of rows of
+    text.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -122,9 +126,19 @@ def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Eda:
 
 def test_the_real_slides_have_the_known_numbers(real: Eda) -> None:
     organs = real.organs.set_index("organ")
-    assert dict(organs["slides"]) == dict(PUBLISHED_SLIDES) == {"kidney": 99, "prostate": 93, "largeintestine": 58, "spleen": 53, "lung": 48}
+    assert (
+        dict(organs["slides"])
+        == dict(PUBLISHED_SLIDES)
+        == {"kidney": 99, "prostate": 93, "largeintestine": 58, "spleen": 53, "lung": 48}
+    )
     assert [f"{share:.1%}" for share in organs["share"]] == ["28.2%", "26.5%", "16.5%", "15.1%", "13.7%"]
-    assert (100 * organs["coverage_mean"]).round(1).to_dict() == {"kidney": 3.0, "prostate": 15.4, "largeintestine": 19.3, "spleen": 10.1, "lung": 2.1}
+    assert (100 * organs["coverage_mean"]).round(1).to_dict() == {
+        "kidney": 3.0,
+        "prostate": 15.4,
+        "largeintestine": 19.3,
+        "spleen": 10.1,
+        "lung": 2.1,
+    }
     assert round(100 * organs.loc["lung", "coverage_min"], 2) == 0.07
 
 
@@ -132,7 +146,9 @@ def test_the_real_units_come_near_the_outlines_that_were_drawn(real: Eda) -> Non
     drawn, organs = sum(PUBLISHED_OUTLINES.values()), real.organs.set_index("organ")
     assert drawn == 4909
     assert abs(organs["units_cut"].sum() / drawn - 1) < 0.02
-    assert organs["units"].sum() < 0.98 * drawn and organs["components4"].sum() > 1.02 * drawn, "plain components do not, and the page says so"
+    assert organs["units"].sum() < 0.98 * drawn and organs["components4"].sum() > 1.02 * drawn, (
+        "plain components do not, and the page says so"
+    )
     for organ, number in PUBLISHED_OUTLINES.items():
         assert abs(organs.loc[organ, "units_cut"] / number - 1) < (0.3 if organ == "lung" else 0.04)
 
@@ -178,7 +194,9 @@ def test_slides_with_pixels(sample_data: Path, tmp_path: Path) -> None:
         vectors = sources[[f"{stain}_{colour}" for colour in ("red", "green", "blue")]].to_numpy()
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3) and (vectors > -0.2).all()
     assert (sources[["red", "green", "blue"]].to_numpy() < 240).all(), "the colour of the tissue, not of the glass"
-    jpegs = [attributes for tag, attributes in page.tags if tag == "img" and attributes["src"].startswith("data:image/jpeg")]
+    jpegs = [
+        attributes for tag, attributes in page.tags if tag == "img" and attributes["src"].startswith("data:image/jpeg")
+    ]
     assert len(jpegs) >= len(done.organs), "units are cut out of the slides"
 
 
@@ -253,7 +271,9 @@ def test_oddities_are_found(world: World) -> None:
     found = world.kinds()
     assert f"{of['kidney'][0]['id']} {of['kidney'][1]['id']}" in found["same mask twice"]
     assert found["empty mask"] == [of["lung"][0]["id"]]
-    assert of["spleen"][0]["id"] in found["mask nearly everywhere"] and of["spleen"][0]["id"] in found["run starts at 0"]
+    assert (
+        of["spleen"][0]["id"] in found["mask nearly everywhere"] and of["spleen"][0]["id"] in found["run starts at 0"]
+    )
     assert found["prostate of a woman"] == found["unreadable age"] == [of["prostate"][0]["id"]]
     assert of["prostate"][0]["id"] in found["unusual pixel size"]
     assert found["same picture twice"] == [f"{ids[0]} {ids[1]}"] and found["file that cannot be read"] == [ids[2]]
@@ -321,18 +341,23 @@ def rewrite(change: Callable[[str], str]) -> Callable[[Path], None]:
     return lambda data: (data / "train.csv").write_text(change((data / "train.csv").read_text()))
 
 
-@pytest.mark.parametrize(("spoil", "kind", "said"), [
-    (lambda data: (data / "train.csv").unlink(), TableError, "neither train.csv nor train.csv.gz"),
-    (rewrite(lambda text: text.splitlines()[0] + "\n"), TableError, "no rows"),
-    (rewrite(lambda text: ""), TableError, "is empty"),
-    (rewrite(lambda text: text.replace("organ,", "tissue,", 1)), TableError, "lacks the column organ"),
-    (rewrite(lambda text: text.replace("kidney", "kidny", 1)), TableError, "did you mean kidney"),
-    (rewrite(lambda text: text + text.splitlines()[1] + "\n"), TableError, "repeats the id"),
-    (rewrite(lambda text: re.sub(r",(\d+ \d+)[^,]*,", r",99999999 5,", text, count=1)), RleError, "goes beyond"),
-    (cut_off, TableError, "cut off"),
-    (lambda data: (data / "train.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe"), TableError, "is not text"),
-])  # fmt: skip
-def test_odd_tables_end_in_one_sentence(world: World, spoil: Callable[[Path], object], kind: type[HubmapError], said: str) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "kind", "said"),
+    [
+        (lambda data: (data / "train.csv").unlink(), TableError, "neither train.csv nor train.csv.gz"),
+        (rewrite(lambda text: text.splitlines()[0] + "\n"), TableError, "no rows"),
+        (rewrite(lambda text: ""), TableError, "is empty"),
+        (rewrite(lambda text: text.replace("organ,", "tissue,", 1)), TableError, "lacks the column organ"),
+        (rewrite(lambda text: text.replace("kidney", "kidny", 1)), TableError, "did you mean kidney"),
+        (rewrite(lambda text: text + text.splitlines()[1] + "\n"), TableError, "repeats the id"),
+        (rewrite(lambda text: re.sub(r",(\d+ \d+)[^,]*,", r",99999999 5,", text, count=1)), RleError, "goes beyond"),
+        (cut_off, TableError, "cut off"),
+        (lambda data: (data / "train.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe"), TableError, "is not text"),
+    ],
+)
+def test_odd_tables_end_in_one_sentence(
+    world: World, spoil: Callable[[Path], object], kind: type[HubmapError], said: str
+) -> None:
     spoil(world.data)
     with pytest.raises(kind, match=re.escape(said)) as stop:
         world.run()
@@ -352,7 +377,9 @@ def test_an_output_that_is_a_file(world: World) -> None:
 
 
 def test_what_a_dark_page_draws_stands_out_from_it(sample_data: Path, tmp_path: Path) -> None:
-    """Every colour of data and text, thinned by its opacity, has a contrast of 3 or more to the page, as WCAG 2 asks of graphics."""
+    """Every colour of data and text, thinned by its opacity, has a contrast of 3 or more to the page, as WCAG 2 asks of
+    graphics.
+    """
     page = page_of(eda(sample_data, tmp_path / "eda"))
     paper = re.search(r"prefers-color-scheme: dark.*?--paper: (#\w{6})", page.style, re.DOTALL)[1]
     styles = []

@@ -29,9 +29,14 @@ def test_units_are_the_components_of_scipy(mask: np.ndarray) -> None:
     assert found.total("components4") == number4
     assert found.total("specks") == int((np.bincount(labels4.ravel())[1:] == 1).sum())
     boxes = ndimage.find_objects(labels)
-    expected = sorted((int((labels[box] == label).sum()), box[0].start, box[1].start, box[0].stop, box[1].stop)
-                      for label, box in enumerate(boxes, start=1))  # fmt: skip
-    assert sorted((unit.area, unit.top, unit.left, unit.top + unit.height, unit.left + unit.width) for unit in found.units) == expected
+    expected = sorted(
+        (int((labels[box] == label).sum()), box[0].start, box[1].start, box[0].stop, box[1].stop)
+        for label, box in enumerate(boxes, start=1)
+    )
+    assert (
+        sorted((unit.area, unit.top, unit.left, unit.top + unit.height, unit.left + unit.width) for unit in found.units)
+        == expected
+    )
     assert found.total("parts") >= number
 
 
@@ -44,7 +49,9 @@ def test_axes_are_those_of_the_second_moments(mask: np.ndarray) -> None:
         places = np.argwhere(labels == label).astype(float)
         spread = np.cov(places.T, bias=True) + np.eye(2) / 12  # of squares, not of points
         small, large = np.linalg.eigvalsh(spread)
-        expected.append((len(places), 4 * math.sqrt(large), 4 * math.sqrt(small), math.sqrt(max(0.0, 1 - small / large))))
+        expected.append(
+            (len(places), 4 * math.sqrt(large), 4 * math.sqrt(small), math.sqrt(max(0.0, 1 - small / large)))
+        )
     found = [(unit.area, unit.length, unit.breadth, unit.eccentricity) for unit in count(mask).units]
     # Scipy numbers its components by rows as OpenCV does, but not always; sorting both makes the order of no account.
     assert np.allclose(sorted(np.round(found, 6).tolist()), sorted(np.round(expected, 6).tolist()), atol=1e-4)
@@ -64,7 +71,9 @@ def ellipse(length: int, breadth: int) -> np.ndarray:
 def test_an_ellipse_has_its_own_axes(length: int, breadth: int) -> None:
     unit = only(ellipse(length, breadth))
     assert unit.length == pytest.approx(length, rel=0.02) and unit.breadth == pytest.approx(breadth, rel=0.03)
-    assert unit.eccentricity == pytest.approx(math.sqrt(1 - (breadth / length) ** 2), abs=0.03 if breadth < length else 0.15)
+    assert unit.eccentricity == pytest.approx(
+        math.sqrt(1 - (breadth / length) ** 2), abs=0.03 if breadth < length else 0.15
+    )
     assert unit.parts == 1 and unit.solidity > 0.97 and not unit.at_border
 
 
@@ -91,11 +100,22 @@ def dumbbell(radii: tuple[int, ...], neck: int, scale: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("scale", [1, 3])
 @pytest.mark.parametrize("turn", [0, 1, 2])
-@pytest.mark.parametrize(("radii", "neck", "number"), [
-    ((80, 80), 20, 2), ((80, 80), 80, 2), ((80, 80), 112, 1), ((80, 80), 150, 1), ((80, 40), 20, 2), ((80, 40), 70, 1),
-    ((60, 80, 60), 30, 3), ((60, 80, 60, 70), 30, 4),
-])  # fmt: skip
-def test_components_are_cut_at_their_necks(radii: tuple[int, ...], neck: int, number: int, turn: int, scale: int) -> None:
+@pytest.mark.parametrize(
+    ("radii", "neck", "number"),
+    [
+        ((80, 80), 20, 2),
+        ((80, 80), 80, 2),
+        ((80, 80), 112, 1),
+        ((80, 80), 150, 1),
+        ((80, 40), 20, 2),
+        ((80, 40), 70, 1),
+        ((60, 80, 60), 30, 3),
+        ((60, 80, 60, 70), 30, 4),
+    ],
+)
+def test_components_are_cut_at_their_necks(
+    radii: tuple[int, ...], neck: int, number: int, turn: int, scale: int
+) -> None:
     assert (neck < NECK * 2 * min(radii)) == (number > 1), "the example contradicts the rule that it shows"
     assert only(np.rot90(dumbbell(radii, neck, scale), turn)).parts == number
 

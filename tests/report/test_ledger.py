@@ -26,7 +26,9 @@ def plain(path: Path) -> list[dict[str, str]]:
 
 @settings(deadline=None, max_examples=60)
 @given(ROWS)
-def test_rows_come_back_in_order_one_line_each(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
+def test_rows_come_back_in_order_one_line_each(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
+) -> None:
     path = tmp_path_factory.mktemp("ledger") / "deep" / "ledger.csv"
     for row in rows:
         ledger.append(path, row)
@@ -51,18 +53,29 @@ def test_a_row_is_completed_in_place_and_added_columns_stay(tmp_path: Path) -> N
     path.write_text("\n".join([text[0] + ",note", text[1] + ",mine", text[2] + ","]) + "\n")
     assert ledger.complete(path, 11, status="COMPLETE", public_score=0.5)
     first, second = plain(path)
-    assert (first["status"], first["public_score"], first["message"], first["note"]) == ("COMPLETE", "0.5", "try 11", "mine")
+    assert (first["status"], first["public_score"], first["message"], first["note"]) == (
+        "COMPLETE",
+        "0.5",
+        "try 11",
+        "mine",
+    )
     assert [row["ref"] for row in ledger.pending(path)] == ["12"] and second["message"] == "try 12"
     before = path.read_text()
     assert not ledger.complete(path, 99, status="COMPLETE")
     assert path.read_text() == before
 
 
-@pytest.mark.parametrize("text", ["", "ref,status\n1,PENDING\n", "\x00\x01", 'time_utc,"run\n', ",".join(ledger.COLUMNS) + "\n1,2\n"])
+@pytest.mark.parametrize(
+    "text", ["", "ref,status\n1,PENDING\n", "\x00\x01", 'time_utc,"run\n', ",".join(ledger.COLUMNS) + "\n1,2\n"]
+)
 def test_a_damaged_ledger_is_named_and_left_as_it_is(text: str, tmp_path: Path) -> None:
     path = tmp_path / "ledger.csv"
     path.write_text(text)
-    for change in (lambda: ledger.append(path, {"ref": 1}), lambda: ledger.complete(path, 1), lambda: ledger.pending(path)):
+    for change in (
+        lambda: ledger.append(path, {"ref": 1}),
+        lambda: ledger.complete(path, 1),
+        lambda: ledger.pending(path),
+    ):
         with pytest.raises(TableError, match="ledger.csv"):
             change()
     assert path.read_text() == text
@@ -74,9 +87,13 @@ def test_writers_at_the_same_time_lose_no_row(tmp_path: Path) -> None:
         "import sys\nfrom pathlib import Path\nfrom hubmap_kit.report import ledger\n"
         "for number in range(20): ledger.append(Path(sys.argv[1]), {'ref': f'{sys.argv[2]}-{number}'})\n"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "ledger.csv"), str(number)]) for number in range(3)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "ledger.csv"), str(number)]) for number in range(3)
+    ]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
-    assert {row["ref"] for row in plain(tmp_path / "ledger.csv")} == {f"{writer}-{number}" for writer in range(3) for number in range(20)}
+    assert {row["ref"] for row in plain(tmp_path / "ledger.csv")} == {
+        f"{writer}-{number}" for writer in range(3) for number in range(20)
+    }
 
 
 def test_the_out_of_fold_dice_of_a_run(tmp_path: Path) -> None:

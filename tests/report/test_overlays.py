@@ -107,7 +107,9 @@ def test_masks_that_do_not_fit_are_refused(wrong: np.ndarray) -> None:
         overlays.overlay(slide(), None, wrong)
 
 
-@pytest.mark.parametrize("image", [np.zeros((5, 6), np.uint8), np.zeros((5, 6, 3), np.float32), np.zeros((5, 6, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((5, 6), np.uint8), np.zeros((5, 6, 3), np.float32), np.zeros((5, 6, 4), np.uint8)]
+)
 def test_images_of_another_layout_are_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected \\(H, W, 3\\) uint8"):
         overlays.overlay(image, None, None)
@@ -142,7 +144,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "columns", "across", "down"), [(1, 3, 1, 1), (4, 3, 3, 2), (6, 2, 2, 3)])
-def test_a_contact_sheet_has_a_cell_for_each_item(tmp_path: Path, count: int, columns: int, across: int, down: int) -> None:
+def test_a_contact_sheet_has_a_cell_for_each_item(
+    tmp_path: Path, count: int, columns: int, across: int, down: int
+) -> None:
     heights = [30 + 300 * index for index in range(count)]
     items = [(slide(height, 40), None, box(height, 40, 5, 5, 20, 20), f"slide of {height}") for height in heights]
     overlays.contact_sheet(tmp_path / "sheet.png", items, columns)

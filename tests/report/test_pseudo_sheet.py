@@ -27,7 +27,10 @@ def test_the_sheet_shows_the_least_sure_first_and_tints_the_inside(tmp_path: Pat
         return np.full((960, 960, 3), 200, np.uint8), mask
 
     path = tmp_path / "sheet.png"
-    assert save_sheet(path, [Shown("sure", "one", 0.4), Shown("unsure", "two", 0.1)], read, 5) == 2 and read_ids == ["unsure", "sure"]
+    assert save_sheet(path, [Shown("sure", "one", 0.4), Shown("unsure", "two", 0.1)], read, 5) == 2 and read_ids == [
+        "unsure",
+        "sure",
+    ]
     pixels = np.asarray(Image.open(path)).astype(int)
     middle = pixels[pixels.shape[0] // 2]
     outside, inside = middle[12 + 120], middle[12 + 360]

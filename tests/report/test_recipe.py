@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
 from hubmap_kit import experiment
 from hubmap_kit.__main__ import app
 from hubmap_kit.competition.organs import ORGANS
-from typer.testing import CliRunner
 
 
 def rows(*words: str) -> dict[str, list[str]]:
@@ -34,9 +34,18 @@ def test_scales_by_hand() -> None:
 
 def test_what_is_different_for_one_organ_shows_there_alone() -> None:
     found = rows(
-        "baseline", "--set", "augment.organs.lung.zoom=[0.7, 1.3]", "--set", "inference.thresholds.lung=0.1", "--set", "training.organ_shares.lung=2",
-        "--set", "inference.source_thresholds.HPA.spleen=0.5", "--set", "inference.postprocess.organs.lung.shrink=10",
-    )  # fmt: skip
+        "baseline",
+        "--set",
+        "augment.organs.lung.zoom=[0.7, 1.3]",
+        "--set",
+        "inference.thresholds.lung=0.1",
+        "--set",
+        "training.organ_shares.lung=2",
+        "--set",
+        "inference.source_thresholds.HPA.spleen=0.5",
+        "--set",
+        "inference.postprocess.organs.lung.shrink=10",
+    )
     assert [cell.strip() for cell in found["lung"][3:]] == ["0.7-1.3", "0", "none", "2", "0.1", "0", "0", "10"]
     assert [cell.strip() for cell in found["kidney"][3:]] == ["1-1", "0", "none", "1", "fitted", "0", "0", "0"]
     assert found["spleen"][7].strip() == "0.5"

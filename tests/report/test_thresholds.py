@@ -17,7 +17,9 @@ from hubmap_kit.training.tune import Choice, OrganResult, Scores
 from hubmap_kit.training.tune_sweep import CANDIDATES, SlideScores, grid_of
 
 
-def result_of(organ: str, slides: int = 3, candidate: int = 0, dice: float = 0.5, sources: dict[str, float] | None = None) -> OrganResult:
+def result_of(
+    organ: str, slides: int = 3, candidate: int = 0, dice: float = 0.5, sources: dict[str, float] | None = None
+) -> OrganResult:
     choice = Choice(candidate, 0.4, sources or {})
     return OrganResult(organ, slides, "steps", choice, 0.04, dice, dice - 0.1, dice + 0.1, dice + 0.05, (0.2, 0.6))
 
@@ -47,14 +49,22 @@ def test_every_organ_has_a_panel_in_its_colour(tmp_path: Path, organs: list[str]
 
 def test_sources_and_steps_are_drawn(tmp_path: Path) -> None:
     save_tuning(tmp_path / "one.png", scores_of(["lung"]), [result_of("lung", candidate=3)], False)
-    save_tuning(tmp_path / "two.png", scores_of(["lung"]), [result_of("lung", candidate=3, sources={"HPA": 0.3, "Hubmap": 0.8})], False)
+    save_tuning(
+        tmp_path / "two.png",
+        scores_of(["lung"]),
+        [result_of("lung", candidate=3, sources={"HPA": 0.3, "Hubmap": 0.8})],
+        False,
+    )
     colour = COLOURS[ORGANS.index("lung")]
     one, two = pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png")
     assert count(two, colour) > count(one, colour) + 50
 
 
 def test_the_table_weighs_organs_by_their_slides() -> None:
-    results = [result_of("lung", 1, dice=0.2), result_of("kidney", 3, candidate=3, dice=0.6, sources={"HPA": 0.35, "Hubmap": 0.45})]
+    results = [
+        result_of("lung", 1, dice=0.2),
+        result_of("kidney", 3, candidate=3, dice=0.6, sources={"HPA": 0.35, "Hubmap": 0.45}),
+    ]
     lines = tune_summary(results, rescue=True).splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["kidney", "HPA", "Hubmap", "lung", "all"]
     assert lines[2].split()[1:8] == ["3", "0.040", "0.400", "0.6000", "0.7000", "0.5000", "0.6500"]

@@ -35,7 +35,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     made_run(tmp_path / "runs" / "good")
-    made_run(tmp_path / "runs" / "other", ["training.lr=3e-4", "training.loss=dice"], {"a": 0.6, "b": 0.7, "c": 0.2, "d": 0.8})
+    made_run(
+        tmp_path / "runs" / "other",
+        ["training.lr=3e-4", "training.loss=dice"],
+        {"a": 0.6, "b": 0.7, "c": 0.2, "d": 0.8},
+    )
     return tmp_path / "runs"
 
 
@@ -50,9 +54,17 @@ def test_a_real_run_is_told_as_it_is(tiny_run: Path) -> None:
     timing = pd.concat(pd.read_csv(path) for path in tiny_run.glob("fold*/timing.csv"))
     network = build(config.model, pretrained=False)
     assert row["parameters"] * 1e6 == pytest.approx(sum(weight.numel() for weight in network.parameters()))
-    assert row["cv"] == pytest.approx(oof["dice"].mean()) and row["spleen"] == pytest.approx(oof.loc[oof["organ"] == "spleen", "dice"].mean())
+    assert row["cv"] == pytest.approx(oof["dice"].mean()) and row["spleen"] == pytest.approx(
+        oof.loc[oof["organ"] == "spleen", "dice"].mean()
+    )
     assert row["hours"] == pytest.approx(timing["seconds"].sum() / 3600)
-    assert (row["state"], row["done"], row["model"], row["encoder"], row["size"]) == ("finished", "2/2", "unet", config.model.encoder, 64)
+    assert (row["state"], row["done"], row["model"], row["encoder"], row["size"]) == (
+        "finished",
+        "2/2",
+        "unet",
+        config.model.encoder,
+        64,
+    )
     assert row["conversion"] == "3.2 um/px" and row["machine"].startswith("cpu") and row["begun"].startswith("20")
     assert tries.collect([tiny_run]).problems == []
 
@@ -148,7 +160,9 @@ def test_runs_are_found_however_deep_and_once(runs: Path, tmp_path: Path) -> Non
         tries.collect([tmp_path / "nowhere"])
 
 
-@given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(tuple), unique=True, min_size=1, max_size=6))
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(tuple), unique=True, min_size=1, max_size=6)
+)
 def test_names_are_unlike_and_ends_of_their_paths(parts: list[tuple[str, ...]]) -> None:
     paths = [Path("/nowhere").joinpath(*part) for part in parts]
     names = labels(paths)
@@ -159,7 +173,16 @@ def test_names_are_unlike_and_ends_of_their_paths(parts: list[tuple[str, ...]]) 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(20, 260))
 def test_the_terminal_is_not_overrun(width: int) -> None:
-    rows = [*tries.first_team(), {"run": "a run with a long name that goes on", "whose": "ours", "cv": 0.5, "kidney": 0.25, "note": "漢字 " * 30}]
+    rows = [
+        *tries.first_team(),
+        {
+            "run": "a run with a long name that goes on",
+            "whose": "ours",
+            "cv": 0.5,
+            "kidney": 0.25,
+            "note": "漢字 " * 30,
+        },
+    ]
     lines = tries_table.render(rows, width).splitlines()
     assert max(map(cell_len, lines)) <= max(width, 22) and len(lines) == len(rows) + 2
 
@@ -167,7 +190,11 @@ def test_the_terminal_is_not_overrun(width: int) -> None:
 def test_all_columns_show_everything(runs: Path) -> None:
     note_try(runs / "good", note="a note of many words " * 5)
     found = list_tries([runs], everything=True).text
-    assert ("a note of many words " * 5).strip() in found and "kidney 0.4, spleen 0.5, lung 0.3" in found and "…" not in found
+    assert (
+        ("a note of many words " * 5).strip() in found
+        and "kidney 0.4, spleen 0.5, lung 0.3" in found
+        and "…" not in found
+    )
 
 
 def test_the_csv_holds_what_the_list_holds(runs: Path, tmp_path: Path) -> None:
@@ -180,7 +207,11 @@ def test_the_csv_holds_what_the_list_holds(runs: Path, tmp_path: Path) -> None:
     for cell, row in zip(cells, rows, strict=True):
         for column in COLUMNS:
             value = row.get(column.key)
-            assert (float(cell[column.key]) == value) if isinstance(value, int | float) else (cell[column.key] == (value or ""))
+            assert (
+                (float(cell[column.key]) == value)
+                if isinstance(value, int | float)
+                else (cell[column.key] == (value or ""))
+            )
 
 
 @given(st.floats(0, 1).map(lambda value: round(value, 5)))
@@ -195,8 +226,13 @@ UNIT = st.floats(0, 1)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["public", "private"]), st.none() | UNIT), max_size=6), st.none() | st.text(max_size=30))
-def test_typed_scores_come_back(tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, float | None]], note: str | None) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from(["public", "private"]), st.none() | UNIT), max_size=6),
+    st.none() | st.text(max_size=30),
+)
+def test_typed_scores_come_back(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, float | None]], note: str | None
+) -> None:
     run = tmp_path_factory.mktemp("run")
     (run / "config.yaml").write_text("")
     expected: dict[str, Any] = {}
@@ -209,7 +245,10 @@ def test_typed_scores_come_back(tmp_path_factory: pytest.TempPathFactory, change
     assert read_notes(run) == {key: value for key, value in expected.items() if value is not None}
 
 
-@pytest.mark.parametrize("words", ["public", "publik=0.5", "public=1.5", "public=nan", "public=-0.1", "public=0.1,public=0.2", "0.5", "public=a"])
+@pytest.mark.parametrize(
+    "words",
+    ["public", "publik=0.5", "public=1.5", "public=nan", "public=-0.1", "public=0.1,public=0.2", "0.5", "public=a"],
+)
 def test_words_that_are_no_scores(words: str, runs: Path) -> None:
     with pytest.raises(TableError, match="--score"):
         note_try(runs / "good", words)
@@ -242,7 +281,12 @@ def test_submissions_find_their_run(runs: Path, monkeypatch: pytest.MonkeyPatch)
     found = tries.collect([runs], theirs=False)
     rows = {row["run"]: row for row in found.rows}
     good, other = rows["good"], rows["other"]
-    assert (good["public"], good["private"], good["submissions"], good["submitted"]) == (0.6, 0.5, 4, "3 scored, 1 pending")
+    assert (good["public"], good["private"], good["submissions"], good["submitted"]) == (
+        0.6,
+        0.5,
+        4,
+        "3 scored, 1 pending",
+    )
     assert (other["public"], other["submissions"]) == (0.3, 1)
     assert len(found.problems) == 1 and "has 1 row without" in found.problems[0]
     note_try(runs / "other", ref="7")
@@ -331,9 +375,22 @@ def test_a_click_sorts(runs: Path, tmp_path: Path) -> None:
     page = (tmp_path / "t.html").read_text(encoding="utf-8")
     orders = {}
     for clicks in (1, 2):
-        click = f"for (let i = 0; i < {clicks}; i++) [...document.querySelectorAll('th')].find((h) => h.textContent === 'LB').firstChild.click();"
-        (tmp_path / "click.html").write_text(page.replace("</body>", f"<script>{click}</script></body>"), encoding="utf-8")
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/chrome", "--dump-dom", (tmp_path / "click.html").as_uri()]
+        click = (
+            f"for (let i = 0; i < {clicks}; i++) [...document.querySelectorAll('th')].find((h) => h.textContent ==="
+            " 'LB').firstChild.click();"
+        )
+        (tmp_path / "click.html").write_text(
+            page.replace("</body>", f"<script>{click}</script></body>"), encoding="utf-8"
+        )
+        command = [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path}/chrome",
+            "--dump-dom",
+            (tmp_path / "click.html").as_uri(),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         results = Page(done.stdout).tables[0]
         orders[clicks] = [row[results[0].index("LB")] for row in results[1:]]

@@ -16,16 +16,33 @@ CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 CU128 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 
 
-@pytest.mark.parametrize(("capability", "arches", "runs"), [
-    ((6, 0), CU126, True), ((6, 0), CU128, False), ((6, 1), CU126, True), ((7, 5), CU128, True), ((7, 0), CU128, False),
-    ((8, 9), CU128, True), ((9, 0), ["sm_90a"], True), ((9, 1), ["sm_90a"], False), ((12, 1), ["compute_90"], True),
-    ((8, 0), ["compute_90"], False), ((8, 0), ["sm_86"], False), ((10, 3), ["sm_100f"], True), ((7, 5), [], False), ((7, 5), ["gfx90a"], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("capability", "arches", "runs"),
+    [
+        ((6, 0), CU126, True),
+        ((6, 0), CU128, False),
+        ((6, 1), CU126, True),
+        ((7, 5), CU128, True),
+        ((7, 0), CU128, False),
+        ((8, 9), CU128, True),
+        ((9, 0), ["sm_90a"], True),
+        ((9, 1), ["sm_90a"], False),
+        ((12, 1), ["compute_90"], True),
+        ((8, 0), ["compute_90"], False),
+        ((8, 0), ["sm_86"], False),
+        ((10, 3), ["sm_100f"], True),
+        ((7, 5), [], False),
+        ((7, 5), ["gfx90a"], False),
+    ],
+)
 def test_which_cards_a_build_runs_on(capability: tuple[int, int], arches: list[str], runs: bool) -> None:
     if runs:
         check_supported("a card", capability, arches)
         return
-    with pytest.raises(KernelError, match=rf"sm_{capability[0]}{capability[1]}, and this torch .* has no kernels for it.*choose NvidiaTeslaT4"):
+    with pytest.raises(
+        KernelError,
+        match=rf"sm_{capability[0]}{capability[1]}, and this torch .* has no kernels for it.*choose NvidiaTeslaT4",
+    ):
         check_supported("a card", capability, arches)
 
 
@@ -64,7 +81,10 @@ def test_profiles_name_kaggles_machines_as_publishing_does() -> None:
 
 
 def test_only_what_the_experiment_leaves_open_is_adapted() -> None:
-    open_, chosen = experiment.load("baseline"), experiment.load("baseline", ["training.workers=3", "inference.batch_size=1"])
+    open_, chosen = (
+        experiment.load("baseline"),
+        experiment.load("baseline", ["training.workers=3", "inference.batch_size=1"]),
+    )
     assert adapt(chosen, profile("t4x2"), 2) == chosen
     adapted = adapt(open_, profile("t4x2"), 2)
     assert adapted.inference.batch_size == 2 * open_.inference.batch_size and adapted.training.workers >= 1

@@ -1,4 +1,6 @@
-"""Blends of real (tiny) runs: planes only of folds that held their slide out, resumed where killed, used by inference, published."""
+"""Blends of real (tiny) runs: planes only of folds that held their slide out, resumed where killed, used by inference,
+published.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition import rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide, read_test, read_train
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError
@@ -48,7 +51,9 @@ def other_weights(run: Path, out: Path, seed: int) -> Path:
     for path in out.glob("fold*/model.safetensors"):
         tensors = load_file(path)
         convolutions = [name for name, value in tensors.items() if "conv" in name and value.is_floating_point()]
-        save_file(tensors | {name: tensors[name] * (1 + 0.3 * torch.randn_like(tensors[name])) for name in convolutions}, path)
+        save_file(
+            tensors | {name: tensors[name] * (1 + 0.3 * torch.randn_like(tensors[name])) for name in convolutions}, path
+        )
     return out
 
 
@@ -96,32 +101,59 @@ def test_every_plane_is_that_of_the_fold_that_held_its_slide_out(fitted: Path, r
     for row, slide in enumerate(slides):
         path, shape = plane_file(fitted, "second", slide.id), small_shape(slide.height, slide.width, SIDE)
         mine, other = fold_of[slide.id], 1 - fold_of[slide.id]
-        mine, leaked = (resize_plane(networks[fold].plane(store.image(row), organ=slide.organ), shape) for fold in (mine, other))
+        mine, leaked = (
+            resize_plane(networks[fold].plane(store.image(row), organ=slide.organ), shape) for fold in (mine, other)
+        )
         kept = np.load(path)
-        assert path.parent.name.startswith(f"fold{fold_of[slide.id]}-") and kept.dtype == np.uint8 and max(kept.shape) == SIDE
+        assert (
+            path.parent.name.startswith(f"fold{fold_of[slide.id]}-")
+            and kept.dtype == np.uint8
+            and max(kept.shape) == SIDE
+        )
         np.testing.assert_allclose(kept / 255, mine, atol=0.5 / 255 + 1e-5)
         differ += np.abs(kept / 255 - leaked).max() > 0.02
         (truth,) = (fitted / "planes").glob(f"truth-*/{slide.id}.npy")
-        np.testing.assert_array_equal(np.load(truth) & 1, resize_mask(decode_for(slide, slide.height, slide.width), shape))
+        np.testing.assert_array_equal(
+            np.load(truth) & 1, resize_mask(decode_for(slide, slide.height, slide.width), shape)
+        )
     assert differ == len(slides) == 10
 
 
 def test_what_is_written_hangs_together(fitted: Path, runs: list[Path]) -> None:
     values, found = json.loads((fitted / "blend.json").read_text()), read_blend(fitted)
     assert [run.name for run in found.runs] == distinct_names(runs) == ["run", "second", "third"]
-    assert [path.resolve() for path in runs_at(fitted)] == [run.resolve() for run in runs] and not Path(found.runs[1].path).is_absolute()
+    assert [path.resolve() for path in runs_at(fitted)] == [run.resolve() for run in runs] and not Path(
+        found.runs[1].path
+    ).is_absolute()
     with (fitted / "blend.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    columns = ["id", "organ", "data_source", "fold", "dice run", "dice second", "dice third", "dice equal", "dice blend"]
+    columns = [
+        "id",
+        "organ",
+        "data_source",
+        "fold",
+        "dice run",
+        "dice second",
+        "dice third",
+        "dice equal",
+        "dice blend",
+    ]
     assert len(rows) == 10 and list(rows[0]) == columns
     for organ, each in values["organs"].items():
         told = np.mean([float(row["dice blend"]) for row in rows if row["organ"] == organ])
-        assert each["dice"]["blend"] == pytest.approx(told, abs=1e-5) and sum(each["weights"]) == pytest.approx(1) and 0 < each["threshold"] < 1
+        assert (
+            each["dice"]["blend"] == pytest.approx(told, abs=1e-5)
+            and sum(each["weights"]) == pytest.approx(1)
+            and 0 < each["threshold"] < 1
+        )
         assert each["used"] == "equal" or each["dice"]["blend"] > each["dice"]["equal"]
     assert sorted(step["run"] for step in values["greedy"]) == ["run", "second", "third"]
     assert np.allclose(np.diag(values["correlation"]), 1) and values["correlation"][0][1] < 1
     page = (fitted / "index.html").read_text()
-    assert all(word in page for word in ("Weights", "How alike the runs are", "One run after the other", "second", "prefers-color-scheme"))
+    assert all(
+        word in page
+        for word in ("Weights", "How alike the runs are", "One run after the other", "second", "prefers-color-scheme")
+    )
     assert "http://" not in page and "https://" not in page
 
 
@@ -148,7 +180,9 @@ blend(runs, out, "", {plain}, "cpu", stores, {side})
 def test_a_killed_blend_goes_on_and_ends_the_same(fitted: Path, runs: list[Path], stores: Path, tmp_path: Path) -> None:
     out = tmp_path / "blend"
     code = KILLED.format(plain=PLAIN, side=SIDE)
-    done = subprocess.run([sys.executable, "-c", code, *map(str, [*runs, stores, out])], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, [*runs, stores, out])], capture_output=True, text=True, check=False
+    )
     assert done.returncode == -9, done.stderr
     files = list(out.rglob("*.npy"))
     whole = {path: path.stat().st_mtime_ns for path in files if not path.name.startswith(".")}
@@ -193,7 +227,9 @@ def test_runs_that_do_not_fit_together_are_refused(runs: list[Path], stores: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_only_folds_that_all_runs_have_are_used(runs: list[Path], stores: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_folds_that_all_runs_have_are_used(
+    runs: list[Path], stores: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     one = Path(shutil.copytree(runs[1], tmp_path / "one"))
     shutil.rmtree(one / "fold1")
     blend([runs[0], one], tmp_path / "out", "", PLAIN, "cpu", stores, SIDE)
@@ -227,11 +263,15 @@ def test_the_weighted_mean_against_numpy(slides: list[Slide], team: list[Ensembl
         one, two = (each.probability(pixels, slide.um_per_px, None, slide.organ) for each in team)
         blended = Blended(team, made_blend({slide.organ: (0.3, 0.7)}, {slide.organ: 0.42}))
         np.testing.assert_allclose(mean_plane(slide, pixels, blended), 0.3 * one + 0.7 * two, atol=1e-6)
-        np.testing.assert_array_equal(segment(slide, pixels, blended), mean_plane(slide, pixels, blended) >= np.float32(0.42))
+        np.testing.assert_array_equal(
+            segment(slide, pixels, blended), mean_plane(slide, pixels, blended) >= np.float32(0.42)
+        )
         plain = mean_plane(slide, pixels, team)
         for even in ({slide.organ: (0.5, 0.5)}, {}):  # bit for bit
             assert np.array_equal(mean_plane(slide, pixels, Blended(team, made_blend(even, {}))), plain)
-        np.testing.assert_array_equal(segment(slide, pixels, Blended(team, made_blend({}, {}))), segment(slide, pixels, team))
+        np.testing.assert_array_equal(
+            segment(slide, pixels, Blended(team, made_blend({}, {}))), segment(slide, pixels, team)
+        )
         alone = Blended([replace(team[0], networks=[Broken()]), team[1]], made_blend({slide.organ: (0.0, 1.0)}, {}))
         assert np.array_equal(mean_plane(slide, pixels, alone), two)
 
@@ -245,11 +285,20 @@ def test_the_governor_knows_that_a_run_without_weight_costs_nothing(slides: list
     assert costs[0] == costs[1] == 2 * costs[2] > 0
 
 
-def test_the_command_line_goes_before_the_blend_and_the_blend_before_the_runs(team: list[Ensemble], slides: list[Slide]) -> None:
+def test_the_command_line_goes_before_the_blend_and_the_blend_before_the_runs(
+    team: list[Ensemble], slides: list[Slide]
+) -> None:
     slide, pixels = slides[0], slide_files.read(slides[0].path)
     content = made_blend({}, {slide.organ: 0.42}, rescue=True)
-    own = [replace(each, experiment=each.experiment.model_copy(update={
-        "inference": each.experiment.inference.model_copy(update={"thresholds": {slide.organ: 0.9}})})) for each in team]  # fmt: skip
+    own = [
+        replace(
+            each,
+            experiment=each.experiment.model_copy(
+                update={"inference": each.experiment.inference.model_copy(update={"thresholds": {slide.organ: 0.9}})}
+            ),
+        )
+        for each in team
+    ]
     plane = mean_plane(slide, pixels, team)
     np.testing.assert_array_equal(segment(slide, pixels, Blended(own, content)), plane >= np.float32(0.42))
     said = Blended(own, content, [f"inference.thresholds={{{slide.organ}: 0.44}}"])
@@ -279,7 +328,9 @@ def uneven(fitted: Path, runs: list[Path], tmp_path: Path) -> Path:
 
 
 def test_a_submission_of_a_blend(uneven: Path, sample_data: Path, tmp_path: Path) -> None:
-    predict(runs_at(uneven), sample_data / "test.csv", tmp_path / "s.csv", None, PLAIN, "cpu", deadline=1e5, blend=uneven)
+    predict(
+        runs_at(uneven), sample_data / "test.csv", tmp_path / "s.csv", None, PLAIN, "cpu", deadline=1e5, blend=uneven
+    )
     content, slides = read_blend(uneven), read_test(sample_data / "test.csv")
     one, _, three = (load_ensemble(run, CPU, None, PLAIN) for run in runs_at(uneven))
     with SubmissionWriter(tmp_path / "plain.csv", [slide.id for slide in slides]) as writer:
@@ -328,7 +379,11 @@ def test_a_bad_blend_is_one_sentence(change: str, uneven: Path) -> None:
         path.unlink()
     with pytest.raises(HubmapError) as stop:
         read_blend(uneven)
-    assert str(path) in str(stop.value) and "\n" not in str(stop.value) and ("hubmap blend" in str(stop.value) or "fit it again" in str(stop.value))
+    assert (
+        str(path) in str(stop.value)
+        and "\n" not in str(stop.value)
+        and ("hubmap blend" in str(stop.value) or "fit it again" in str(stop.value))
+    )
 
 
 @pytest.fixture
@@ -341,7 +396,9 @@ def kaggle(sample_data: Path, tmp_path: Path) -> dict[str, Path]:
     return folders
 
 
-def test_a_published_blend_is_used_in_the_kernel(uneven: Path, kaggle: dict[str, Path], sample_data: Path, tmp_path: Path) -> None:
+def test_a_published_blend_is_used_in_the_kernel(
+    uneven: Path, kaggle: dict[str, Path], sample_data: Path, tmp_path: Path
+) -> None:
     staged = _stage_blend(uneven, kaggle["root"] / "datasets" / "alice" / "hubmap-kit-weights", False)
     paths = {facts["path"] for facts in build_id.verify(staged).files.values()}
     assert "blend.json" in paths and {"run/config.yaml", "second/config.yaml", "third/fold1/model.safetensors"} <= paths
@@ -354,15 +411,28 @@ def test_a_published_blend_is_used_in_the_kernel(uneven: Path, kaggle: dict[str,
 
 
 def test_a_kernel_without_all_runs_of_its_blend_takes_the_mean(
-    uneven: Path, runs: list[Path], kaggle: dict[str, Path], sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    uneven: Path,
+    runs: list[Path],
+    kaggle: dict[str, Path],
+    sample_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stage_weights(runs, kaggle["root"] / "weights", ["a", "b", "c"], blend=uneven)
     folder = kaggle["root"] / "weights"
     for path in folder.glob("b__*"):
         path.unlink()
-    left = build_id.describe("weights", folder, {path.name: path.name.replace("__", "/") for path in folder.iterdir() if path.name != build_id.FILE})
+    left = build_id.describe(
+        "weights",
+        folder,
+        {path.name: path.name.replace("__", "/") for path in folder.iterdir() if path.name != build_id.FILE},
+    )
     build_id.write(folder, left)
     outcome = infer(PLAIN, 8.5, "cpu", **kaggle)
-    assert outcome.status == "complete" and "blend" not in outcome.facts and "the blend is not used" in capsys.readouterr().err
+    assert (
+        outcome.status == "complete"
+        and "blend" not in outcome.facts
+        and "the blend is not used" in capsys.readouterr().err
+    )
     predict([runs[0], runs[2]], sample_data / "test.csv", tmp_path / "s.csv", None, PLAIN, "cpu")
     assert masks(kaggle["working"] / "submission.csv") == masks(tmp_path / "s.csv")

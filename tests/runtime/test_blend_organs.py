@@ -1,4 +1,6 @@
-"""A separate lung model: it learns from lungs alone, in the folds of a run on all organs, and is blended with that on lungs only."""
+"""A separate lung model: it learns from lungs alone, in the folds of a run on all organs, and is blended with that on
+lungs only.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,20 @@ def lungs(sample_data: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFa
     """A run on lungs, trained by the command line."""
     out = tmp_path_factory.mktemp("lungs") / "lungs"
     settings = overrides(*TINY, "data.organs=[lung]", "training.epochs=1", "training.seed=5")
-    code = command("train", "--config", "baseline", "--data", sample_data, "--out", out, "--stores", tiny_run.parent / "stores", "--device", "cpu", *settings)
+    code = command(
+        "train",
+        "--config",
+        "baseline",
+        "--data",
+        sample_data,
+        "--out",
+        out,
+        "--stores",
+        tiny_run.parent / "stores",
+        "--device",
+        "cpu",
+        *settings,
+    )
     assert code == 0
     return out
 
@@ -54,15 +69,35 @@ def fitted(tiny_run: Path, lungs: Path, tmp_path_factory: pytest.TempPathFactory
     """The blend of both, the lung run named first."""
     out = tmp_path_factory.mktemp("both") / "blend"
     words = [word for setting in PLAIN for word in ("--set", setting)]
-    assert command("blend", lungs, tiny_run, "--out", out, "--stores", tiny_run.parent / "stores", "--side", "100", "--device", "cpu", *words) == 0
+    assert (
+        command(
+            "blend",
+            lungs,
+            tiny_run,
+            "--out",
+            out,
+            "--stores",
+            tiny_run.parent / "stores",
+            "--side",
+            "100",
+            "--device",
+            "cpu",
+            *words,
+        )
+        == 0
+    )
     return out
 
 
-def test_a_lung_run_has_the_folds_of_all_slides_and_judges_lungs_alone(lungs: Path, tiny_run: Path, sample_data: Path, tmp_path: Path) -> None:
+def test_a_lung_run_has_the_folds_of_all_slides_and_judges_lungs_alone(
+    lungs: Path, tiny_run: Path, sample_data: Path, tmp_path: Path
+) -> None:
     assert (lungs / "folds.csv").read_text() == (tiny_run / "folds.csv").read_text()
     judged = rows(lungs / "oof.csv")
     organ_of = {slide.id: slide.organ for slide in read_train(sample_data / "train.csv")}
-    assert {row["id"] for row in judged} == {name for name, organ in organ_of.items() if organ == "lung"} and len(judged) == 2
+    assert {row["id"] for row in judged} == {name for name, organ in organ_of.items() if organ == "lung"} and len(
+        judged
+    ) == 2
     fold_of = {row["id"]: row["fold"] for row in rows(tiny_run / "folds.csv")}
     assert all(row["fold"] == fold_of[row["id"]] for row in judged)
     assert set(json.loads((lungs / "thresholds.json").read_text())) == {"lung"}
@@ -105,7 +140,10 @@ def test_a_run_has_no_weight_for_organs_that_it_does_not_know(fitted: Path, lung
     assert kept == {row["id"] for row in rows(lungs / "oof.csv")}
     table = rows(fitted / "blend.csv")
     assert len(table) == 10 and all((row["dice lungs"] == "") == (row["organ"] != "lung") for row in table)
-    assert np.allclose(np.diag(values["correlation"]), 1) and sorted(step["run"] for step in values["greedy"]) == ["lungs", "run"]
+    assert np.allclose(np.diag(values["correlation"]), 1) and sorted(step["run"] for step in values["greedy"]) == [
+        "lungs",
+        "run",
+    ]
     assert values["greedy"][0]["run"] == "run"  # a run that leaves four organs empty does not come first
 
 
@@ -143,14 +181,19 @@ def test_one_dataset_holds_both_and_one_pass_asks_each_for_its_organs(
         pixels = slide_files.read(slide.path)
         plane = all_organs.probability(pixels, slide.um_per_px, None, slide.organ)
         if slide.organ == "lung":
-            plane = np.float32(0.25) * one.probability(pixels, slide.um_per_px, None, slide.organ) + np.float32(0.75) * plane
+            plane = (
+                np.float32(0.25) * one.probability(pixels, slide.um_per_px, None, slide.organ)
+                + np.float32(0.75) * plane
+            )
         mask = plane >= np.float32(0.47)
         mask[0, 0] = False  # no submission holds the start 0
         assert mask.any()  # else it would be rescued
         assert found[slide.id] == rle.encode(mask)
 
 
-def test_runs_are_pushed_by_name(tiny_run: Path, lungs: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_pushed_by_name(
+    tiny_run: Path, lungs: Path, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Up to the staging, which is what the arguments decide; what is wrong with them is one sentence."""
     from hubmap_kit.publish.verbs.push import _stage_blend
 

@@ -1,4 +1,6 @@
-"""The part of a kernel that runs before the kit is there: real files, real pip, in a process of its own where it ends one."""
+"""The part of a kernel that runs before the kit is there: real files, real pip, in a process of its own where it ends
+one.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ KERNELS = Path(hubmap_kit.__file__).parents[1] / "kernels"
 STAND_IN = """
 import os
 def infer(overrides, hours, accelerator, weights):
-    return "complete", f"{os.environ['HUBMAP_BUILD_ID']} {__file__} {overrides} {hours} {accelerator}", {"weights": [weights]}
+    said = f"{os.environ['HUBMAP_BUILD_ID']} {__file__} {overrides} {hours} {accelerator}"
+    return "complete", said, {"weights": [weights]}
 def tiles(config, overrides):
     raise MemoryError("no memory")
 def train(config, folds, overrides, hours, accelerator, resume):
@@ -49,8 +52,12 @@ def bootstrap(tmp_path: Path) -> ModuleType:
 def wheel(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, text in {
-            "hubmap_kit/__init__.py": "", "hubmap_kit/runtime/__init__.py": "", "hubmap_kit/runtime/kernel.py": STAND_IN,
-            "hubmap_kit-9.dist-info/METADATA": "Metadata-Version: 2.1\nName: hubmap-kit\nVersion: 9\nRequires-Dist: no-such-package\n",
+            "hubmap_kit/__init__.py": "",
+            "hubmap_kit/runtime/__init__.py": "",
+            "hubmap_kit/runtime/kernel.py": STAND_IN,
+            "hubmap_kit-9.dist-info/METADATA": (
+                "Metadata-Version: 2.1\nName: hubmap-kit\nVersion: 9\nRequires-Dist: no-such-package\n"
+            ),
             "hubmap_kit-9.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
             "hubmap_kit-9.dist-info/RECORD": "",
         }.items():
@@ -124,18 +131,27 @@ def test_it_waits_for_the_new_version(bootstrap: ModuleType, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_a_damaged_bundle_never_reaches_pip(damage: str, bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_bundle_never_reaches_pip(
+    damage: str, bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = bundle(tmp_path / "input" / "a")
     path = tmp_path / "input" / "a" / "hubmap_kit-9-py3-none-any.whl"
     path.write_bytes(path.read_bytes()[:-1]) if damage == "changed" else path.unlink()
     monkeypatch.setattr(bootstrap.subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
-    with pytest.raises(SystemExit, match=r"hubmap_kit-9-py3-none-any\.whl is missing or is not the file that BUILD_ID\.json lists"):
+    with pytest.raises(
+        SystemExit, match=r"hubmap_kit-9-py3-none-any\.whl is missing or is not the file that BUILD_ID\.json lists"
+    ):
         bootstrap.install(*bootstrap.find(wanted))
 
 
 def rendered(name: str, tmp_path: Path, build: str) -> Path:
     """A kernel's script as it is pushed, but for the two folders."""
-    text = bake((KERNELS / name / f"{name}.py").read_text(), (KERNELS / "bootstrap.py").read_text(), {"BUILD_ID": build}, f"{name}.py")
+    text = bake(
+        (KERNELS / name / f"{name}.py").read_text(),
+        (KERNELS / "bootstrap.py").read_text(),
+        {"BUILD_ID": build},
+        f"{name}.py",
+    )
     for folder in ("input", "working"):
         assert text.count(f'"/kaggle/{folder}"') == 1
         text = text.replace(f'"/kaggle/{folder}"', repr(str(tmp_path / folder)))
@@ -146,11 +162,21 @@ def rendered(name: str, tmp_path: Path, build: str) -> Path:
     return path
 
 
-def run(script: Path, tmp_path: Path, timeout: float | None = None) -> tuple[subprocess.CompletedProcess[str], dict[str, object]]:
+def run(
+    script: Path, tmp_path: Path, timeout: float | None = None
+) -> tuple[subprocess.CompletedProcess[str], dict[str, object]]:
     # A machine's own settings of pip: nothing would be installed.
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "PIP_DRY_RUN": "1", "PIP_REQUIRE_VIRTUALENV": "1"}
     (tmp_path / "tmp").mkdir(exist_ok=True)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=timeout)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        timeout=timeout,
+    )
     return done, json.loads((tmp_path / "working" / "kernel.json").read_text())
 
 
@@ -196,5 +222,8 @@ def test_scripts_stay_short_and_need_only_the_standard_library(name: str, tmp_pa
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE)) - {"hubmap_kit"}
     assert imported and imported <= sys.stdlib_module_names
     metadata = json.loads((KERNELS / name / "kernel-metadata.json").read_text())
-    assert metadata["code_file"] == f"{name}.py" and metadata["is_private"] is True and metadata["enable_internet"] is False
-
+    assert (
+        metadata["code_file"] == f"{name}.py"
+        and metadata["is_private"] is True
+        and metadata["enable_internet"] is False
+    )

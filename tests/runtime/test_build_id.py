@@ -11,15 +11,19 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hubmap_kit.errors import KernelError
 from hubmap_kit.runtime import build_id
 from hubmap_kit.runtime.build_id import FILE, describe, read, unfold, verify, write
 
 PARTS = st.text("abcXYZ019._-", min_size=1, max_size=8).filter(lambda text: text not in (".", ".."))
-# Logical paths of a tree: no path is the folder of another, no two travel under one name, none takes a name that is reserved.
-TREES = st.dictionaries(st.lists(PARTS, min_size=1, max_size=3).map("/".join), st.binary(max_size=40), max_size=6).filter(
+# Logical paths of a tree: no path is the folder of another, no two travel under one name, none takes a name that is
+# reserved.
+TREES = st.dictionaries(
+    st.lists(PARTS, min_size=1, max_size=3).map("/".join), st.binary(max_size=40), max_size=6
+).filter(
     lambda tree: (
         not any(other.startswith(f"{path}/") for path in tree for other in tree)
         and len({path.replace("/", "__") for path in tree}) == len(tree)
@@ -38,7 +42,9 @@ def fill(folder: Path, tree: dict[str, bytes]) -> dict[str, str]:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     folder = tmp_path / "weights"
-    paths = fill(folder, {"mini/fold0/model.safetensors": b"first", "mini/config.yaml": b"name: mini\n", "notes.md": b"plain"})
+    paths = fill(
+        folder, {"mini/fold0/model.safetensors": b"first", "mini/config.yaml": b"name: mini\n", "notes.md": b"plain"}
+    )
     write(folder, describe("weights", folder, paths))
     return folder
 
@@ -83,7 +89,10 @@ def test_the_id_depends_on_bytes_names_and_commit_and_on_nothing_else(weights: P
     ("change", "words"),
     [
         (lambda folder: (folder / "notes.md").write_bytes(b"plaim"), "notes.md has the sha256"),
-        (lambda folder: (folder / "mini__config.yaml").write_bytes(b"name"), "mini__config.yaml has 4 bytes where BUILD_ID.json says 11"),
+        (
+            lambda folder: (folder / "mini__config.yaml").write_bytes(b"name"),
+            "mini__config.yaml has 4 bytes where BUILD_ID.json says 11",
+        ),
         (lambda folder: (folder / "notes.md").unlink(), "notes.md is missing"),
         (lambda folder: (folder / "more.txt").write_text("x"), "more.txt is not listed"),
         # A file that the server took for an archive arrives as a folder.
@@ -110,7 +119,9 @@ def test_an_id_that_is_not_its_tables_is_refused(weights: Path) -> None:
         verify(weights, "weights-000000000000")
 
 
-@pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil", "a//b", "a/./b", "", "..", "a\\b", "a/", "a\0b", "a\nb"])
+@pytest.mark.parametrize(
+    "path", ["../evil", "/etc/evil", "a/../../evil", "a//b", "a/./b", "", "..", "a\\b", "a/", "a\0b", "a\nb"]
+)
 def test_no_path_leaves_its_folder(weights: Path, tmp_path: Path, path: str) -> None:
     table = json.loads((weights / FILE).read_text())
     table["files"]["notes.md"]["path"] = path
@@ -123,8 +134,21 @@ def test_no_path_leaves_its_folder(weights: Path, tmp_path: Path, path: str) -> 
 
 
 @settings(max_examples=60, deadline=None)
-@given(value=st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner) | st.dictionaries(
-    st.sampled_from(["kind", "build_id", "git_sha", "dirty", "hubmap_kit", "files", "path", "sha256", "bytes"]), inner), max_leaves=12))  # fmt: skip
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["kind", "build_id", "git_sha", "dirty", "hubmap_kit", "files", "path", "sha256", "bytes"]
+                ),
+                inner,
+            )
+        ),
+        max_leaves=12,
+    )
+)
 def test_any_other_json_is_one_sentence(value: object) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / FILE).write_text(json.dumps(value))
@@ -143,7 +167,9 @@ def test_a_missing_or_broken_table_is_one_sentence(tmp_path: Path, content: byte
 
 def test_unfold_copies_nothing_and_overwrites_no_file(weights: Path, tmp_path: Path) -> None:
     tree = unfold(weights, tmp_path / "tree")
-    assert (tree / "mini/config.yaml").is_symlink() and (tree / "mini/config.yaml").samefile(weights / "mini__config.yaml")
+    assert (tree / "mini/config.yaml").is_symlink() and (tree / "mini/config.yaml").samefile(
+        weights / "mini__config.yaml"
+    )
     (tree / "notes.md").unlink()
     (tree / "notes.md").write_text("my own")
     with pytest.raises(KernelError, match="in the way"):
@@ -162,6 +188,9 @@ def test_a_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_it_is_light_enough_to_run_before_anything_else_in_a_kernel() -> None:
-    code = "import sys, hubmap_kit.runtime.build_id; print({'torch', 'numpy', 'pandas', 'hubmap_kit.publish'} & set(sys.modules))"
+    code = (
+        "import sys, hubmap_kit.runtime.build_id; print({'torch', 'numpy', 'pandas', 'hubmap_kit.publish'} &"
+        " set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -51,7 +51,10 @@ def test_a_clock_is_the_same_in_another_process() -> None:
 
 
 def test_a_process_begins_before_it_can_ask() -> None:
-    code = "import time; time.sleep(0.3)\nfrom hubmap_kit.runtime.clock import process_start\nprint(process_start(), time.monotonic())"
+    code = (
+        "import time; time.sleep(0.3)\nfrom hubmap_kit.runtime.clock import process_start\nprint(process_start(),"
+        " time.monotonic())"
+    )
     before = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     start, asked = map(float, done.stdout.split())

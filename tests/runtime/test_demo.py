@@ -37,7 +37,12 @@ def pixels_of(path: Path, sizes: dict[str, int]) -> dict[str, np.ndarray]:
 def test_it_leaves_what_the_readme_promises(made: Demo) -> None:
     for name in ("submission.csv", "data/train.csv", "run/config.yaml", "run/oof.csv", "run/thresholds.json"):
         assert (made.folder / name).is_file(), name
-    for name in ("overview.png", "run/curves.png", "run/thresholds.png", *(f"overlays/{organ}.png" for organ in ORGANS)):
+    for name in (
+        "overview.png",
+        "run/curves.png",
+        "run/thresholds.png",
+        *(f"overlays/{organ}.png" for organ in ORGANS),
+    ):
         assert cv2.imread(str(made.folder / name)) is not None, name
 
 

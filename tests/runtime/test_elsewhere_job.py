@@ -1,4 +1,6 @@
-"""A run judged on a labelled folder that it has never seen: the Dice of what 'hubmap predict' would hand in, and refusals."""
+"""A run judged on a labelled folder that it has never seen: the Dice of what 'hubmap predict' would hand in, and
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generate(folder, seed=7, slides_per_organ=1, size=512)
     rows = list(csv.DictReader((folder / "train.csv").open(newline="")))
     for row in rows:
-        (folder / "train_images" / f"{row['id']}.tiff").rename(folder / "train_images" / f"{int(row['id']) + 50000}.tiff")
+        (folder / "train_images" / f"{row['id']}.tiff").rename(
+            folder / "train_images" / f"{int(row['id']) + 50000}.tiff"
+        )
         row["id"] = str(int(row["id"]) + 50000)
     with (folder / "train.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -42,7 +46,9 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
 
 
 def test_dice_is_that_of_the_submission_of_these_slides(run: Path, other: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["evaluate", str(run), "--on", str(other), "--organs", "kidney,lung", "--device", "cpu"])
+    done = CliRunner().invoke(
+        app, ["evaluate", str(run), "--on", str(other), "--organs", "kidney,lung", "--device", "cpu"]
+    )
     assert done.exit_code == 0, done.output
     assert "elsewhere/other.png" in done.stdout
     table = pd.read_csv(run / "elsewhere" / "other.csv", dtype={"id": str}).set_index("id")
@@ -58,17 +64,23 @@ def test_dice_is_that_of_the_submission_of_these_slides(run: Path, other: Path, 
         writer.writeheader()
         writer.writerows(rows)
     out = tmp_path / "submission.csv"
-    done = CliRunner().invoke(app, ["predict", str(run), "--test", str(test / "test.csv"), "--out", str(out), "--device", "cpu"])
+    done = CliRunner().invoke(
+        app, ["predict", str(run), "--test", str(test / "test.csv"), "--out", str(out), "--device", "cpu"]
+    )
     assert done.exit_code == 0, done.output
     handed_in = {row["id"]: row["rle"] for row in csv.DictReader(out.open(newline=""))}
     for slide in slides:
         truth = decode_for(slide, slide.height, slide.width)
         # A submission never holds the first pixel, which may cost one pixel of the mask.
-        assert table["dice"][slide.id] == pytest.approx(dice(rle.decode(handed_in[slide.id], *truth.shape), truth), abs=1e-4)
+        assert table["dice"][slide.id] == pytest.approx(
+            dice(rle.decode(handed_in[slide.id], *truth.shape), truth), abs=1e-4
+        )
         assert table["dice@best"][slide.id] >= 0
 
 
-def test_slides_that_the_run_has_learnt_from_are_refused(run: Path, sample_data: Path, other: Path, tmp_path: Path) -> None:
+def test_slides_that_the_run_has_learnt_from_are_refused(
+    run: Path, sample_data: Path, other: Path, tmp_path: Path
+) -> None:
     with pytest.raises(TableError, match="has learnt from .* of these slides"):
         evaluate_on(run, sample_data, device="cpu")
     # A descendant of one is refused just so.

@@ -1,4 +1,6 @@
-"""`hubmap external` on folders of pictures: what comes in, what is refused, that nothing changes twice, and tables joined by links."""
+"""`hubmap external` on folders of pictures: what comes in, what is refused, that nothing changes twice, and tables
+joined by links.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,20 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_a_folder_becomes_a_data_folder(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
-    words = ["external", "add", source / "slides", *COLON, "--masks", source / "masks", "--out", out, "--licence", "CC0", "--provenance", "https://x.org/y"]
+    words = [
+        "external",
+        "add",
+        source / "slides",
+        *COLON,
+        "--masks",
+        source / "masks",
+        "--out",
+        out,
+        "--licence",
+        "CC0",
+        "--provenance",
+        "https://x.org/y",
+    ]
     assert "4 slides added, 0 were there, 0 refused" in hubmap(*words)
     rows = {row["file"]: row for row in read_table(out / "train.csv")}
     for slide in read_train(out / "train.csv"):
@@ -64,7 +79,12 @@ def test_a_folder_becomes_a_data_folder(source: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(slides.read(slide.path), pixels)
         np.testing.assert_array_equal(rle.decode(slide.rle or "", *pixels.shape[:2]), mask_of(number) > 0)
         assert (slide.organ, slide.source, slide.um_per_px, slide.thickness_um) == ("largeintestine", "Hubmap", 0.62, 8)
-        assert (row["licence"], row["provenance"], row["parent"], row["age"]) == ("CC0", "external:glas https://x.org/y", "", "")
+        assert (row["licence"], row["provenance"], row["parent"], row["age"]) == (
+            "CC0",
+            "external:glas https://x.org/y",
+            "",
+            "",
+        )
     assert set(rows) == {"a.png", "b.tif", "c.jpg", "more/d.tiff"}
     before = snapshot(out)
     assert "0 slides added, 4 were there" in hubmap(*words)
@@ -116,10 +136,17 @@ def _twice(slides_: Path) -> None:
     shutil.copy(slides_ / "a.png", slides_ / "z.png")
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [
-    (_grey, "z.png is grey in every pixel"), (_cut, "z.png: the file is truncated or damaged"), (_bmp, "z.bmp: starts with the bytes 42 4d"),
-    (_no_mask, "y.png has no mask in"), (_other_mask, "mask of 37 x 53 pixels, but its slide has 53 x 37"), (_twice, "holds the same pixels as a.png"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (_grey, "z.png is grey in every pixel"),
+        (_cut, "z.png: the file is truncated or damaged"),
+        (_bmp, "z.bmp: starts with the bytes 42 4d"),
+        (_no_mask, "y.png has no mask in"),
+        (_other_mask, "mask of 37 x 53 pixels, but its slide has 53 x 37"),
+        (_twice, "holds the same pixels as a.png"),
+    ],
+)
 def test_a_bad_slide_is_refused_and_the_others_are_taken(
     spoil: Callable[[Path], None], sentence: str, source: Path, tmp_path: Path
 ) -> None:
@@ -146,14 +173,31 @@ def test_copies_and_descendants_know_their_parents(source: Path, sample_data: Pa
     known = read_train(sample_data / "train.csv")[0]
     shutil.copy(known.path, source / "slides/copy.tiff")
     (tmp_path / "parents.csv").write_text("file,parent\na.png,77\n")
-    hubmap("external", "add", source / "slides", *COLON, "--out", tmp_path / "data", "--against", sample_data, "--parents", tmp_path / "parents.csv")
+    hubmap(
+        "external",
+        "add",
+        source / "slides",
+        *COLON,
+        "--out",
+        tmp_path / "data",
+        "--against",
+        sample_data,
+        "--parents",
+        tmp_path / "parents.csv",
+    )
     found = {row["file"]: row["parent"] for row in read_table(tmp_path / "data/test.csv", TEST_COLUMNS)}
     assert found == {"a.png": "77", "b.tif": "", "c.jpg": "", "more/d.tiff": "", "copy.tiff": known.id}
 
 
-@pytest.mark.parametrize(("change", "sentence"), [
-    ({"organ": "liver"}, "--organ is 'liver'"), ({"um_per_px": 0.0}, "--um-per-px is 0"), ({"like": "hpa"}, "--like is 'hpa'"), ({"name": "a b"}, "one word was expected"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"organ": "liver"}, "--organ is 'liver'"),
+        ({"um_per_px": 0.0}, "--um-per-px is 0"),
+        ({"like": "hpa"}, "--like is 'hpa'"),
+        ({"name": "a b"}, "one word was expected"),
+    ],
+)
 def test_what_a_table_cannot_hold_is_refused(change: dict, sentence: str, source: Path, tmp_path: Path) -> None:
     values = {"organ": "lung", "um_per_px": 0.5, "name": "web"} | change
     with pytest.raises(TableError, match=sentence):
@@ -163,7 +207,11 @@ def test_what_a_table_cannot_hold_is_refused(change: dict, sentence: str, source
 
 def test_folders_that_are_not_what_they_should_be(source: Path, sample_data: Path, tmp_path: Path) -> None:
     lung = Source("lung", 0.5, "web")
-    for folder, masks, sentence in ((tmp_path / "no", None, "is not a folder"), (source, tmp_path / "no", "the folder of the masks"), (source / "masks", None, "none of its 4")):
+    for folder, masks, sentence in (
+        (tmp_path / "no", None, "is not a folder"),
+        (source, tmp_path / "no", "the folder of the masks"),
+        (source / "masks", None, "none of its 4"),
+    ):
         with pytest.raises(SlideError, match=sentence):
             add(folder, tmp_path / "data", lung, masks)
     shutil.copytree(sample_data, tmp_path / "own")
@@ -193,13 +241,24 @@ def test_tables_are_joined_by_links(source: Path, sample_data: Path, tmp_path: P
     parent = read_train(sample_data / "train.csv")[0].id
     (tmp_path / "parents.csv").write_text(f"file,parent\na.png,{parent}\nb.tif,{parent}\n")
     add(source / "slides", tmp_path / "new", Source("lung", 0.5, "web"), source / "masks", tmp_path / "parents.csv")
-    (tmp_path / "folds.csv").write_text("id,fold\n" + "".join(f"{slide.id},{number % 2}\n" for number, slide in enumerate(read_train(sample_data / "train.csv"))))
-    told = hubmap("external", "merge", sample_data, tmp_path / "new", "--out", tmp_path / "all", "--folds", tmp_path / "folds.csv")
+    (tmp_path / "folds.csv").write_text(
+        "id,fold\n"
+        + "".join(f"{slide.id},{number % 2}\n" for number, slide in enumerate(read_train(sample_data / "train.csv")))
+    )
+    told = hubmap(
+        "external", "merge", sample_data, tmp_path / "new", "--out", tmp_path / "all", "--folds", tmp_path / "folds.csv"
+    )
     assert "14 slides; next: hubmap train" in told and "data.n_folds=2" in told
     joined = read_train(tmp_path / "all/train.csv")
-    assert len(joined) == 14 and all(slide.path.is_symlink() and not os.readlink(slide.path).startswith("/") for slide in joined)
-    originals = {slide.id: slide for folder in (sample_data, tmp_path / "new") for slide in read_train(folder / "train.csv")}
-    assert all(slide.rle == originals[slide.id].rle and slide.path.samefile(originals[slide.id].path) for slide in joined)
+    assert len(joined) == 14 and all(
+        slide.path.is_symlink() and not os.readlink(slide.path).startswith("/") for slide in joined
+    )
+    originals = {
+        slide.id: slide for folder in (sample_data, tmp_path / "new") for slide in read_train(folder / "train.csv")
+    }
+    assert all(
+        slide.rle == originals[slide.id].rle and slide.path.samefile(originals[slide.id].path) for slide in joined
+    )
     folds = read_folds(tmp_path / "all/folds.csv", joined)
     children = [row["id"] for row in read_table(tmp_path / "all/train.csv") if row["parent"] == parent]
     assert len(children) == 2 and {folds[slide_id] for slide_id in children} == {folds[parent]} == {0}
@@ -215,20 +274,28 @@ def test_odd_lungs_are_left_out_or_weighed_down(sample_data: Path, tmp_path: Pat
     odd = next(row for row in rows if row["organ"] == "lung")
     (tmp_path / "d/train_images").mkdir(parents=True)
     for row in rows:
-        (tmp_path / f"d/train_images/{'127' if row is odd else row['id']}.tiff").symlink_to(sample_data / f"train_images/{row['id']}.tiff")
+        (tmp_path / f"d/train_images/{'127' if row is odd else row['id']}.tiff").symlink_to(
+            sample_data / f"train_images/{row['id']}.tiff"
+        )
     odd["id"] = "127"
     external.write_table(tmp_path / "d/train.csv", rows, ())
     assert "1 lung slides left out" in hubmap("external", "lung", tmp_path / "d", "--out", tmp_path / "less")
     assert {slide.id for slide in read_train(tmp_path / "less/train.csv")} == {row["id"] for row in rows} - {"127"}
     hubmap("external", "lung", tmp_path / "d", "--out", tmp_path / "down", "--weight", "0.25")
-    assert {row["id"]: row["weight"] for row in read_table(tmp_path / "down/train.csv")} == {row["id"]: "0.25" if row["id"] == "127" else "1" for row in rows}
+    assert {row["id"]: row["weight"] for row in read_table(tmp_path / "down/train.csv")} == {
+        row["id"]: "0.25" if row["id"] == "127" else "1" for row in rows
+    }
     assert len(read_train(tmp_path / "down/train.csv")) == len(rows)
     with pytest.raises(TableError, match="did you mean 'type-two'"):
         hubmap("external", "lung", tmp_path / "d", "--out", tmp_path / "x", "--style", "type-tow")
 
 
 def test_joins_that_would_do_harm_are_refused(sample_data: Path, tmp_path: Path) -> None:
-    for tables, out in (([sample_data], sample_data), ([sample_data, sample_data], tmp_path / "x"), ([], tmp_path / "x")):
+    for tables, out in (
+        ([sample_data], sample_data),
+        ([sample_data, sample_data], tmp_path / "x"),
+        ([], tmp_path / "x"),
+    ):
         with pytest.raises(HubmapError, match=r"choose a new one|each named once"):
             merge(tables, out)
     shutil.copytree(sample_data, tmp_path / "copy")

@@ -28,7 +28,14 @@ def test_no_value_leaks(secret: str, name: str) -> None:
 def test_what_it_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KAGGLE_DOCKER_IMAGE", "gcr.io/kaggle-images/python@sha256:2757e0c7")
     line = facts_line(tmp_path)
-    for part in ("@sha256:2757e0c7", f"python {platform.python_version()}", f"torch {torch.__version__}", "cpus ", "GiB", "KAGGLE_DOCKER_IMAGE"):
+    for part in (
+        "@sha256:2757e0c7",
+        f"python {platform.python_version()}",
+        f"torch {torch.__version__}",
+        "cpus ",
+        "GiB",
+        "KAGGLE_DOCKER_IMAGE",
+    ):
         assert part in line
     for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
         monkeypatch.delenv(name)

@@ -37,19 +37,29 @@ def whole(sample_data: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFa
     return rows_of(out)
 
 
-def test_slides_that_come_too_late_get_empty_masks(table: Path, tiny_run: Path, whole: dict[str, str], tmp_path: Path) -> None:
+def test_slides_that_come_too_late_get_empty_masks(
+    table: Path, tiny_run: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
     pictures = tmp_path / "pictures"
 
     def left() -> float:
         return 0.0 if len(list(pictures.glob("*.png"))) >= 3 else 1e6
 
-    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu", overlays=pictures, left=left)
+    done = predict(
+        [tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu", overlays=pictures, left=left
+    )
     ids, found = list(whole), rows_of(tmp_path / "s.csv")
     late = [failure.id for failure in done.failures]
     # When the third picture is there, at most a slide in each stage is still on its way.
-    assert 3 <= len(late) <= 7 and late == ids[-len(late) :] and {failure.reason for failure in done.failures} == {NO_TIME}
+    assert (
+        3 <= len(late) <= 7 and late == ids[-len(late) :] and {failure.reason for failure in done.failures} == {NO_TIME}
+    )
     assert found == {slide_id: ("" if slide_id in late else text) for slide_id, text in whole.items()}
-    assert any(found.values()) and done.report.rows == len(ids) and sorted(path.stem for path in pictures.iterdir()) == sorted(set(ids) - set(late))
+    assert (
+        any(found.values())
+        and done.report.rows == len(ids)
+        and sorted(path.stem for path in pictures.iterdir()) == sorted(set(ids) - set(late))
+    )
 
 
 @pytest.mark.parametrize("limit", [{"left": lambda: 0.0}, {"deadline": 1e-9, "left": lambda: 1e6}, {"deadline": 1e-9}])
@@ -61,7 +71,9 @@ def test_no_time_at_all_still_makes_a_complete_file(limit: dict, table: Path, ti
     assert len((tmp_path / "governor.csv").read_text().splitlines()) == report.rows + 1
 
 
-def test_devices_share_the_slides_under_a_deadline(table: Path, tiny_run: Path, whole: dict[str, str], tmp_path: Path) -> None:
+def test_devices_share_the_slides_under_a_deadline(
+    table: Path, tiny_run: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
     done = predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu,cpu", deadline=1e5)
     assert done.failures == [] and rows_of(tmp_path / "s.csv") == whole
     with (tmp_path / "governor.csv").open(newline="") as file:
@@ -102,11 +114,26 @@ def test_the_check_sees_every_row_of_an_odd_table(
     table.write_text(table.read_text().replace("kidney", "kidny", 1))
     done = predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu", on_error="degrade")
     assert list(rows_of(tmp_path / "s.csv")) == list(whole) and done.report.rows == len(whole)
-    assert f"{len(whole)} problems: id {next(iter(whole))} ends at pixel" in done.doubt and done.trouble.startswith(f"{done.path} is kept although")
+    assert f"{len(whole)} problems: id {next(iter(whole))} ends at pixel" in done.doubt and done.trouble.startswith(
+        f"{done.path} is kept although"
+    )
 
 
-def test_the_last_line_tells_how_many_slides_failed(table: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["predict", str(tiny_run), "--test", str(table), "--out", str(tmp_path / "s.csv"), "--device", "cpu", "--on-error", "degrade"]
+def test_the_last_line_tells_how_many_slides_failed(
+    table: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "predict",
+        str(tiny_run),
+        "--test",
+        str(table),
+        "--out",
+        str(tmp_path / "s.csv"),
+        "--device",
+        "cpu",
+        "--on-error",
+        "degrade",
+    ]
     words += [word for setting in SETTINGS for word in ("--set", setting)]
     broken = sorted((tmp_path / "test_images").iterdir())[:3]
     for path, last in ((None, "checked; 0 of 10 slides failed"), (broken, "checked; 3 of 10 slides failed")):
@@ -115,13 +142,25 @@ def test_the_last_line_tells_how_many_slides_failed(table: Path, tiny_run: Path,
         with pytest.raises(SystemExit) as stop:
             main(words)
         lines = capsys.readouterr().out.splitlines()
-        assert stop.value.code == 0 and lines[-1].startswith(f"{tmp_path / 's.csv'}: 10 rows, ") and lines[-1].endswith(f"; {last}")
-    assert [line.split()[1] for line in lines[:-1]] == [path.stem for path in sorted(broken, key=lambda path: int(path.stem))]
+        assert (
+            stop.value.code == 0
+            and lines[-1].startswith(f"{tmp_path / 's.csv'}: 10 rows, ")
+            and lines[-1].endswith(f"; {last}")
+        )
+    assert [line.split()[1] for line in lines[:-1]] == [
+        path.stem for path in sorted(broken, key=lambda path: int(path.stem))
+    ]
 
 
 def test_a_table_without_rows(table: Path, tiny_run: Path, tmp_path: Path) -> None:
     table.write_text(table.read_text().splitlines()[0])
     with pytest.raises(TableError, match="no rows"):
         predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu")
-    done = predict([tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu", on_error="degrade", left=lambda: 1e6)
-    assert (tmp_path / "s.csv").read_text() == "id,rle\n" and (done.report.rows, done.failures, done.trouble) == (0, [], "")
+    done = predict(
+        [tiny_run], table, tmp_path / "s.csv", overrides=SETTINGS, device="cpu", on_error="degrade", left=lambda: 1e6
+    )
+    assert (tmp_path / "s.csv").read_text() == "id,rle\n" and (done.report.rows, done.failures, done.trouble) == (
+        0,
+        [],
+        "",
+    )

@@ -33,7 +33,9 @@ TABLES = ("metrics.csv", "oof.csv", "thresholds.json")
 
 @pytest.fixture
 def kaggle(tmp_path: Path, sample_data: Path) -> dict[str, Path]:
-    """Input with the competition attached, an empty working folder, and a scratch folder that the test can look into."""
+    """Input with the competition attached, an empty working folder, and a scratch folder that the test can look
+    into.
+    """
     folders = {"root": tmp_path / "input", "working": tmp_path / "working", "scratch": tmp_path / "scratch"}
     for folder in folders.values():
         folder.mkdir()
@@ -64,7 +66,9 @@ def publish_run(kaggle: dict[str, Path], run: Path, name: str) -> None:
     publish(kaggle, "weights", **{f"{name}__{path.relative_to(run)}".replace("/", "__"): path for path in files})
 
 
-def test_tiles_are_cut_once_and_used_where_they_are_attached(kaggle: dict[str, Path], sample_data: Path, tmp_path: Path) -> None:
+def test_tiles_are_cut_once_and_used_where_they_are_attached(
+    kaggle: dict[str, Path], sample_data: Path, tmp_path: Path
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     cut = tiles("baseline", TINY, kaggle["root"], tmp_path / "elsewhere", kaggle["scratch"])
     settings = experiment.load("baseline", TINY, str(sample_data))
@@ -74,7 +78,9 @@ def test_tiles_are_cut_once_and_used_where_they_are_attached(kaggle: dict[str, P
     # Another grid than the one that was kept: its table has to be made beside the mount.
     mounted = attach(kaggle, tmp_path / "elsewhere" / "stores", "hubmap-make-tiles", "stores") / mark
     network = tmp_path / "start.safetensors"
-    save_file({key: value.contiguous() for key, value in build(settings.model).encoder.model.state_dict().items()}, network)
+    save_file(
+        {key: value.contiguous() for key, value in build(settings.model).encoder.model.state_dict().items()}, network
+    )
     publish(kaggle, "pretrained", **{"start.safetensors": network})
     changes = [*TINY, "training.epochs=1", "tiles.size=96", "model.encoder_weights=start.pth"]
     done = train("baseline", [1], changes, 11.5, "cpu", **kaggle)
@@ -89,7 +95,9 @@ def test_tiles_are_cut_once_and_used_where_they_are_attached(kaggle: dict[str, P
     assert (kaggle["working"] / "baseline" / "fold1" / "model.safetensors").is_file()
 
 
-def test_a_stopped_training_goes_on_in_the_next_session(kaggle: dict[str, Path], sample_data: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_in_the_next_session(
+    kaggle: dict[str, Path], sample_data: Path, tiny_run: Path, tmp_path: Path
+) -> None:
     settings = experiment.load("baseline", TINY, str(sample_data))
     with pytest.raises(OutOfTime):
         train_job(settings, tmp_path / "former" / "baseline", device="cpu", clock=Countdown(8))
@@ -112,14 +120,24 @@ def test_a_complete_attached_run_is_kept_as_it_is(kaggle: dict[str, Path], tiny_
     assert failed.status == "failed" and "training.lr" in failed.sentence
 
 
-def test_infer_gives_what_predict_gives(kaggle: dict[str, Path], sample_data: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_infer_gives_what_predict_gives(
+    kaggle: dict[str, Path], sample_data: Path, tiny_run: Path, tmp_path: Path
+) -> None:
     publish_run(kaggle, tiny_run, "mini")
     attach(kaggle, tiny_run, "hubmap-train", "baseline")
     done = infer(["inference.views=none"], 8.5, "cpu", **kaggle)
     assert done.status == "complete", done.sentence
-    predict([tiny_run], sample_data / "test.csv", tmp_path / "expected.csv", overrides=["inference.views=none"], device="cpu")
+    predict(
+        [tiny_run],
+        sample_data / "test.csv",
+        tmp_path / "expected.csv",
+        overrides=["inference.views=none"],
+        device="cpu",
+    )
     assert (kaggle["working"] / "submission.csv").read_bytes() == (tmp_path / "expected.csv").read_bytes()
-    assert {"submission.csv"} <= {path.name for path in kaggle["working"].iterdir()} <= {"submission.csv", "governor.csv"}
+    assert (
+        {"submission.csv"} <= {path.name for path in kaggle["working"].iterdir()} <= {"submission.csv", "governor.csv"}
+    )
 
 
 def test_infer_takes_the_weights_that_it_was_rendered_for_and_no_others(
@@ -129,15 +147,21 @@ def test_infer_takes_the_weights_that_it_was_rendered_for_and_no_others(
     publish_run(kaggle, tiny_run, "mini")
     held = build_id.read(kaggle["root"] / "datasets" / "alice" / "hubmap-kit-weights").build_id
     stale = infer(["inference.views=none"], 8.5, "cpu", **kaggle, weights="weights-000000000000")
-    assert stale.status == "failed" and f"holds the weights {held}, expected build weights-000000000000" in stale.sentence
+    assert (
+        stale.status == "failed" and f"holds the weights {held}, expected build weights-000000000000" in stale.sentence
+    )
     report = check_submission(kaggle["working"] / "submission.csv", sample_data / "test.csv")
     assert report.rows == report.empty
     done = infer(["inference.views=none"], 8.5, "cpu", **kaggle, weights=held)
-    assert (done.status, done.facts) == ("complete", {"weights": [held], "slides": 10, "failed_slides": 0}), done.sentence
+    assert (done.status, done.facts) == ("complete", {"weights": [held], "slides": 10, "failed_slides": 0}), (
+        done.sentence
+    )
 
 
 @pytest.mark.parametrize("fault", ["no run", "no time", "damaged run", "bad setting"])
-def test_whatever_fails_there_is_a_complete_file(fault: str, kaggle: dict[str, Path], sample_data: Path, tiny_run: Path) -> None:
+def test_whatever_fails_there_is_a_complete_file(
+    fault: str, kaggle: dict[str, Path], sample_data: Path, tiny_run: Path
+) -> None:
     if fault != "no run":
         publish_run(kaggle, tiny_run, "mini")
     if fault == "damaged run":
@@ -145,7 +169,12 @@ def test_whatever_fails_there_is_a_complete_file(fault: str, kaggle: dict[str, P
         path.write_bytes(path.read_bytes()[:-1])
     hours, overrides = (1e-9 if fault == "no time" else 8.5), (["inference.windw=1"] if fault == "bad setting" else [])
     outcome = infer(overrides, hours, "cpu", **kaggle)
-    expected = {"no run": "no trained run", "no time": "no time left", "damaged run": "fold0__model", "bad setting": "windw"}
+    expected = {
+        "no run": "no trained run",
+        "no time": "no time left",
+        "damaged run": "fold0__model",
+        "bad setting": "windw",
+    }
     assert outcome.status == "failed" and expected[fault] in outcome.sentence
     assert (outcome.facts["slides"], outcome.facts["failed_slides"]) == (10, 10)
     report = check_submission(kaggle["working"] / "submission.csv", sample_data / "test.csv")
@@ -177,13 +206,18 @@ def rows_of_sample(sample_data: Path) -> list[list[str]]:
     return [[str(number), *row[1:3], str(SIDE), str(SIDE), *row[5:]] for number, row in enumerate(rows, start=1)]
 
 
-def segmented(hidden: dict[str, Path], sample_data: Path, content: bytes | None, suffix: str = ".tiff") -> kernel.Outcome:
+def segmented(
+    hidden: dict[str, Path], sample_data: Path, content: bytes | None, suffix: str = ".tiff"
+) -> kernel.Outcome:
     """Infer on a table of these bytes (None: no table), with corners of the sample's slides in files of this suffix."""
     data = hidden["root"] / "competitions" / COMPETITION
     shutil.rmtree(data)
     (data / "test_images").mkdir(parents=True)
     for number, line in enumerate((sample_data / "test.csv").read_text().splitlines()[1:4], start=1):
-        source, target = sample_data / "test_images" / f"{line.split(',')[0]}.tiff", data / "test_images" / f"{number}{suffix}"
+        source, target = (
+            sample_data / "test_images" / f"{line.split(',')[0]}.tiff",
+            data / "test_images" / f"{number}{suffix}",
+        )
         pixels = tifffile.imread(source)[:SIDE, :SIDE]
         if suffix == ".png":
             cv2.imwrite(str(target), pixels[..., ::-1])
@@ -208,20 +242,25 @@ def written(rows: list[list[str]], header: str | None = HEADER, delimiter: str =
     return end.join(lines) + end
 
 
-# The rows of the good table -> the bytes of a table from which nothing is missing: every mask must be the one of the good table.
+# The rows of the good table -> the bytes of a table from which nothing is missing: every mask must be the one of the
+# good table.
 SAME = {
-    "a mark of UTF-8": lambda rows: b"\xef\xbb\xbf" + written(rows).encode(), "UTF-16": lambda rows: written(rows).encode("utf-16"),
+    "a mark of UTF-8": lambda rows: b"\xef\xbb\xbf" + written(rows).encode(),
+    "UTF-16": lambda rows: written(rows).encode("utf-16"),
     "NULs": lambda rows: written(rows).replace("a", "a\0").encode() + bytes(99),
-    "tabs": lambda rows: written(rows, delimiter="\t").encode(), "semicolons": lambda rows: written(rows, delimiter=";").encode(),
+    "tabs": lambda rows: written(rows, delimiter="\t").encode(),
+    "semicolons": lambda rows: written(rows, delimiter=";").encode(),
     "CR": lambda rows: written(rows, end="\r").encode(),
     "quotes": lambda rows: written([[f'"{cell}"' for cell in row] for row in rows], end="\r\n").encode(),
     "an open quote": lambda rows: written([[rows[0][0], '"' + rows[0][1], *rows[0][2:]], *rows[1:]]).encode(),
-    "capitals": lambda rows: written(rows, HEADER.upper()).encode(), "another name of the id": lambda rows: written(rows, "image_" + HEADER).encode(),
-    "no header": lambda rows: written(rows, None).encode(), "more cells": lambda rows: written([[*row, "9", "9"] for row in rows]).encode(),
+    "capitals": lambda rows: written(rows, HEADER.upper()).encode(),
+    "another name of the id": lambda rows: written(rows, "image_" + HEADER).encode(),
+    "no header": lambda rows: written(rows, None).encode(),
+    "more cells": lambda rows: written([[*row, "9", "9"] for row in rows]).encode(),
     "another order": lambda rows: written([row[::-1] for row in rows], ",".join(HEADER.split(",")[::-1])).encode(),
     "repeated and blank ids": lambda rows: written([rows[0], ["", *rows[0][1:]], *rows, rows[0], [" "]]).encode(),
     "sizes that cannot be": lambda rows: written([[*row[:3], "1e30", "-5", *row[5:]] for row in rows]).encode(),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +272,9 @@ def good(hidden: dict[str, Path], sample_data: Path) -> dict[str, str]:
     return found
 
 
-def test_odd_tables_give_the_masks_of_the_good_one(hidden: dict[str, Path], sample_data: Path, good: dict[str, str]) -> None:
+def test_odd_tables_give_the_masks_of_the_good_one(
+    hidden: dict[str, Path], sample_data: Path, good: dict[str, str]
+) -> None:
     for name, change in SAME.items():
         outcome = segmented(hidden, sample_data, change(rows_of_sample(sample_data)))
         assert handed_in(hidden) == good, name
@@ -243,11 +284,21 @@ def test_odd_tables_give_the_masks_of_the_good_one(hidden: dict[str, Path], samp
         assert handed_in(hidden) == good, suffix
 
 
-@pytest.mark.parametrize("ids", [
-    ("1.0", "2.00", "3.0"), ("01", "002", "0003"), ("a,b", "2", 'c"d'), ("caf\xe9", "2", "3"), (" 1", "2 ", "3"),
-    ("../1", "x" * 300, "\u4e2d"), ("1", "2\n2", "3"),
-])  # fmt: skip
-def test_ids_are_handed_in_as_they_are_written(ids: tuple[str, ...], hidden: dict[str, Path], sample_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ("1.0", "2.00", "3.0"),
+        ("01", "002", "0003"),
+        ("a,b", "2", 'c"d'),
+        ("caf\xe9", "2", "3"),
+        (" 1", "2 ", "3"),
+        ("../1", "x" * 300, "\u4e2d"),
+        ("1", "2\n2", "3"),
+    ],
+)
+def test_ids_are_handed_in_as_they_are_written(
+    ids: tuple[str, ...], hidden: dict[str, Path], sample_data: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "test.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = [[name, *row[1:]] for name, row in zip(ids, rows_of_sample(sample_data), strict=True)]
@@ -259,24 +310,44 @@ def test_ids_are_handed_in_as_they_are_written(ids: tuple[str, ...], hidden: dic
         assert list(handed_in(hidden)) == list(ids)
 
 
-def test_a_pixel_size_that_cannot_be_is_the_organ_s(hidden: dict[str, Path], sample_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pixel_size_that_cannot_be_is_the_organ_s(
+    hidden: dict[str, Path], sample_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [[row[0], "spleen", "Hubmap", *row[3:5], "0.4945", "4"] for row in rows_of_sample(sample_data)]
     segmented(hidden, sample_data, written(rows).encode())
     expected = handed_in(hidden)
     for cell in ("1e6", "-1", "inf", "wide"):
         capsys.readouterr()
-        assert segmented(hidden, sample_data, written([[*row[:5], cell, "4"] for row in rows]).encode()).status == "complete"
+        assert (
+            segmented(hidden, sample_data, written([[*row[:5], cell, "4"] for row in rows]).encode()).status
+            == "complete"
+        )
         assert handed_in(hidden) == expected
-        assert f"3 pixel sizes are missing or none that tissue can have: {cell!r} of '1' becomes 0.4945 um" in capsys.readouterr().err
+        assert (
+            f"3 pixel sizes are missing or none that tissue can have: {cell!r} of '1' becomes 0.4945 um"
+            in capsys.readouterr().err
+        )
 
 
-@pytest.mark.parametrize("content", [
-    HEADER.encode(), f"{HEADER}\n".encode(), b"", b"\n \r\n\n", HEADER.encode("utf-16"), f"{HEADER}\n,lung\n".encode(),
-])  # fmt: skip
-def test_a_table_without_ids_gives_a_header_without_rows(content: bytes, hidden: dict[str, Path], sample_data: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        HEADER.encode(),
+        f"{HEADER}\n".encode(),
+        b"",
+        b"\n \r\n\n",
+        HEADER.encode("utf-16"),
+        f"{HEADER}\n,lung\n".encode(),
+    ],
+)
+def test_a_table_without_ids_gives_a_header_without_rows(
+    content: bytes, hidden: dict[str, Path], sample_data: Path
+) -> None:
     outcome = segmented(hidden, sample_data, content)
     assert (hidden["working"] / "submission.csv").read_bytes() == b"id,rle\n"
-    assert (outcome.status, outcome.facts["slides"], outcome.facts["failed_slides"]) == ("complete", 0, 0), outcome.sentence
+    assert (outcome.status, outcome.facts["slides"], outcome.facts["failed_slides"]) == ("complete", 0, 0), (
+        outcome.sentence
+    )
 
 
 def test_without_a_table_the_sample_or_the_files_tell_the_ids(hidden: dict[str, Path], sample_data: Path) -> None:
@@ -308,27 +379,40 @@ def test_too_many_failures_make_the_end_degraded(kaggle: dict[str, Path], sample
         for name in ids[:count]:
             (data / "test_images" / f"{name}.tiff").write_bytes(b"II*\0 and no more" + name.encode())
         outcome = infer(PLAIN, 8.5, "cpu", **kaggle)
-        assert (outcome.status, outcome.facts["slides"], outcome.facts["failed_slides"]) == (status, 10, count), outcome.sentence
+        assert (outcome.status, outcome.facts["slides"], outcome.facts["failed_slides"]) == (status, 10, count), (
+            outcome.sentence
+        )
         masks = pd.read_csv(kaggle["working"] / "submission.csv", dtype=str, keep_default_na=False)
         assert list(masks["id"]) == ids and list(masks["rle"] == "") == [place < count for place in range(10)]
         json.dumps(dict(outcome.facts))  # they become kernel.json
     (data / "test_images" / f"{ids[9]}.tiff").unlink()
     outcome = infer(PLAIN, 8.5, "cpu", **kaggle)
-    assert "4 of 10 slides failed and have empty masks, more than the 20% of inference.tolerated_failures" in outcome.sentence
+    assert (
+        "4 of 10 slides failed and have empty masks, more than the 20% of inference.tolerated_failures"
+        in outcome.sentence
+    )
     assert f"3 failed as slide {ids[0]} did: " in outcome.sentence and "truncated or damaged" in outcome.sentence
     assert infer([*PLAIN, "inference.tolerated_failures=0.4"], 8.5, "cpu", **kaggle).status == "complete"
     for name in ids:
         (data / "test_images" / f"{name}.tiff").unlink(missing_ok=True)
     outcome = infer([*PLAIN, "inference.tolerated_failures=1"], 8.5, "cpu", **kaggle)
-    assert (outcome.status, outcome.facts["slides"], outcome.facts["failed_slides"]) == ("failed", 10, 10), outcome.sentence
+    assert (outcome.status, outcome.facts["slides"], outcome.facts["failed_slides"]) == ("failed", 10, 10), (
+        outcome.sentence
+    )
 
 
 def test_an_unexpected_fault_is_an_outcome_too(kaggle: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(kaggle["working"])
     kaggle["working"].write_text("a file where the folder should be")
     outcome = tiles("baseline", TINY, kaggle["root"], kaggle["working"], kaggle["scratch"])
-    assert outcome.status == "failed" and "Error" in outcome.sentence.split(":")[0] and "Traceback" in capsys.readouterr().err
-    assert train("nonesuch", [], (), 1, "cpu", kaggle["root"], kaggle["scratch"]).sentence.startswith("no experiment 'nonesuch'")
+    assert (
+        outcome.status == "failed"
+        and "Error" in outcome.sentence.split(":")[0]
+        and "Traceback" in capsys.readouterr().err
+    )
+    assert train("nonesuch", [], (), 1, "cpu", kaggle["root"], kaggle["scratch"]).sentence.startswith(
+        "no experiment 'nonesuch'"
+    )
 
 
 def test_a_resume_that_finds_nothing_does_not_begin_anew(kaggle: dict[str, Path]) -> None:
@@ -349,4 +433,4 @@ def test_inference_needs_no_training_table(kaggle: dict[str, Path], sample_data:
 
 def test_runs_are_called_what_a_folder_can_be_called() -> None:
     assert run_name("baseline") == "baseline" and run_name("../a b/é") == "a-b" and run_name("...") == "run"
-    assert kernel.INPUT == Path("/kaggle/input") and kernel.WORKING == Path("/kaggle/working")
+    assert Path("/kaggle/input") == kernel.INPUT and Path("/kaggle/working") == kernel.WORKING

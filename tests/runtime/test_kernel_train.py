@@ -36,7 +36,9 @@ def mounted(sample_data: Path, tmp_path: Path) -> Path:
 def session(root: Path, folds: list[int], hours: float = 11.5) -> Outcome:
     for name in ("working", "scratch"):
         (root.parent / name).mkdir()
-    return train("baseline", folds, TINY, hours, "cpu", root, root.parent / "working", root.parent / "scratch", resume=True)
+    return train(
+        "baseline", folds, TINY, hours, "cpu", root, root.parent / "working", root.parent / "scratch", resume=True
+    )
 
 
 def test_a_damaged_checkpoint_costs_its_fold_some_epochs_not_the_session(
@@ -45,7 +47,9 @@ def test_a_damaged_checkpoint_costs_its_fold_some_epochs_not_the_session(
     for path in mounted.rglob("last.ckpt"):
         path.write_bytes(path.read_bytes()[:-5000])
     done = session(mounted, [])
-    assert done.status == "complete" and "2 folds done" in done.sentence and "not finished" not in done.sentence, done.sentence
+    assert done.status == "complete" and "2 folds done" in done.sentence and "not finished" not in done.sentence, (
+        done.sentence
+    )
     logged = capsys.readouterr().err
     assert logged.count("last.ckpt is DAMAGED") == 2 and "fold 1 GOES ON FROM ITS BEST WEIGHTS after epoch 1" in logged
     out = mounted.parent / "working" / "baseline"

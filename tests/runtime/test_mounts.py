@@ -60,7 +60,11 @@ def run(folder: Path, *folds: float, epochs: int = 1, checkpoints: bool = True) 
 def publish(kind: str, tree: Path, folder: Path) -> Path:
     """A dataset as Kaggle mounts it: every file of `tree` under its flat name, and BUILD_ID.json."""
     folder.mkdir(parents=True)
-    paths = {build_id.flat_name(str(path.relative_to(tree))): str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
+    paths = {
+        build_id.flat_name(str(path.relative_to(tree))): str(path.relative_to(tree))
+        for path in tree.rglob("*")
+        if path.is_file()
+    }
     for flat, path in paths.items():
         shutil.copyfile(tree / path, folder / flat)
     build_id.write(folder, build_id.describe(kind, folder, paths))
@@ -68,7 +72,9 @@ def publish(kind: str, tree: Path, folder: Path) -> Path:
 
 
 def test_the_competition(layout: tuple[str, str, str], tmp_path: Path) -> None:
-    with pytest.raises(KernelError, match=f"holds 0 folders with train.csv and test.csv.*attach the competition {COMPETITION}"):
+    with pytest.raises(
+        KernelError, match=f"holds 0 folders with train.csv and test.csv.*attach the competition {COMPETITION}"
+    ):
         scan(tmp_path).competition()
     found = competition(tmp_path / "input" / layout[2])
     assert scan(tmp_path).competition() == found
@@ -92,7 +98,9 @@ def test_runs_come_from_kernels_and_from_published_weights(layout: tuple[str, st
     publish("weights", tmp_path / "trees", root / layout[0].format("hubmap-kit-weights"))
     found = scan(tmp_path).runs()
     assert [path.name for path in found] == ["baseline", "mini"]
-    assert (found[1] / "fold0" / "model.safetensors").read_bytes() == (tmp_path / "trees" / "mini" / "fold0" / "model.safetensors").read_bytes()
+    assert (found[1] / "fold0" / "model.safetensors").read_bytes() == (
+        tmp_path / "trees" / "mini" / "fold0" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_the_same_training_counts_once(layout: tuple[str, str, str], tmp_path: Path) -> None:
@@ -185,15 +193,22 @@ def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatc
     assert found.competition() and locked not in [folder.path for folder in found.folders]
 
 
-def test_the_weights_that_are_meant_are_waited_for(layout: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_that_are_meant_are_waited_for(
+    layout: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A dataset's new version may be mounted, or be whole, only a little after the session's start."""
     mounted = tmp_path / "input" / layout[0].format("hubmap-kit-weights")
     run(tmp_path / "old" / "mini", 1)
     run(tmp_path / "new" / "mini", 2)
     publish("weights", tmp_path / "old", mounted)
     wanted = build_id.read(publish("weights", tmp_path / "new", tmp_path / "next")).build_id
-    steps = [lambda: shutil.copytree(tmp_path / "next", mounted, dirs_exist_ok=True) and (mounted / "mini__config.yaml").write_text(""),
-             lambda: shutil.copytree(tmp_path / "next", mounted, dirs_exist_ok=True)]  # fmt: skip
+    steps = [
+        lambda: (
+            shutil.copytree(tmp_path / "next", mounted, dirs_exist_ok=True)
+            and (mounted / "mini__config.yaml").write_text("")
+        ),
+        lambda: shutil.copytree(tmp_path / "next", mounted, dirs_exist_ok=True),
+    ]
     monkeypatch.setattr(mounts, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: steps.pop(0)()))
     found = mounts.with_weights(tmp_path / "input", tmp_path / "scratch", wanted)
     assert not steps and found.weights_ids() == [wanted] and [path.name for path in found.runs()] == ["mini"]
@@ -205,6 +220,8 @@ def test_other_weights_than_those_that_are_meant_are_refused(tmp_path: Path, mon
         mounts.with_weights(tmp_path / "input", tmp_path / "scratch", "weights-0")
     run(tmp_path / "trees" / "mini", 1)
     held = build_id.read(publish("weights", tmp_path / "trees", tmp_path / "input" / "w")).build_id
-    with pytest.raises(KernelError, match=f"holds the weights {held}, expected build weights-0.*push weights and kernel again"):
+    with pytest.raises(
+        KernelError, match=f"holds the weights {held}, expected build weights-0.*push weights and kernel again"
+    ):
         mounts.with_weights(tmp_path / "input", tmp_path / "scratch", "weights-0")
     assert mounts.with_weights(tmp_path / "input", tmp_path / "scratch", "").weights_ids() == [held]

@@ -1,4 +1,6 @@
-"""Every job that predicts tells the source of its slides, so that inference.normalise reaches those of HuBMAP, and only those."""
+"""Every job that predicts tells the source of its slides, so that inference.normalise reaches those of HuBMAP, and only
+those.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition import rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.external import TEST, read_table
 from hubmap_kit.competition.folds import read_folds
 from hubmap_kit.competition.organs import ORGANS
@@ -44,7 +47,9 @@ def slides(sample_data: Path) -> list[Slide]:
 @pytest.fixture
 def store(slides: list[Slide], tiny_run: Path, sample_data: Path) -> TileStore:
     settings = run_settings(tiny_run)
-    found = open_or_build(tiny_run.parent / "stores", read_train(sample_data / "train.csv"), settings.scale, settings.tiles)
+    found = open_or_build(
+        tiny_run.parent / "stores", read_train(sample_data / "train.csv"), settings.scale, settings.tiles
+    )
     found.slides["data_source"] = [slide.source for slide in slides]
     return found
 
@@ -72,7 +77,9 @@ def test_planes_of_a_blend(tiny_run: Path, slides: list[Slide], store: TileStore
     hpa, hubmap = two
     assert np.array_equal(read[True][hpa.id], read[False][hpa.id])
     ensemble = load_fold(run_settings(tiny_run, WISH), tiny_run / f"fold{folds[hubmap.id]}", CPU)
-    expected = resize_plane(ensemble.plane(store.image(3), organ=hubmap.organ, source="Hubmap"), read[True][hubmap.id].shape)
+    expected = resize_plane(
+        ensemble.plane(store.image(3), organ=hubmap.organ, source="Hubmap"), read[True][hubmap.id].shape
+    )
     np.testing.assert_allclose(read[True][hubmap.id] / 255, expected, atol=0.5 / 255 + 1e-5)
     assert not np.array_equal(read[True][hubmap.id], read[False][hubmap.id])
 
@@ -100,15 +107,23 @@ def test_pseudo_labels(tiny_run: Path, sample_data: Path, tmp_path: Path) -> Non
     pixels, team = slide_files.read(one.path), load_ensemble(tiny_run, CPU, None, [*WISH, threshold])
     plane = team.probability(pixels, one.um_per_px, organ=one.organ, source="Hubmap")
     found = rle.decode(normalised[one.id], *pixels.shape[:2])
-    assert (found != (plane >= np.float32(team.experiment.inference.source_thresholds["Hubmap"][one.organ]))).mean() < 1e-3
+    assert (
+        found != (plane >= np.float32(team.experiment.inference.source_thresholds["Hubmap"][one.organ]))
+    ).mean() < 1e-3
 
 
 def test_a_published_run_normalises_as_the_run_does(tiny_run: Path, sample_data: Path, tmp_path: Path) -> None:
-    """What a kernel does: the staged files, unfolded somewhere else, and the infer job; nothing of the training is there."""
+    """What a kernel does: the staged files, unfolded somewhere else, and the infer job; nothing of the training is
+    there.
+    """
     tree = unfold(stage_weights([tiny_run], tmp_path / "weights", ["mine"]), tmp_path / "tree")
     words = [*WISH, middles(tiny_run, read_test(sample_data / "test.csv"))]
     for name, run in (("here", tiny_run), ("there", tree / "mine")):
-        infer_job.predict([run], sample_data / "test.csv", tmp_path / f"{name}.csv", overrides=words, device="cpu", on_error="degrade")
+        infer_job.predict(
+            [run], sample_data / "test.csv", tmp_path / f"{name}.csv", overrides=words, device="cpu", on_error="degrade"
+        )
     assert (tmp_path / "here.csv").read_bytes() == (tmp_path / "there.csv").read_bytes()
-    infer_job.predict([tiny_run], sample_data / "test.csv", tmp_path / "plain.csv", overrides=[*PLAIN, words[-1]], device="cpu")
+    infer_job.predict(
+        [tiny_run], sample_data / "test.csv", tmp_path / "plain.csv", overrides=[*PLAIN, words[-1]], device="cpu"
+    )
     assert (tmp_path / "here.csv").read_bytes() != (tmp_path / "plain.csv").read_bytes()

@@ -43,7 +43,9 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def foreign(sample_data: Path, tmp_path: Path) -> Path:
-    """Unlabelled slides that no run has seen: the name of the table's slides, and the first two slides' pixels in them."""
+    """Unlabelled slides that no run has seen: the name of the table's slides, and the first two slides' pixels in
+    them.
+    """
     folder = tmp_path / "foreign"
     rows = read_table(sample_data / "test.csv", TEST_COLUMNS)[:2]
     (folder / "test_images").mkdir(parents=True)
@@ -66,12 +68,18 @@ def spoil(run: Path, fold: int) -> None:
     """Other weights for one fold."""
     path = run / f"fold{fold}/model.safetensors"
     generator = torch.Generator().manual_seed(1)
-    weights = {name: tensor + torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() and "var" not in name else tensor
-               for name, tensor in load_file(path).items()}  # fmt: skip
+    weights = {
+        name: tensor + torch.randn(tensor.shape, generator=generator)
+        if tensor.is_floating_point() and "var" not in name
+        else tensor
+        for name, tensor in load_file(path).items()
+    }
     save_file(weights, path)
 
 
-def test_a_training_slide_is_labelled_by_the_fold_that_held_it_out_alone(run: Path, sample_data: Path, tmp_path: Path) -> None:
+def test_a_training_slide_is_labelled_by_the_fold_that_held_it_out_alone(
+    run: Path, sample_data: Path, tmp_path: Path
+) -> None:
     folds, table = fold_numbers_of(run / "folds.csv"), sample_data / "train.csv"
     before = labelled([run], table, tmp_path / "before")
     for slide in read_train(table):
@@ -80,15 +88,21 @@ def test_a_training_slide_is_labelled_by_the_fold_that_held_it_out_alone(run: Pa
         plane = ensemble.probability(slides.read(slide.path), slide.um_per_px, organ=slide.organ)
         assert row["rle"] == rle.encode(plane >= np.float32(ensemble.thresholds[slide.organ]))
         assert row["fold"] == str(fold) and row["parent"] == slide.id
-        assert row["provenance"].split()[0].startswith("pseudo:") and row["provenance"].split()[1:] == [f"run/fold{fold}"]
+        assert row["provenance"].split()[0].startswith("pseudo:") and row["provenance"].split()[1:] == [
+            f"run/fold{fold}"
+        ]
     spoil(run, 1)
     after = labelled([run], table, tmp_path / "after")
     changed = {slide_id for slide_id in folds if after[slide_id]["rle"] != before[slide_id]["rle"]}
-    assert changed and all(folds[slide_id] == 1 for slide_id in changed), "a fold's weights reach only the slides that it held out"
+    assert changed and all(folds[slide_id] == 1 for slide_id in changed), (
+        "a fold's weights reach only the slides that it held out"
+    )
 
 
 @pytest.mark.parametrize("kinship", ["child", "grandchild", "duplicate", "parent of a training slide"])
-def test_relatives_of_a_training_slide_are_labelled_by_its_fold(kinship: str, run: Path, sample_data: Path, foreign: Path, tmp_path: Path) -> None:
+def test_relatives_of_a_training_slide_are_labelled_by_its_fold(
+    kinship: str, run: Path, sample_data: Path, foreign: Path, tmp_path: Path
+) -> None:
     folds = fold_numbers_of(run / "folds.csv")
     known = next(slide_id for slide_id, fold in folds.items() if fold == 1)
     names = {"crop": known, "stranger": ""}
@@ -101,17 +115,23 @@ def test_relatives_of_a_training_slide_are_labelled_by_its_fold(kinship: str, ru
         names = {"mother": "", "stranger": ""}
         data = shutil.copytree(sample_data, tmp_path / "data")
         rows = read_table(data / "train.csv")
-        external.write_table(data / "train.csv", [{**row, "parent": "mother" if row["id"] == known else ""} for row in rows], ())
+        external.write_table(
+            data / "train.csv", [{**row, "parent": "mother" if row["id"] == known else ""} for row in rows], ()
+        )
         settings = run_settings(run, [], str(data))
         write_yaml(run / "config.yaml", settings.model_dump(mode="json"))
     rename(foreign, names)
     found = labelled([run], foreign, tmp_path / "out")
     for name, row in found.items():
         mine = name != "stranger"
-        assert (row["fold"], row["provenance"].split()[1:]) == (("1", ["run/fold1"]) if mine else ("", ["run/fold0", "run/fold1"])), name
+        assert (row["fold"], row["provenance"].split()[1:]) == (
+            ("1", ["run/fold1"]) if mine else ("", ["run/fold0", "run/fold1"])
+        ), name
 
 
-def test_descendants_stay_in_the_fold_of_their_tissue_when_tables_are_joined(run: Path, sample_data: Path, foreign: Path, tmp_path: Path) -> None:
+def test_descendants_stay_in_the_fold_of_their_tissue_when_tables_are_joined(
+    run: Path, sample_data: Path, foreign: Path, tmp_path: Path
+) -> None:
     folds = fold_numbers_of(run / "folds.csv")
     one, other = (next(slide_id for slide_id, fold in folds.items() if fold == number) for number in (0, 1))
     rename(foreign, {"x1": one, "x2": other})
@@ -120,16 +140,23 @@ def test_descendants_stay_in_the_fold_of_their_tissue_when_tables_are_joined(run
     assert fold_numbers_of(tmp_path / "all/folds.csv") == {**folds, "x1": 0, "x2": 1}
     labelled([run], sample_data / "train.csv", tmp_path / "anew", only=[one])
     done = merge([sample_data, tmp_path / "anew"], tmp_path / "replaced", replace=True, folds_csv=run / "folds.csv")
-    assert list(done.by_table.values()) == [len(folds) - 1, 1] and fold_numbers_of(tmp_path / "replaced/folds.csv") == folds
+    assert (
+        list(done.by_table.values()) == [len(folds) - 1, 1]
+        and fold_numbers_of(tmp_path / "replaced/folds.csv") == folds
+    )
     masks = {slide.id: slide.rle for slide in read_train(tmp_path / "replaced/train.csv")}
     assert masks[one] == read_train(tmp_path / "anew/train.csv")[0].rle
 
 
-def test_without_the_fold_that_held_it_out_nobody_labels_a_slide(run: Path, sample_data: Path, foreign: Path, tmp_path: Path) -> None:
+def test_without_the_fold_that_held_it_out_nobody_labels_a_slide(
+    run: Path, sample_data: Path, foreign: Path, tmp_path: Path
+) -> None:
     folds = fold_numbers_of(run / "folds.csv")
     (run / "fold1/model.safetensors").unlink()
     done = pseudo([run], sample_data / "train.csv", tmp_path / "out", ALL, overrides=FAST, device="cpu")
-    assert done.refused == {slide_id: "no fold that is here has held it out" for slide_id, fold in folds.items() if fold == 1}
+    assert done.refused == {
+        slide_id: "no fold that is here has held it out" for slide_id, fold in folds.items() if fold == 1
+    }
     assert set(done.kept) == {slide_id for slide_id, fold in folds.items() if fold == 0}
     found = labelled([run], foreign, tmp_path / "one", folds=[0])
     assert all(row["provenance"].endswith(" run/fold0") for row in found.values())
@@ -144,16 +171,30 @@ def test_runs_label_together_or_say_why_not(run: Path, foreign: Path, sample_dat
     for slide in read_test(foreign / "test.csv"):
         pixels = slides.read(slide.path)
         ensembles = [load_ensemble(one, torch.device("cpu"), [fold], FAST) for one in (run, second) for fold in (0, 1)]
-        planes = [ensemble.probability(pixels, slide.um_per_px, organ=slide.organ).astype(np.float64) for ensemble in ensembles]
+        planes = [
+            ensemble.probability(pixels, slide.um_per_px, organ=slide.organ).astype(np.float64)
+            for ensemble in ensembles
+        ]
         threshold = ensembles[0].thresholds[slide.organ]
-        expected, given = np.mean(planes, axis=0) >= threshold, rle.decode(found[slide.id]["rle"], *pixels.shape[:2]) > 0
+        expected, given = (
+            np.mean(planes, axis=0) >= threshold,
+            rle.decode(found[slide.id]["rle"], *pixels.shape[:2]) > 0,
+        )
         assert (expected != given).sum() <= 2, "but for float32's last digit"
         row = next(row for row in read_table(tmp_path / "out/pseudo.csv", ("id",)) if row["id"] == slide.id)
         masks = [plane >= threshold for plane in planes]
-        pairs = [2 * (a & b).sum() / max(1, a.sum() + b.sum()) if (a.any() or b.any()) else 1.0 for i, a in enumerate(masks) for b in masks[:i]]
-        assert float(row["agreement"]) == pytest.approx(np.mean(pairs), abs=2e-3) and float(row["coverage"]) == pytest.approx(expected.mean(), abs=1e-3)
+        pairs = [
+            2 * (a & b).sum() / max(1, a.sum() + b.sum()) if (a.any() or b.any()) else 1.0
+            for i, a in enumerate(masks)
+            for b in masks[:i]
+        ]
+        assert float(row["agreement"]) == pytest.approx(np.mean(pairs), abs=2e-3) and float(
+            row["coverage"]
+        ) == pytest.approx(expected.mean(), abs=1e-3)
     lines = (second / "folds.csv").read_text().splitlines()
-    (second / "folds.csv").write_text("\n".join([lines[0], *(line[:-1] + str(1 - int(line[-1])) for line in lines[1:])]) + "\n")
+    (second / "folds.csv").write_text(
+        "\n".join([lines[0], *(line[:-1] + str(1 - int(line[-1])) for line in lines[1:])]) + "\n"
+    )
     with pytest.raises(TableError, match="need runs of one split"):
         labelled([run, second], sample_data / "train.csv", tmp_path / "no")
     (second / "folds.csv").unlink()
@@ -186,8 +227,14 @@ def test_every_slide_is_told_and_versions_are_kept(run: Path, foreign: Path, tmp
     strict = pseudo([run], foreign, out, Rules(0.5, 1, 1, ALL.coverage), overrides=FAST, device="cpu")
     assert strict.kept == [] and "damaged" in strict.refused[names[0]] and "below" in strict.refused[names[1]]
     rows = read_table(out / "pseudo.csv", ("id", "kept"))
-    assert [(row["id"], row["kept"], row["reasons"]) for row in rows] == [(name, "0", strict.refused[name]) for name in names]
-    assert read_table(out / "train.csv") == [] and not (out / "kept.png").exists() and (out / "refused.png").stat().st_size > 1000
+    assert [(row["id"], row["kept"], row["reasons"]) for row in rows] == [
+        (name, "0", strict.refused[name]) for name in names
+    ]
+    assert (
+        read_table(out / "train.csv") == []
+        and not (out / "kept.png").exists()
+        and (out / "refused.png").stat().st_size > 1000
+    )
     assert strict.version != lax["version"] and lax["kept"] == 2
     assert len(read_table(out / "versions" / lax["version"] / "train.csv")) == 2
     assert json.loads((out / "versions" / strict.version / "pseudo.json").read_text())["rules"]["inside"] == 1
@@ -196,7 +243,22 @@ def test_every_slide_is_told_and_versions_are_kept(run: Path, foreign: Path, tmp
 def test_the_verb(run: Path, foreign: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     external_verbs.add_all(app)
-    words = ["pseudo", str(run), "--data", str(foreign), "--out", str(tmp_path / "out"), "--device", "cpu", "--weight", "0.5", "--confidence", "0", "--inside", "0"]
+    words = [
+        "pseudo",
+        str(run),
+        "--data",
+        str(foreign),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--weight",
+        "0.5",
+        "--confidence",
+        "0",
+        "--inside",
+        "0",
+    ]
     words += ["--agreement", "0", *(word for setting in FAST for word in ("--set", setting))]
     words += [word for organ in ALL.coverage for word in ("--coverage", f"{organ}=0:1")]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
@@ -208,7 +270,14 @@ def test_the_verb(run: Path, foreign: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_one_sentence(run: Path, foreign: Path, tmp_path: Path) -> None:
-    for words in ((0.6, 0.5, 0.8, []), (0.3, 2, 0.8, []), (0.3, 0.5, -1, []), (0.3, 0.5, 0.8, ["liver=0:1"]), (0.3, 0.5, 0.8, ["lung=0.5:0.1"]), (0.3, 0.5, 0.8, ["lung"])):
+    for words in (
+        (0.6, 0.5, 0.8, []),
+        (0.3, 2, 0.8, []),
+        (0.3, 0.5, -1, []),
+        (0.3, 0.5, 0.8, ["liver=0:1"]),
+        (0.3, 0.5, 0.8, ["lung=0.5:0.1"]),
+        (0.3, 0.5, 0.8, ["lung"]),
+    ):
         with pytest.raises(TableError, match="^--"):
             rules_from(*words)
     assert rules_from(0.1, 0.2, 0.3, ["lung=0:0.5"]).plain()["coverage"]["lung"] == [0, 0.5]

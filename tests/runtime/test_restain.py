@@ -1,4 +1,6 @@
-"""`hubmap external restain`: what copies are, that a killed job goes on, what is left out, and that copies are learnt from, never judged."""
+"""`hubmap external restain`: what copies are, that a killed job goes on, what is left out, and that copies are learnt
+from, never judged.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +55,26 @@ def pictures(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def copies(sample_data: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two copies of every slide of the sample, one of them like its test slides."""
     out = tmp_path_factory.mktemp("restained") / "copies"
-    words = ["external", "restain", sample_data, "--out", out, "--copies", "2", "--looks", "pas,test", "--jobs", "2", "--references", pictures]
+    words = [
+        "external",
+        "restain",
+        sample_data,
+        "--out",
+        out,
+        "--copies",
+        "2",
+        "--looks",
+        "pas,test",
+        "--jobs",
+        "2",
+        "--references",
+        pictures,
+    ]
     told = hubmap(*words)
-    assert re.match(r"20 copies of 10 slides \(pas, test\), about [\d.]+ [kM]B in all\n", told) and "20 copies, 0 of them were there" in told
+    assert (
+        re.match(r"20 copies of 10 slides \(pas, test\), about [\d.]+ [kM]B in all\n", told)
+        and "20 copies, 0 of them were there" in told
+    )
     return out
 
 
@@ -68,14 +87,25 @@ def few_of(data: Path, folder: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def test_a_copy_is_its_slide_in_the_colours_that_its_row_names(copies: Path, sample_data: Path, pictures: Path) -> None:
-    originals, rows = {row["id"]: row for row in read_table(sample_data / "train.csv")}, read_table(copies / "train.csv")
-    references = {plain_name(each.name): each for folder in (pictures, sample_data / "test_images") for each in read_references(folder)}
+    originals, rows = (
+        {row["id"]: row for row in read_table(sample_data / "train.csv")},
+        read_table(copies / "train.csv"),
+    )
+    references = {
+        plain_name(each.name): each
+        for folder in (pictures, sample_data / "test_images")
+        for each in read_references(folder)
+    }
     assert {row["id"] for row in rows} == {f"{slide_id}_{look}1" for slide_id in originals for look in ("pas", "test")}
-    assert {path.stem for path in (copies / "train_images").iterdir()} == {row["id"] for row in rows}, "the originals are not among them"
+    assert {path.stem for path in (copies / "train_images").iterdir()} == {row["id"] for row in rows}, (
+        "the originals are not among them"
+    )
     for slide, row in zip(read_train(copies / "train.csv"), rows, strict=True):
         original = originals[row["parent"]]
         assert slide.parent == row["parent"] and row["id"].startswith(f"{row['parent']}_")
-        assert {key: value for key, value in row.items() if key not in CHANGED} == {key: value for key, value in original.items() if key not in CHANGED}
+        assert {key: value for key, value in row.items() if key not in CHANGED} == {
+            key: value for key, value in original.items() if key not in CHANGED
+        }
         kind, look, name, method = row["provenance"].split(":")
         assert kind == "restained" and look == row["id"].rpartition("_")[2][:-1] and (look == "pas") == ("pas" in name)
         before = slides.read(sample_data / "train_images" / f"{row['parent']}.tiff")
@@ -84,18 +114,37 @@ def test_a_copy_is_its_slide_in_the_colours_that_its_row_names(copies: Path, sam
         assert slides.stated_um_per_px(slide.path) == pytest.approx(slide.um_per_px, rel=1e-6)
         assert slide.path.stat().st_size < before.nbytes
     assert {row["provenance"].rpartition(":")[2] for row in rows} == set(TRANSFERS), "every method is drawn"
-    assert cv2.imread(str(copies / "copies.png")) is not None and read_table(copies / "left_out.csv", ("id", "reason")) == []
+    assert (
+        cv2.imread(str(copies / "copies.png")) is not None
+        and read_table(copies / "left_out.csv", ("id", "reason")) == []
+    )
 
 
 def test_coarser_copies_have_coarser_masks(sample_data: Path, pictures: Path, tmp_path: Path) -> None:
-    rows = [row for row in read_table(sample_data / "train.csv") if not (int(row["img_height"]) | int(row["img_width"])) & 1][:3]
+    rows = [
+        row for row in read_table(sample_data / "train.csv") if not (int(row["img_height"]) | int(row["img_width"])) & 1
+    ][:3]
     few = few_of(sample_data, tmp_path / "few", [row | {"weight": "0.25", "pixel_size": ""} for row in rows])
-    hubmap("external", "restain", few, "--out", tmp_path / "out", "--looks", "he", "--reduce", "2", "--references", pictures)
+    hubmap(
+        "external",
+        "restain",
+        few,
+        "--out",
+        tmp_path / "out",
+        "--looks",
+        "he",
+        "--reduce",
+        "2",
+        "--references",
+        pictures,
+    )
     full = {slide.id: slide for slide in read_train(few / "train.csv")}
     assert len(full) == 3
     for slide in read_train(tmp_path / "out/train.csv"):
         parent = full[slide.parent]
-        assert (slide.height, slide.width) == (parent.height // 2, parent.width // 2) == slides.read(slide.path).shape[:2]
+        assert (
+            (slide.height, slide.width) == (parent.height // 2, parent.width // 2) == slides.read(slide.path).shape[:2]
+        )
         assert slide.um_per_px == 2 * parent.um_per_px and slide.weight == 0.25 and slide.organ == parent.organ
         mask = rle.decode(parent.rle or "", parent.height, parent.width)
         means = mask.reshape(slide.height, 2, slide.width, 2).mean((1, 3))
@@ -115,13 +164,29 @@ def test_few_copies_take_the_looks_in_turn(sample_data: Path, pictures: Path, tm
     looks = [look for each in plan.copies.values() for look in each.values()]
     assert set(looks) == {"pas", "test"} and all(len(each) == 1 for each in plan.copies.values())
     more = prepare(sample_data, tmp_path / "one", 5, "pas,test", pictures).copies
-    assert all(set(each) < set(more[slide_id]) and len(more[slide_id]) == 5 for slide_id, each in plan.copies.items()), "more copies keep the first"
+    assert all(
+        set(each) < set(more[slide_id]) and len(more[slide_id]) == 5 for slide_id, each in plan.copies.items()
+    ), "more copies keep the first"
 
 
 def test_a_killed_job_goes_on_and_ends_alike(copies: Path, sample_data: Path, pictures: Path, tmp_path: Path) -> None:
     out, before = tmp_path / "out", snapshot(copies)
-    words = ["external", "restain", sample_data, "--out", out, "--copies", "2", "--looks", "pas,test", "--references", pictures]
-    process = subprocess.Popen([sys.executable, "-m", "hubmap_kit", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = [
+        "external",
+        "restain",
+        sample_data,
+        "--out",
+        out,
+        "--copies",
+        "2",
+        "--looks",
+        "pas,test",
+        "--references",
+        pictures,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hubmap_kit", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     give_up = time.monotonic() + 120
     while len(list(out.glob("train_images/[!.]*.tiff"))) < 3 and process.poll() is None and time.monotonic() < give_up:
         time.sleep(0.002)
@@ -144,7 +209,17 @@ def test_other_references_make_other_copies(sample_data: Path, shared_data: Path
     (tmp_path / "refs").mkdir()
     shutil.copy(pictures / "target_PAS.jpg", tmp_path / "refs/target_PAS.jpg")
     shutil.copy(pictures / "target_HE.jpg", tmp_path / "refs/target_HE.jpg")
-    words = ["external", "restain", few, "--out", tmp_path / "out", "--references", tmp_path / "refs", "--looks", "pas,he"]
+    words = [
+        "external",
+        "restain",
+        few,
+        "--out",
+        tmp_path / "out",
+        "--references",
+        tmp_path / "refs",
+        "--looks",
+        "pas,he",
+    ]
     hubmap(*words)
     before = snapshot(tmp_path / "out/train_images")
     shutil.copy(pictures / "target_HE.jpg", tmp_path / "refs/target_PAS.jpg")
@@ -157,11 +232,28 @@ def test_real_slides_come_near_to_the_look(shared_data: Path, tmp_path: Path) ->
     rows = [row for row in read_table(shared_data / "hubmap-mini/train.csv") if int(row["img_height"]) < 400][:3]
     few_of(shared_data / "hubmap-mini", tmp_path / "few", rows)
     target = shared_data / "hubmap-mini/test_images/10078.tiff"
-    hubmap("external", "restain", tmp_path / "few", "--out", tmp_path / "out", "--looks", "test", "--copies", "3", "--test", target)
+    hubmap(
+        "external",
+        "restain",
+        tmp_path / "few",
+        "--out",
+        tmp_path / "out",
+        "--looks",
+        "test",
+        "--copies",
+        "3",
+        "--test",
+        target,
+    )
     goal = Reference.of(slides.read(target)).mean
     for slide in read_train(tmp_path / "out/train.csv"):
-        before, after = (Reference.of(slides.read(folder / f"{name}.tiff")).mean for folder, name in (
-            (tmp_path / "few/train_images", slide.parent), (tmp_path / "out/train_images", slide.id)))  # fmt: skip
+        before, after = (
+            Reference.of(slides.read(folder / f"{name}.tiff")).mean
+            for folder, name in (
+                (tmp_path / "few/train_images", slide.parent),
+                (tmp_path / "out/train_images", slide.id),
+            )
+        )
         assert np.linalg.norm(after - goal) < np.linalg.norm(before - goal) / 2, slide.id
 
 
@@ -172,18 +264,28 @@ def test_slides_without_tissue_are_left_out_with_a_reason(sample_data: Path, pic
         shutil.copy(sample_data / f"train_images/{row['id']}.tiff", data / "train_images")
     external.write_table(data / "train.csv", rows, ())
     white, cut = (data / f"train_images/{row['id']}.tiff" for row in rows[:2])
-    tifffile.imwrite(white, np.full((int(rows[0]["img_height"]), int(rows[0]["img_width"]), 3), 240, np.uint8), photometric="rgb")
+    tifffile.imwrite(
+        white, np.full((int(rows[0]["img_height"]), int(rows[0]["img_width"]), 3), 240, np.uint8), photometric="rgb"
+    )
     cut.write_bytes(cut.read_bytes()[:2000])
-    assert "2 slides are left out" in hubmap("external", "restain", data, "--out", tmp_path / "out", "--looks", "he", "--references", pictures)
+    assert "2 slides are left out" in hubmap(
+        "external", "restain", data, "--out", tmp_path / "out", "--looks", "he", "--references", pictures
+    )
     reasons = {row["id"]: row["reason"] for row in read_table(tmp_path / "out/left_out.csv", ("id", "reason"))}
-    assert "too little tissue" in reasons[rows[0]["id"]] and "truncated or damaged" in reasons[rows[1]["id"]] and len(reasons) == 2
+    assert (
+        "too little tissue" in reasons[rows[0]["id"]]
+        and "truncated or damaged" in reasons[rows[1]["id"]]
+        and len(reasons) == 2
+    )
     assert [slide.parent for slide in read_train(tmp_path / "out/train.csv")] == [rows[2]["id"]]
     external.write_table(data / "train.csv", rows[:2], ())
     with pytest.raises(SlideError, match="none of 2 slides could be restained"):
         restain(prepare(data, tmp_path / "none", looks="he", references=pictures))
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(copies: Path, sample_data: Path, shared_data: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    copies: Path, sample_data: Path, shared_data: Path, tmp_path: Path
+) -> None:
     out, pas = tmp_path / "out", tmp_path / "pas"
     pas.mkdir()
     shutil.copy(shared_data / "stain-references/target_PAS.jpg", pas)
@@ -194,10 +296,22 @@ def test_what_cannot_be_is_refused_before_anything_is_written(copies: Path, samp
         (TableError, "holds nothing but restained copies", {"data": copies}),
         (TableError, "holds other slides than restained copies", {"data": copies, "out": sample_data}),
         (ConfigError, "there is no look 'pass'; known are pas, he, test; did you mean 'pas'", {"looks": "pass"}),
-        (ConfigError, "no picture in .*pas has he or h&e or hne or eosin as a word", {"looks": "he", "references": pas}),
-        (ConfigError, "holds no slide that could show the look test; name one with --test", {"data": bare, "looks": "test"}),
+        (
+            ConfigError,
+            "no picture in .*pas has he or h&e or hne or eosin as a word",
+            {"looks": "he", "references": pas},
+        ),
+        (
+            ConfigError,
+            "holds no slide that could show the look test; name one with --test",
+            {"data": bare, "looks": "test"},
+        ),
         (ConfigError, "--reduce is 3", {"reduce": 3}),
-        (HubmapError, r"GB free, but 1 copies need about \d+\.\d GB; make room", {"data": bare, "looks": "pas", "references": pas}),
+        (
+            HubmapError,
+            r"GB free, but 1 copies need about \d+\.\d GB; make room",
+            {"data": bare, "looks": "pas", "references": pas},
+        ),
     ):
         with pytest.raises(error, match=sentence):
             prepare(**({"data": sample_data, "out": out} | words))
@@ -211,17 +325,27 @@ def test_a_large_job_says_so(sample_data: Path, pictures: Path, tmp_path: Path) 
         pytest.skip("the disk is too small for the plan itself")
     told = prepare(large, tmp_path / "out", looks="he", references=pictures).told
     size, quarter = (float(number) for number in re.findall(r"about ([\d.]+) GB", told))
-    assert "a Kaggle notebook may write 20.0 GB, and --reduce 2" in told and 10 < size < 19 and quarter == pytest.approx(size / 4, abs=0.1)
+    assert (
+        "a Kaggle notebook may write 20.0 GB, and --reduce 2" in told
+        and 10 < size < 19
+        and quarter == pytest.approx(size / 4, abs=0.1)
+    )
 
 
-def test_copies_are_learnt_from_and_never_judged(copies: Path, sample_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_copies_are_learnt_from_and_never_judged(
+    copies: Path, sample_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     few = few_of(sample_data, tmp_path / "few", read_table(sample_data / "train.csv")[:4])
     originals = read_train(few / "train.csv")
     wanted = {slide.id for slide in originals}
-    theirs = few_of(copies, tmp_path / "copies", [row for row in read_table(copies / "train.csv") if row["parent"] in wanted])
+    theirs = few_of(
+        copies, tmp_path / "copies", [row for row in read_table(copies / "train.csv") if row["parent"] in wanted]
+    )
     hubmap("external", "merge", few, theirs, "--out", tmp_path / "all", "--n-folds", "2")
     everyone = read_train(tmp_path / "all/train.csv")
-    settings = experiment.load("baseline", [*TINY, "training.epochs=1", "training.samples_per_epoch=4"], str(tmp_path / "all"))
+    settings = experiment.load(
+        "baseline", [*TINY, "training.epochs=1", "training.samples_per_epoch=4"], str(tmp_path / "all")
+    )
     caplog.set_level("INFO")
     train(settings, tmp_path / "run", device="cpu")
     folds = {row["id"]: int(row["fold"]) for row in read_table(tmp_path / "run/folds.csv", ("id", "fold"))}
@@ -237,7 +361,10 @@ def test_copies_are_learnt_from_and_never_judged(copies: Path, sample_data: Path
     rows = read_table(tmp_path / "all/train.csv")
     copy = rows[-1]["id"]
     for change, sentence in (
-        ({"weight": "0.5"}, rf"was trained with weight 1 for slide {copy}, now train.csv gives it 0.5; give it the weights of before"),
+        (
+            {"weight": "0.5"},
+            rf"was trained with weight 1 for slide {copy}, now train.csv gives it 0.5; give it the weights of before",
+        ),
         ({"parent": ""}, rf"slide {copy} was not judged in the epochs of .*last\.ckpt, but the column parent"),
     ):
         external.write_table(tmp_path / "all/train.csv", [*rows[:-1], rows[-1] | change], ())

@@ -1,4 +1,6 @@
-"""The shifted validation on a trained run: what it counts, that it goes on after a kill, what makes it count anew, what it leaves."""
+"""The shifted validation on a trained run: what it counts, that it goes on after a kill, what makes it count anew, what
+it leaves.
+"""
 
 from __future__ import annotations
 
@@ -57,12 +59,16 @@ def redone(before: dict[str, int], run: Path) -> set[str]:
     return {key for key, written in results(run).items() if before.get(key) != written}
 
 
-def test_every_row_is_the_dice_of_the_shifted_slide_by_the_fold_that_never_saw_it(evaluated: Path, sample_data: Path) -> None:
+def test_every_row_is_the_dice_of_the_shifted_slide_by_the_fold_that_never_saw_it(
+    evaluated: Path, sample_data: Path
+) -> None:
     table = pd.read_csv(evaluated / "shift.csv", dtype={"id": str})
     folds = pd.read_csv(evaluated / "folds.csv", dtype={"id": str}).set_index("id")["fold"]
     slides = {slide.id: slide for slide in read_train(sample_data / "train.csv")}
     assert list(table.columns[:7]) == ["id", "organ", "source", "fold", "shift", "dice", "dice@0.5"]
-    assert sorted(zip(table["id"], table["shift"], strict=True)) == sorted((i, shift) for i in slides for shift in (PLAIN, "he", HUBMAP))
+    assert sorted(zip(table["id"], table["shift"], strict=True)) == sorted(
+        (i, shift) for i in slides for shift in (PLAIN, "he", HUBMAP)
+    )
     looks, thresholds = looks_of("", [HUBMAP]), read_thresholds(evaluated)
     words = ["inference.views=none", "inference.tune_speed=false"]
     ensembles = {fold: load_ensemble(evaluated, torch.device("cpu"), [fold], words) for fold in (0, 1)}
@@ -71,8 +77,13 @@ def test_every_row_is_the_dice_of_the_shifted_slide_by_the_fold_that_never_saw_i
         slide = slides[row["id"]]
         assert row["fold"] == folds[slide.id] and (row["organ"], row["source"]) == (slide.organ, slide.source)
         pixels = slide_files.read(slide.path)
-        made = shifted(row["shift"], pixels, decode_for(slide, *pixels.shape[:2]), slide.organ, slide.um_per_px, slide.id, looks)
-        planes = {fold: ensemble.probability(made.image, made.um_per_px, organ=slide.organ) for fold, ensemble in ensembles.items()}
+        made = shifted(
+            row["shift"], pixels, decode_for(slide, *pixels.shape[:2]), slide.organ, slide.um_per_px, slide.id, looks
+        )
+        planes = {
+            fold: ensemble.probability(made.image, made.um_per_px, organ=slide.organ)
+            for fold, ensemble in ensembles.items()
+        }
         found = {fold: dice(plane >= np.float32(thresholds[slide.organ]), made.mask) for fold, plane in planes.items()}
         assert row["dice"] == pytest.approx(found[row["fold"]], abs=2e-6)
         assert row["dice@0.5"] == pytest.approx(dice(planes[row["fold"]] >= 0.5, made.mask), abs=2e-6)
@@ -90,14 +101,19 @@ def test_plain_slides_have_their_out_of_fold_dice(tiny_run: Path, tmp_path: Path
     np.testing.assert_allclose(table["dice"], oof["dice"], atol=0.02)
 
 
-KILLED = "from pathlib import Path; from hubmap_kit.runtime.shift_job import evaluate_shifted; evaluate_shifted(Path({run!r}), **{settings!r})"
+KILLED = (
+    "from pathlib import Path; from hubmap_kit.runtime.shift_job import evaluate_shifted;"
+    " evaluate_shifted(Path({run!r}), **{settings!r})"
+)
 
 
 def test_a_killed_evaluation_goes_on(tiny_run: Path, tmp_path: Path) -> None:
     settings = SETTINGS | {"shifts": "jpeg", "pictures": False}
     run, whole = (Path(shutil.copytree(tiny_run, tmp_path / name)) for name in ("run", "whole"))
     evaluate_shifted(whole, **settings)
-    process = subprocess.Popen([sys.executable, "-c", KILLED.format(run=str(run), settings=settings)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED.format(run=str(run), settings=settings)], stderr=subprocess.DEVNULL
+    )
     while len(results(run)) < 5 and process.poll() is None:
         time.sleep(0.002)
     process.kill()
@@ -112,7 +128,9 @@ def test_a_killed_evaluation_goes_on(tiny_run: Path, tmp_path: Path) -> None:
 
 def test_what_results_depend_on_makes_them_anew_and_nothing_else_does(run: Path, tmp_path: Path) -> None:
     before = results(run)
-    (run / "thresholds.json").write_text(json.dumps(dict.fromkeys(("kidney", "prostate", "largeintestine", "spleen", "lung"), 0.33)))
+    (run / "thresholds.json").write_text(
+        json.dumps(dict.fromkeys(("kidney", "prostate", "largeintestine", "spleen", "lung"), 0.33))
+    )
     table = evaluate_shifted(run, **SETTINGS, pictures=False).table
     assert not redone(before, run)  # thresholds come after the counts
     assert set(table["threshold"]) == {0.33}
@@ -142,15 +160,29 @@ def test_what_normalisation_gains_is_measured_on_shifted_slides_alone(run: Path,
     table = evaluate_shifted(run, **SETTINGS, overrides=wish, pictures=False).table
     assert {key.partition("/")[0] for key in redone(before, run)} == {"he", HUBMAP}  # plain slides are HPA's own
     both = table.merge(plain, on=["id", "shift"], suffixes=("", "_raw"))
-    assert np.abs(both["dice"] - both["dice_raw"])[both["shift"] == PLAIN].max() < 1e-6 < np.abs(both["dice"] - both["dice_raw"]).max()
+    assert (
+        np.abs(both["dice"] - both["dice_raw"])[both["shift"] == PLAIN].max()
+        < 1e-6
+        < np.abs(both["dice"] - both["dice_raw"]).max()
+    )
     assert "(reinhard)" in (run / "shift.html").read_text(encoding="utf-8")
 
     row = table[table["shift"] == "he"].iloc[0]
     slide = next(slide for slide in read_train(sample_data / "train.csv") if slide.id == row["id"])
     pixels = slide_files.read(slide.path)
-    made = shifted("he", pixels, decode_for(slide, *pixels.shape[:2]), slide.organ, slide.um_per_px, slide.id, looks_of("", [HUBMAP]))
+    made = shifted(
+        "he",
+        pixels,
+        decode_for(slide, *pixels.shape[:2]),
+        slide.organ,
+        slide.um_per_px,
+        slide.id,
+        looks_of("", [HUBMAP]),
+    )
     raw = load_ensemble(run, torch.device("cpu"), [row["fold"]], ["inference.views=none", "inference.tune_speed=false"])
-    size = tuple(round(side * slide.um_per_px / 3.2) for side in made.mask.shape[::-1])  # the run's scale is 3.2 um a pixel
+    size = tuple(
+        round(side * slide.um_per_px / 3.2) for side in made.mask.shape[::-1]
+    )  # the run's scale is 3.2 um a pixel
     small = cv2.resize(made.image, size, interpolation=cv2.INTER_AREA)
     other = read_references(run, int(row["fold"]))[slide.organ]
     assert pd.read_csv(run / "folds.csv", dtype={"id": str}).set_index("id")["fold"][other.name] != row["fold"]
@@ -178,8 +210,15 @@ def test_the_page_tells_the_figures_and_shows_the_worst_slides(run: Path) -> Non
     means = table.pivot_table("dice", "organ", "shift")
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)]
     for organ, row in means.iterrows():
-        assert [organ, "2", f"{row[PLAIN]:.4f}", f"{row[HUBMAP]:.4f}", f"{row[PLAIN] - row[HUBMAP]:.4f}"] in [cells[:5] for cells in rows]
-        assert [organ, f"{row[PLAIN]:.4f}", f"{row['he'] - row[PLAIN]:+.4f}", f"{row[HUBMAP] - row[PLAIN]:+.4f}"] in rows
+        assert [organ, "2", f"{row[PLAIN]:.4f}", f"{row[HUBMAP]:.4f}", f"{row[PLAIN] - row[HUBMAP]:.4f}"] in [
+            cells[:5] for cells in rows
+        ]
+        assert [
+            organ,
+            f"{row[PLAIN]:.4f}",
+            f"{row['he'] - row[PLAIN]:+.4f}",
+            f"{row[HUBMAP] - row[PLAIN]:+.4f}",
+        ] in rows
         assert organ in report.summary and f"{row[HUBMAP]:.4f}" in report.summary
     assert not re.findall(r"""(?:src|href|srcset)=["'](?!data:|#)""", page)  # it needs nothing from elsewhere
     assert "Thresholds for both" not in page
@@ -189,7 +228,9 @@ def test_the_page_tells_the_figures_and_shows_the_worst_slides(run: Path) -> Non
     assert page.count("data:image/jpeg") == 5
     sheets = [cv2.imread(str(path))[..., ::-1] for path in pictures]
     for colour in (TRUTH, PREDICTION):
-        assert max((sheet == colour).all(2).sum() for sheet in sheets) > 1000  # an outline; the legend's square has some 170 pixels
+        assert (
+            max((sheet == colour).all(2).sum() for sheet in sheets) > 1000
+        )  # an outline; the legend's square has some 170 pixels
     assert cv2.imread(str(run / "shift.png")).std() > 5
 
 
@@ -200,7 +241,9 @@ def test_thresholds_for_both_become_the_runs_and_the_plain_ones_are_kept(run: Pa
     fitted = {fit.organ: fit.threshold for fit in report.fits}
     assert json.loads((run / "thresholds.plain.json").read_text()) == plain
     assert read_thresholds(run) == fitted
-    assert {row["organ"]: row["threshold"] for row in report.table.to_dict("records")} == plain  # the figures are at the former ones
+    assert {
+        row["organ"]: row["threshold"] for row in report.table.to_dict("records")
+    } == plain  # the figures are at the former ones
     assert "crossed" in report.summary and "Thresholds for both" in (run / "shift.html").read_text(encoding="utf-8")
     again = evaluate_shifted(run, **SETTINGS, fit=True, pictures=False)
     assert json.loads((run / "thresholds.plain.json").read_text()) == plain
@@ -212,9 +255,12 @@ def test_thresholds_for_both_become_the_runs_and_the_plain_ones_are_kept(run: Pa
 
 def test_bad_wishes_are_refused_in_a_sentence(run: Path, tmp_path: Path, sample_data: Path) -> None:
     for wish, said in (
-        ({"battery": "hubmpa"}, "did you mean 'hubmap'"), ({"views": "flip"}, "did you mean 'flips'"), ({"shifts": "stain"}, "known are plain"),
-        ({"shifts": "he", "fit": True}, "--fit needs the shift hubmap"), ({"references": str(tmp_path / "none")}, "name a folder"),
-    ):  # fmt: skip
+        ({"battery": "hubmpa"}, "did you mean 'hubmap'"),
+        ({"views": "flip"}, "did you mean 'flips'"),
+        ({"shifts": "stain"}, "known are plain"),
+        ({"shifts": "he", "fit": True}, "--fit needs the shift hubmap"),
+        ({"references": str(tmp_path / "none")}, "name a folder"),
+    ):
         with pytest.raises(ConfigError, match=re.escape(said)):
             evaluate_shifted(run, **({"device": "cpu"} | wish))
     with pytest.raises(TableError, match="has no slide 12"):

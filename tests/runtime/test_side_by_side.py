@@ -1,4 +1,6 @@
-"""Two processes, one fold each: the numbers of one after the other, one clock, and errors that end their own fold only."""
+"""Two processes, one fold each: the numbers of one after the other, one clock, and errors that end their own fold
+only.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,13 @@ from hubmap_kit.training.clock import OutOfTime
 from hubmap_kit.training.history import read_rows
 from hubmap_kit.training.run import Plan, plan
 
-RUN_FILES = ("metrics.csv", "oof.csv", "thresholds.json", "folds.csv", *(f"fold{k}/model.safetensors" for k in range(3)))
+RUN_FILES = (
+    "metrics.csv",
+    "oof.csv",
+    "thresholds.json",
+    "folds.csv",
+    *(f"fold{k}/model.safetensors" for k in range(3)),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +51,9 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers come from a process that has the libraries loaded: the seconds that each spends on it are not looked at in every test."""
+    """Workers come from a process that has the libraries loaded: the seconds that each spends on it are not looked at
+    in every test.
+    """
     ready = multiprocessing.get_context("forkserver")
     ready.set_forkserver_preload([*warm.TRAINING, "hubmap_kit.runtime.fold_worker"])
     forkserver.ensure_running()  # here, where no signal is held back: its children have its signal mask
@@ -64,7 +74,8 @@ def test_side_by_side_equals_one_after_the_other(
     try:
         train(settings, one, device="cpu")
         capfd.readouterr()
-        # Each worker has the clock for itself, and it is up after one fold: a question to begin, five an epoch, one to predict.
+        # Each worker has the clock for itself, and it is up after one fold: a question to begin, five an epoch, one to
+        # predict.
         with pytest.raises(OutOfTime, match=r"the time is up: fold \d is not begun; "):
             train(settings, two, device="cpu,cpu", clock=Countdown(1 + 2 * 5 + 1))
         logged = capfd.readouterr().err
@@ -128,14 +139,18 @@ def test_folds_that_nobody_is_left_to_begin_are_said(sample_data: Path, tmp_path
         train_side_by_side(planned, [0, 1, 2], choose_devices("cpu"), kill_all)
 
 
-def test_a_sigterm_that_reaches_a_worker_while_it_starts_is_the_parents_to_answer(sample_data: Path, tmp_path: Path) -> None:
+def test_a_sigterm_that_reaches_a_worker_while_it_starts_is_the_parents_to_answer(
+    sample_data: Path, tmp_path: Path
+) -> None:
     planned, pids = plan_of(sample_data, tmp_path / "run", "training.workers=1"), []
 
     def terminate_the_first() -> None:
         while not (children := multiprocessing.active_children()):
             time.sleep(0.005)
         pids.append(children[0].pid)
-        subprocess.run(["kill", "-TERM", str(pids[0])], check=True)  # from another process: a worker heeds its parent alone
+        subprocess.run(
+            ["kill", "-TERM", str(pids[0])], check=True
+        )  # from another process: a worker heeds its parent alone
 
     sender = threading.Thread(target=terminate_the_first, daemon=True)
     sender.start()
@@ -154,7 +169,9 @@ def test_each_epoch_travels_once_and_a_slow_end_of_a_process_is_none_of_a_failur
     planned, seen = plan_of(sample_data, tmp_path / "run", "training.epochs=3"), []
     train_side_by_side(planned, [0, 1], choose_devices("cpu,cpu"), lambda fold, row: seen.append((fold, row)))
     for fold in (0, 1):
-        assert [row for number, row in seen if number == fold] == read_rows(tmp_path / "run" / f"fold{fold}" / "metrics.csv")
+        assert [row for number, row in seen if number == fold] == read_rows(
+            tmp_path / "run" / f"fold{fold}" / "metrics.csv"
+        )
 
 
 @pytest.mark.parametrize("names", ["cuda:0,cuda:0", "auto,cpu", "cpu,tpu9", "cpu,"])

@@ -75,7 +75,9 @@ def test_train_is_hpa_of_every_organ(sample: Path) -> None:
 
 def test_test_has_both_sources_of_every_organ(sample: Path) -> None:
     rows = rows_of(sample / "test.csv")
-    assert sorted((row["organ"], row["data_source"]) for row in rows) == sorted((o, s) for o in ORGANS for s in ("HPA", "Hubmap"))
+    assert sorted((row["organ"], row["data_source"]) for row in rows) == sorted(
+        (o, s) for o in ORGANS for s in ("HPA", "Hubmap")
+    )
     for row in rows:
         if row["data_source"] == "Hubmap":
             assert float(row["tissue_thickness"]) == HUBMAP_THICKNESS[row["organ"]]

@@ -1,4 +1,6 @@
-"""What the drawn tissue must have in common with real tissue: sizes in um, coverage, tissue under the mask, and a stain shift."""
+"""What the drawn tissue must have in common with real tissue: sizes in um, coverage, tissue under the mask, and a stain
+shift.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ COVERAGE = {
     "lung": (0.015, 0.12),
 }
 # Diameters in um of the middle unit, from textbooks of histology; wide, because a section cuts units anywhere.
-DIAMETERS = {"kidney": (110, 230), "prostate": (70, 350), "largeintestine": (45, 110), "spleen": (120, 500), "lung": (70, 250)}
+DIAMETERS = {
+    "kidney": (110, 230),
+    "prostate": (70, 350),
+    "largeintestine": (45, 110),
+    "spleen": (120, 500),
+    "lung": (70, 250),
+}
 
 
 class Drawn:
@@ -143,7 +151,9 @@ def lack_of_green(colours: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def test_sources_differ_in_colour(slides: Slides) -> None:
-    """DAB against H&E or PAS: the stain shift that the competition is about, compared with the spread inside one source."""
+    """DAB against H&E or PAS: the stain shift that the competition is about, compared with the spread inside one
+    source.
+    """
     for organ in COVERAGE:
         hpa, hubmap = mean_colours(slides[organ, "HPA"]), mean_colours(slides[organ, "Hubmap"])
         assert lack_of_green(hubmap).min() > lack_of_green(hpa).max() + 10, "eosin and PAS absorb green, DAB does not"

@@ -38,7 +38,9 @@ def blobs(height: int, width: int, random: np.random.Generator) -> np.ndarray:
 
 @pytest.fixture
 def make_slide(tmp_path: Path) -> SlideMaker:
-    """`make_slide(id, height, width)` -> the table row, the pixels (H, W, 3) and the mask (H, W) of a TIFF just written."""
+    """`make_slide(id, height, width)` -> the table row, the pixels (H, W, 3) and the mask (H, W) of a TIFF just
+    written.
+    """
 
     def make(name: str, height: int, width: int) -> tuple[Slide, np.ndarray, np.ndarray]:
         random = np.random.default_rng(sum(map(ord, name)) + height)
@@ -48,9 +50,16 @@ def make_slide(tmp_path: Path) -> SlideMaker:
         path.parent.mkdir(exist_ok=True)
         tifffile.imwrite(path, pixels, photometric="rgb")
         slide = Slide(
-            id=name, organ="kidney", source="HPA", height=height, width=width, um_per_px=0.4, thickness_um=4.0, path=path,
+            id=name,
+            organ="kidney",
+            source="HPA",
+            height=height,
+            width=width,
+            um_per_px=0.4,
+            thickness_um=4.0,
+            path=path,
             rle=plain_rle(mask),
-        )  # fmt: skip
+        )
         return slide, pixels, mask
 
     return make

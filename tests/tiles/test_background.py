@@ -7,16 +7,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hubmap_kit.competition import rle, slides
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.tiles.background import TissueMap, mask_box, tissue_map
 
-GLASS, PALE = (243, 244, 243), (225, 215, 222)  # a real core's glass, and stain that is hardly there: saturation 0 and 11
+GLASS, PALE = (
+    (243, 244, 243),
+    (225, 215, 222),
+)  # a real core's glass, and stain that is hardly there: saturation 0 and 11
 
 
-def section(height: int = 600, width: int = 900, glass: tuple[int, int, int] = GLASS, stain: tuple[int, int, int] = PALE) -> np.ndarray:
+def section(
+    height: int = 600, width: int = 900, glass: tuple[int, int, int] = GLASS, stain: tuple[int, int, int] = PALE
+) -> np.ndarray:
     """A noisy slide of glass with one ellipse of stain; its box is (100, 200, 500, 700)."""
     mean = np.full((height, width, 3), glass, np.uint8)
     cv2.ellipse(mean, (450, 300), (250, 200), 0, 0, 360, stain, -1)
@@ -32,7 +38,9 @@ def test_shares_equal_a_count_of_pixels(data: st.DataObject, rows: int, cols: in
     top, left = data.draw(st.integers(-49, rows * unit + 9)), data.draw(st.integers(-49, cols * unit + 9))
     height, width = data.draw(st.integers(1, 39)), data.draw(st.integers(1, 39))
     found = TissueMap(cells, rows * unit, cols * unit).shares(np.array([[top, left, top + height, left + width]]))
-    assert found[0] == pytest.approx(pixels[top + 50 : top + height + 50, left + 50 : left + width + 50].sum() / (height * width), abs=1e-6)
+    assert found[0] == pytest.approx(
+        pixels[top + 50 : top + height + 50, left + 50 : left + width + 50].sum() / (height * width), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("glass", [GLASS, (216, 207, 221), (250, 245, 232)], ids=["grey", "lilac", "yellow"])
@@ -73,7 +81,11 @@ def test_the_box_of_a_mask() -> None:
 
 def test_real_cores_solid_units_are_tissue_and_their_corners_are_glass(shared_data: Path) -> None:
     """White pulp and glomeruli are solid; a core is a disc, so the corners of its picture show glass."""
-    rows = [row for row in read_train(shared_data / "hubmap-mini/train.csv") if row.organ in ("spleen", "kidney") and row.um_per_px > 1]
+    rows = [
+        row
+        for row in read_train(shared_data / "hubmap-mini/train.csv")
+        if row.organ in ("spleen", "kidney") and row.um_per_px > 1
+    ]
     assert len(rows) >= 7
     for row in rows:
         image = slides.read(row.path)

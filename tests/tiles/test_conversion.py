@@ -1,4 +1,6 @@
-"""Conversions: what is written, against plain slicing and other readers; and that it never depends on how it came about."""
+"""Conversions: what is written, against plain slicing and other readers; and that it never depends on how it came
+about.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ from hubmap_kit.tiles.store import TileStore
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def table(folder: Path) -> pd.DataFrame:
@@ -40,7 +46,10 @@ def table(folder: Path) -> pd.DataFrame:
 def mini(shared_data: Path) -> list[Slide]:
     """A few real slides of every organ, small ones."""
     rows = read_train(shared_data / "hubmap-mini/train.csv")
-    return [next(row for row in rows if row.organ == organ and row.height < 400) for organ in ("kidney", "lung", "spleen", "prostate", "largeintestine")]
+    return [
+        next(row for row in rows if row.organ == organ and row.height < 400)
+        for organ in ("kidney", "lung", "spleen", "prostate", "largeintestine")
+    ]
 
 
 @pytest.mark.parametrize("reduce", [1, 2])
@@ -62,7 +71,9 @@ def test_a_store_from_training_gets_further_tiles_and_keeps_its_pixels(tmp_path:
     fresh = convert(mini, tmp_path / "fresh", config)
     assert hashes(fresh.folder)[made.table] == hashes(made.folder)[made.table]
     opened = open_conversion(made.folder, config)
-    assert len(opened.tiles) == made.counts.tiles > 0 and (opened.tiles["tissue"] >= 0.5).all() and made.counts.dropped > 0
+    assert (
+        len(opened.tiles) == made.counts.tiles > 0 and (opened.tiles["tissue"] >= 0.5).all() and made.counts.dropped > 0
+    )
     # What training draws from is not touched by a choice of tiles.
     assert "tissue" not in open_or_build(tmp_path, mini, ScaleConfig(), TilesConfig(size=96)).tiles
 
@@ -99,11 +110,16 @@ def test_png_tiles_are_slices_of_the_slide(tmp_path: Path, make_slide: Callable)
 
 
 def test_labels_by_organ_and_jpeg(tmp_path: Path, mini: list[Slide]) -> None:
-    made = convert(mini, tmp_path / "out", ConvertConfig(kind="resize", size=200, labels="organ", format="jpeg", pad="white"))
+    made = convert(
+        mini, tmp_path / "out", ConvertConfig(kind="resize", size=200, labels="organ", format="jpeg", pad="white")
+    )
     plain = convert(mini, tmp_path / "plain", ConvertConfig(kind="resize", size=200, format="png", pad="white"))
     for row, exact in zip(table(made.folder).itertuples(), table(plain.folder).itertuples(), strict=True):
         index = ("kidney", "prostate", "largeintestine", "spleen", "lung").index(row.organ) + 1
-        label, binary = np.asarray(Image.open(made.folder / row.mask)), np.asarray(Image.open(plain.folder / exact.mask))
+        label, binary = (
+            np.asarray(Image.open(made.folder / row.mask)),
+            np.asarray(Image.open(plain.folder / exact.mask)),
+        )
         np.testing.assert_array_equal(label, binary * index)
         image = Image.open(made.folder / row.image)
         assert image.format == "JPEG" and set(np.unique(binary)) == {0, 1}
@@ -115,14 +131,19 @@ def test_the_layout_of_mmsegmentation(tmp_path: Path, shared_data: Path) -> None
     slides = read_train(shared_data / "glas/train.csv")[:12]
     made = convert(slides, tmp_path / "out", ConvertConfig(kind="resize", size=64, format="mmseg", val_fold=2))
     folds = assign_folds(slides, 5)
-    for part, wanted in (("val", {slide.id for slide in slides if folds[slide.id] == 2}), ("train", {s.id for s in slides if folds[s.id] != 2})):
+    for part, wanted in (
+        ("val", {slide.id for slide in slides if folds[slide.id] == 2}),
+        ("train", {s.id for s in slides if folds[s.id] != 2}),
+    ):
         assert wanted and {path.stem for path in (made.folder / "img_dir" / part).iterdir()} == wanted
         assert {path.name for path in (made.folder / "ann_dir" / part).iterdir()} == {f"{name}.png" for name in wanted}
     whole = convert(slides, tmp_path / "whole", ConvertConfig(kind="resize", size=64, format="mmseg", val_fold=-1))
     assert len(list((whole.folder / "img_dir/train").iterdir())) == 12 and not (whole.folder / "img_dir/val").exists()
 
 
-@pytest.mark.parametrize("values", [{"size": 64, "format": "png", "kind": "crop+grid", "canvas": 300}, {"size": 128, "min_tissue": 0.3}])
+@pytest.mark.parametrize(
+    "values", [{"size": 64, "format": "png", "kind": "crop+grid", "canvas": 300}, {"size": 128, "min_tissue": 0.3}]
+)
 def test_processes_change_nothing_and_the_manifest_is_true(tmp_path: Path, mini: list[Slide], values: dict) -> None:
     config = ConvertConfig(**values)
     one, two = convert(mini, tmp_path / "one", config, 1), convert(mini, tmp_path / "two", config, 2)
@@ -139,7 +160,10 @@ def test_what_is_there_is_not_made_again_and_damage_is_noticed(tmp_path: Path, m
     config = ConvertConfig(kind="crop", canvas=128, format="png")
     made = convert(mini, tmp_path / "out", config)
     times = {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")}
-    assert convert(mini, tmp_path / "out", config) == made and {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")} == times
+    assert (
+        convert(mini, tmp_path / "out", config) == made
+        and {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")} == times
+    )
     with pytest.raises(StoreError, match="choose another --out"):
         convert(mini, tmp_path / "out", config.model_copy(update={"canvas": 96}))
     next(made.folder.glob("masks/*.png")).write_bytes(b"")
@@ -181,7 +205,10 @@ def test_a_dataset_is_ready_to_be_pushed_and_found_by_a_kernel(tmp_path: Path, s
     assert len(opened.tiles) == made.counts.tiles and opened.folder.name == made.mark
     assert sorted(path.name for path in (tmp_path / "input").iterdir()) == ["tiles"]
     before = hashes(made.folder)
-    assert tiles_job.tiles(shared_data / "hubmap-mini", made.folder, config).counts == made.counts and hashes(made.folder) == before
+    assert (
+        tiles_job.tiles(shared_data / "hubmap-mini", made.folder, config).counts == made.counts
+        and hashes(made.folder) == before
+    )
     with pytest.raises(StoreError, match="not the dataset of these slides"):
         tiles_job.tiles(shared_data / "hubmap-mini", made.folder, config.model_copy(update={"reduce": 1}))
 
@@ -226,12 +253,17 @@ def test_a_mask_outside_the_image(tmp_path: Path, mini: list[Slide], record_prop
     record_property("sentence", str(caught.value))
 
 
-def test_a_canvas_that_cuts_units_off_says_so(tmp_path: Path, shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_canvas_that_cuts_units_off_says_so(
+    tmp_path: Path, shared_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = ConvertConfig(kind="crop", canvas=200, keep_scale=True, format="png")
     made = tiles_job.tiles(shared_data / "hubmap-mini", tmp_path / "out", config)
     assert 0.05 < made.counts.mask_kept < 0.95 and f"cut off {100 * (1 - made.counts.mask_kept):.2f} %" in caplog.text
     shown = sum(int(np.asarray(Image.open(path)).sum()) for path in (made.folder / "masks").iterdir())
-    whole = sum(int(slide.rle and sum(map(int, slide.rle.split()[1::2])) or 0) for slide in read_train(shared_data / "hubmap-mini/train.csv"))
+    whole = sum(
+        int((slide.rle and sum(map(int, slide.rle.split()[1::2]))) or 0)
+        for slide in read_train(shared_data / "hubmap-mini/train.csv")
+    )
     assert made.counts.mask_kept == pytest.approx(shown / whole)
 
 

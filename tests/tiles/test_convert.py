@@ -47,7 +47,9 @@ def test_reduced_slides_and_masks_are_block_means(tmp_path: Path, make_slide: Ca
     row = store.slides.iloc[0]
     assert (row["height"], row["width"], row["rows"], row["cols"]) == (160, 240, 160 // factor, 240 // factor)
     # Table corners are given in both scales.
-    assert (store.tiles["y"] == store.tiles["row"] * factor).all() and (store.tiles["x"] == store.tiles["col"] * factor).all()
+    assert (store.tiles["y"] == store.tiles["row"] * factor).all() and (
+        store.tiles["x"] == store.tiles["col"] * factor
+    ).all()
 
 
 def test_the_same_data_and_settings_reuse_the_folder(tmp_path: Path, make_slide: Callable) -> None:
@@ -62,7 +64,15 @@ def test_the_same_data_and_settings_reuse_the_folder(tmp_path: Path, make_slide:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("rle", "100 5"), ("rle", ""), ("um_per_px", 0.5), ("organ", "lung"), ("source", "Hubmap"), ("id", "c"), ("height", 160)],
+    [
+        ("rle", "100 5"),
+        ("rle", ""),
+        ("um_per_px", 0.5),
+        ("organ", "lung"),
+        ("source", "Hubmap"),
+        ("id", "c"),
+        ("height", 160),
+    ],
 )
 def test_whatever_the_bytes_depend_on_makes_another_store(make_slide: Callable, field: str, value: object) -> None:
     slide = make_slide("a", 80, 80)[0]
@@ -70,7 +80,9 @@ def test_whatever_the_bytes_depend_on_makes_another_store(make_slide: Callable, 
     assert fingerprint([changed], ScaleConfig()) != fingerprint([slide], ScaleConfig())
 
 
-def test_two_tables_that_give_one_file_different_masks_do_not_share_a_store(tmp_path: Path, make_slide: Callable) -> None:
+def test_two_tables_that_give_one_file_different_masks_do_not_share_a_store(
+    tmp_path: Path, make_slide: Callable
+) -> None:
     """A file smaller than its table row takes a resampled mask, so the row's size decides about the bytes."""
     slide, _, mask = make_slide("a", 80, 80)
     right = open_or_build(tmp_path, [slide], ScaleConfig(), SMALL)
@@ -83,7 +95,12 @@ def test_two_tables_that_give_one_file_different_masks_do_not_share_a_store(tmp_
 
 def test_settings_slides_and_their_order_make_another_store(make_slide: Callable) -> None:
     a, b = make_slide("a", 80, 80)[0], make_slide("b", 80, 80)[0]
-    scales = [ScaleConfig(), ScaleConfig(reduce=2), ScaleConfig(policy="physical"), ScaleConfig(policy="physical", um_per_px=1.0)]
+    scales = [
+        ScaleConfig(),
+        ScaleConfig(reduce=2),
+        ScaleConfig(policy="physical"),
+        ScaleConfig(policy="physical", um_per_px=1.0),
+    ]
     marks = [fingerprint([a, b], scale) for scale in scales]
     marks += [fingerprint(slides, ScaleConfig()) for slides in ([a], [b], [b, a])]
     assert len(set(marks)) == len(marks)
@@ -92,7 +109,9 @@ def test_settings_slides_and_their_order_make_another_store(make_slide: Callable
 def test_settings_that_do_not_apply_change_nothing(make_slide: Callable) -> None:
     slide = make_slide("a", 80, 80)[0]
     assert fingerprint([slide], ScaleConfig(um_per_px=3.0)) == fingerprint([slide], ScaleConfig())
-    assert fingerprint([slide], ScaleConfig(policy="physical", reduce=4)) == fingerprint([slide], ScaleConfig(policy="physical"))
+    assert fingerprint([slide], ScaleConfig(policy="physical", reduce=4)) == fingerprint(
+        [slide], ScaleConfig(policy="physical")
+    )
 
 
 def test_grids_share_the_pixels_of_one_store(tmp_path: Path, make_slide: Callable) -> None:
@@ -146,7 +165,9 @@ open_or_build(Path(sys.argv[2]), rows, ScaleConfig(), TilesConfig(size=64))
 def test_a_killed_build_is_no_store_and_the_next_build_succeeds(tmp_path: Path, make_slide: Callable) -> None:
     slides = [make_slide(name, 80, 80)[0] for name in "abc"]
     header = "id,organ,data_source,img_height,img_width,pixel_size,tissue_thickness,rle\n"
-    rows = [f"{s.id},{s.organ},{s.source},{s.height},{s.width},{s.um_per_px},{s.thickness_um},{s.rle}\n" for s in slides]
+    rows = [
+        f"{s.id},{s.organ},{s.source},{s.height},{s.width},{s.um_per_px},{s.thickness_um},{s.rle}\n" for s in slides
+    ]
     (tmp_path / "train.csv").write_text(header + "".join(rows))
     (tmp_path / "train_images").symlink_to(slides[0].path.parent)
     stores = tmp_path / "stores"

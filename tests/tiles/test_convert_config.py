@@ -57,7 +57,13 @@ def test_settings_that_contradict_each_other() -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("- 1\n", "list"), ("kind: grid\n", "holds kind"), ("convert: 3\n", "section 'convert:'"), ("convert: {\n", "not valid YAML"), ("", "NoneType")],
+    [
+        ("- 1\n", "list"),
+        ("kind: grid\n", "holds kind"),
+        ("convert: 3\n", "section 'convert:'"),
+        ("convert: {\n", "not valid YAML"),
+        ("", "NoneType"),
+    ],
 )
 def test_a_file_without_the_section(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "wrong.yaml"

@@ -13,11 +13,15 @@ from hubmap_kit.tiles.counts import PUBLISHED, count, count_table, count_text
 
 
 def test_the_published_counts(shared_data: Path) -> None:
-    rows = {row.name: row for row in count_table(read_train(shared_data / "hubmap-2022/train.csv.gz", check_files=False))}
+    rows = {
+        row.name: row for row in count_table(read_train(shared_data / "hubmap-2022/train.csv.gz", check_files=False))
+    }
     assert sum(row.published is not None for row in rows.values()) == len(PUBLISHED) == 7
     for name in ("3000-768-r2", "2048-512-r2"):
         assert rows[name].padded == rows[name].published == 1404 == 351 * 4 and rows[name].filtered == 0
-    others = [row for name, row in rows.items() if row.published is not None and name not in ("3000-768-r2", "2048-512-r2")]
+    others = [
+        row for name, row in rows.items() if row.published is not None and name not in ("3000-768-r2", "2048-512-r2")
+    ]
     for row in others:
         assert row.published is not None and row.padded > row.published
         # A filter only takes tiles away: where the edge was dropped there would have been too few to begin with.
@@ -36,10 +40,14 @@ def test_other_slides_have_no_published_counts(shared_data: Path) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"size": 256, "edge": "shift"}, {"size": 256, "edge": "drop", "overlap": 0.5}, {"size": 96, "reduce": 2, "format": "png"},
-        {"kind": "crop+grid", "size": 128, "canvas": 500, "format": "png"}, {"kind": "resize", "size": 64}, {"kind": "pad", "size": 256},
+        {"size": 256, "edge": "shift"},
+        {"size": 256, "edge": "drop", "overlap": 0.5},
+        {"size": 96, "reduce": 2, "format": "png"},
+        {"kind": "crop+grid", "size": 128, "canvas": 500, "format": "png"},
+        {"kind": "resize", "size": 64},
+        {"kind": "pad", "size": 256},
     ],
-)  # fmt: skip
+)
 def test_a_count_is_what_a_conversion_makes(shared_data: Path, tmp_path: Path, values: dict) -> None:
     slides = read_train(shared_data / "hubmap-mini/train.csv")[:5]
     config = ConvertConfig(**values)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hubmap_kit.tiles.grid import axis_starts, box_shares, grid
 
@@ -61,11 +62,17 @@ def test_nonsense_is_refused(length: int, size: int, overlap: float) -> None:
 
 
 @given(
-    height=st.integers(1, 60), width=st.integers(1, 60), size=st.integers(1, 50), overlap=st.floats(0, 0.8),
-    density=st.floats(0, 1), seed=st.integers(0, 2**32 - 1),
-)  # fmt: skip
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    size=st.integers(1, 50),
+    overlap=st.floats(0, 0.8),
+    density=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
 @settings(deadline=None, max_examples=150)
-def test_shares_equal_a_plain_loop(height: int, width: int, size: int, overlap: float, density: float, seed: int) -> None:
+def test_shares_equal_a_plain_loop(
+    height: int, width: int, size: int, overlap: float, density: float, seed: int
+) -> None:
     mask = (np.random.default_rng(seed).random((height, width)) < density).astype(np.uint8)
     corners = grid(height, width, size, overlap)
     expected = [mask[row : row + size, col : col + size].sum() / size**2 for row, col in corners]

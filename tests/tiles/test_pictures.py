@@ -1,9 +1,12 @@
-"""Pictures and tiles: image and mask stay together through every conversion, and nothing is lost that was not meant to be."""
+"""Pictures and tiles: image and mask stay together through every conversion, and nothing is lost that was not meant to
+be.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hubmap_kit.tiles.convert_config import ConvertConfig
 from hubmap_kit.tiles.grid import axis_starts
@@ -18,26 +21,41 @@ def cases(draw: st.DrawFn) -> tuple[ConvertConfig, tuple[int, int], tuple[int, i
     top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
     box = top, left, draw(st.integers(top + 1, height)), draw(st.integers(left + 1, width))
     config = ConvertConfig(
-        kind=draw(st.sampled_from(KINDS)), size=draw(st.integers(32, 70)), reduce=draw(st.sampled_from([1, 2, 4])), format="png",
-        overlap=draw(st.sampled_from([0.0, 0.25, 0.5])), edge=draw(st.sampled_from(["pad", "shift", "drop"])),
-        canvas=draw(st.integers(280, 400)), keep_scale=draw(st.booleans()), pad=draw(st.sampled_from(PADS)),
-    )  # fmt: skip
+        kind=draw(st.sampled_from(KINDS)),
+        size=draw(st.integers(32, 70)),
+        reduce=draw(st.sampled_from([1, 2, 4])),
+        format="png",
+        overlap=draw(st.sampled_from([0.0, 0.25, 0.5])),
+        edge=draw(st.sampled_from(["pad", "shift", "drop"])),
+        canvas=draw(st.integers(280, 400)),
+        keep_scale=draw(st.booleans()),
+        pad=draw(st.sampled_from(PADS)),
+    )
     return config, (height, width), box
 
 
 @given(case=cases(), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=300)
 def test_a_marker_drawn_into_image_and_mask_stays_together(case: tuple, seed: int) -> None:
-    """The blue channel is the mask times 255, and both go through the same resampling, so they must agree in every pixel."""
+    """The blue channel is the mask times 255, and both go through the same resampling, so they must agree in every
+    pixel.
+    """
     config, shape, box = case
     random = np.random.default_rng(seed)
     mask = (random.random(shape) < 0.5).astype(np.uint8)
     image = random.integers(0, 256, (*shape, 3), np.uint8)
     image[..., 2] = mask * 255
     picture = plan(config, *shape, box)
-    assert (picture.rows, picture.cols) == (plan(config, *shape).rows, plan(config, *shape).cols)  # known without pixels
+    assert (picture.rows, picture.cols) == (
+        plan(config, *shape).rows,
+        plan(config, *shape).cols,
+    )  # known without pixels
     pixels, label = cut(picture, image, mask, config.pad)
-    assert pixels.shape == (picture.rows, picture.cols, 3) and label.shape == pixels.shape[:2] and set(np.unique(label)) <= {0, 1}
+    assert (
+        pixels.shape == (picture.rows, picture.cols, 3)
+        and label.shape == pixels.shape[:2]
+        and set(np.unique(label)) <= {0, 1}
+    )
     top, bottom, left, right = picture.inside(*shape)[1]
     inner = slice(top, picture.rows - bottom), slice(left, picture.cols - right)
     np.testing.assert_array_equal(label[inner], pixels[inner][..., 2] >= 128)
@@ -105,4 +123,9 @@ def test_boxes_of_tiles_are_places_on_the_slide() -> None:
     config = ConvertConfig(kind="crop+grid", size=256, reduce=2, canvas=1024, keep_scale=True)
     picture = plan(config, 2048, 2048, (100 + 212, 300 + 212, 100 + 812, 300 + 812))
     boxes = picture.boxes(tile_corners(config, picture.rows, picture.cols), 256, 256)
-    assert boxes.tolist() == [[100, 300, 612, 812], [100, 812, 612, 1324], [612, 300, 1124, 812], [612, 812, 1124, 1324]]
+    assert boxes.tolist() == [
+        [100, 300, 612, 812],
+        [100, 812, 612, 1324],
+        [612, 300, 1124, 812],
+        [612, 812, 1124, 1324],
+    ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.config import ScaleConfig
@@ -44,7 +45,8 @@ def test_physical_brings_every_source_to_one_scale(target: float) -> None:
 
 
 def test_enlarging_is_clamped() -> None:
-    # The coarsest slides of the competition: prostate of HuBMAP, 160 px of 6.263 um. 0.8 um would ask for a zoom of 7.8.
+    # The coarsest slides of the competition: prostate of HuBMAP, 160 px of 6.263 um. 0.8 um would ask for a zoom of
+    # 7.8.
     assert scaled_shape(160, 160, 6.263, physical(0.8)) == (640, 640)
     assert scaled_shape(160, 160, 6.263, physical(0.8, max_zoom=1)) == (160, 160)
     assert scaled_shape(160, 160, 6.263, physical(0.8, max_zoom=100)) == (1253, 1253)  # 1002.08 um / 0.8 um = 1252.6
@@ -74,11 +76,16 @@ def test_shrunk_masks_keep_pixels_that_are_half_inside(factor: int) -> None:
 
 
 @given(
-    height=st.integers(1, 60), width=st.integers(1, 60), rows=st.integers(1, 90), cols=st.integers(1, 90),
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    rows=st.integers(1, 90),
+    cols=st.integers(1, 90),
     seed=st.integers(0, 999),
-)  # fmt: skip
+)
 @settings(deadline=None)
-def test_resampling_keeps_types_ranges_and_plain_pictures(height: int, width: int, rows: int, cols: int, seed: int) -> None:
+def test_resampling_keeps_types_ranges_and_plain_pictures(
+    height: int, width: int, rows: int, cols: int, seed: int
+) -> None:
     random = np.random.default_rng(seed)
     mask = resize_mask((random.random((height, width)) < 0.5).astype(np.uint8), (rows, cols))
     assert mask.shape == (rows, cols) and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 1}
@@ -93,7 +100,9 @@ def test_resampling_keeps_types_ranges_and_plain_pictures(height: int, width: in
 
 @pytest.mark.parametrize("shape", [(64, 64), (256, 256), (50, 60), (201, 180)])
 def test_there_and_back_stays_in_place(shape: tuple[int, int]) -> None:
-    """The centre of mass of a disc must not wander by a fraction of a pixel: masks would be shifted against their slide."""
+    """The centre of mass of a disc must not wander by a fraction of a pixel: masks would be shifted against their
+    slide.
+    """
     rows, cols = np.mgrid[:128, :128]
     disc = ((rows - 40) ** 2 + (cols - 77) ** 2 < 24**2).astype(np.float32)
     back = resize_plane(resize_plane(disc, shape), (128, 128))
@@ -106,15 +115,23 @@ def test_nothing_is_resampled_without_need() -> None:
     assert resize_image(image, (30, 20)) is image
 
 
-@given(height=st.integers(1, 6000), width=st.integers(1, 6000), um_per_px=st.floats(0.1, 10), side=st.integers(64, 2000))
-def test_fit_brings_the_longer_side_to_the_same_length_whatever_the_slide(height: int, width: int, um_per_px: float, side: int) -> None:
+@given(
+    height=st.integers(1, 6000), width=st.integers(1, 6000), um_per_px=st.floats(0.1, 10), side=st.integers(64, 2000)
+)
+def test_fit_brings_the_longer_side_to_the_same_length_whatever_the_slide(
+    height: int, width: int, um_per_px: float, side: int
+) -> None:
     rows, cols = scaled_shape(height, width, um_per_px, ScaleConfig(policy="fit", fit=side))
     assert max(rows, cols) == side
     assert abs(rows * width - cols * height) <= max(height, width) or min(rows, cols) == 1
 
 
 def test_an_organ_with_choices_of_its_own_has_them() -> None:
-    scale = ScaleConfig(policy="physical", um_per_px=0.8, organs={"prostate": {"policy": "fit", "fit": 768}, "lung": {"policy": "reduce", "reduce": 4}})
+    scale = ScaleConfig(
+        policy="physical",
+        um_per_px=0.8,
+        organs={"prostate": {"policy": "fit", "fit": 768}, "lung": {"policy": "reduce", "reduce": 4}},
+    )
     assert scaled_shape(160, 160, 6.263, scale, "prostate") == (768, 768)
     assert scaled_shape(3000, 3000, 0.4, scale, "lung") == (750, 750)
     assert scaled_shape(3000, 3000, 0.4, scale, "kidney") == (1500, 1500)

@@ -61,7 +61,9 @@ def test_crops_inside_and_over_every_edge(made: tuple) -> None:
 
 
 def test_a_crop_that_lies_mostly_outside_mirrors_the_slide_and_not_only_its_own_strip(made: tuple) -> None:
-    """The last tile of a grid may hold a few rows of the slide only; repeating those as stripes would be no tissue at all."""
+    """The last tile of a grid may hold a few rows of the slide only; repeating those as stripes would be no tissue at
+    all.
+    """
     store, pixels, masks = made
     rows, cols = SIZES[0]
     for row, col in [(rows - 6, 20), (20, cols - 6), (-58, 10), (10, -58), (rows - 6, cols - 6), (-50, -50)]:

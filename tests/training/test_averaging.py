@@ -65,7 +65,10 @@ def test_swa_goes_on_from_a_checkpoint_to_the_bit() -> None:
         stopped = EqualAverage(small_network())
         stopped.load_state_dict(torch.load(buffer, weights_only=True))
         assert stopped.count == number + 1
-    assert all(torch.equal(one, two) for one, two in zip(straight.module.state_dict().values(), stopped.module.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(straight.module.state_dict().values(), stopped.module.state_dict().values(), strict=True)
+    )
 
 
 @given(st.integers(1, 60), st.floats(0, 1))
@@ -85,8 +88,11 @@ def test_the_mean_of_files_is_exact_in_float64(tmp_path: Path) -> None:
     paths = []
     for number, row in enumerate(values):
         tensors = {
-            "a": torch.from_numpy(row), "half": torch.from_numpy(row[1:5]).half(), "count": torch.tensor([number, 7]), "flag": torch.tensor(number > 1),
-        }  # fmt: skip
+            "a": torch.from_numpy(row),
+            "half": torch.from_numpy(row[1:5]).half(),
+            "count": torch.tensor([number, 7]),
+            "flag": torch.tensor(number > 1),
+        }
         paths.append(tmp_path / f"{number}.safetensors")
         save_file(tensors, paths[-1])
     found = average_files(paths)
@@ -103,9 +109,16 @@ def test_files_that_have_no_mean(tmp_path: Path) -> None:
     first, other, cut = (tmp_path / f"{name}.safetensors" for name in ("first", "other", "cut"))
     save_file({"a": torch.zeros(3), "b": torch.zeros(1)}, first)
     three, one = torch.zeros(3), torch.zeros(1)
-    for tensors, name in (({"a": torch.zeros(4), "b": one}, "a"), ({"a": three}, "b"), ({"a": three, "b": one, "c": one.clone()}, "c")):
+    for tensors, name in (
+        ({"a": torch.zeros(4), "b": one}, "a"),
+        ({"a": three}, "b"),
+        ({"a": three, "b": one, "c": one.clone()}, "c"),
+    ):
         save_file(tensors, other)
-        with pytest.raises(CheckpointError, match=rf"other\.safetensors is of another network than .*first\.safetensors: they differ in {name};"):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"other\.safetensors is of another network than .*first\.safetensors: they differ in {name};",
+        ):
             average_files([first, other])
     cut.write_bytes(first.read_bytes()[:-3])
     for path in (cut, tmp_path / "absent.safetensors"):
@@ -120,7 +133,9 @@ def test_the_last_epochs_are_kept(tmp_path: Path) -> None:
     assert kept.paths() == []
     for epoch in range(1, 13):
         kept.save(epoch, {"a": torch.full((2, 2), float(epoch)).t()})
-        assert [path.name for path in kept.paths()] == [f"epoch-{number:04d}.safetensors" for number in range(max(1, epoch - 2), epoch + 1)]
+        assert [path.name for path in kept.paths()] == [
+            f"epoch-{number:04d}.safetensors" for number in range(max(1, epoch - 2), epoch + 1)
+        ]
     assert average_files(kept.paths())["a"].unique().tolist() == [11.0]
     # A resumed training repeats an epoch, or begins again from an earlier one: what was after it is void.
     kept.save(12, {"a": torch.zeros(1)})
@@ -140,5 +155,13 @@ def test_a_write_that_fails_leaves_the_older_files(tmp_path: Path) -> None:
     kept.save(1, {"a": torch.zeros(1)})
     before = kept.paths()[0].read_bytes()
     with pytest.raises(RuntimeError):
-        kept.save(2, {"a": torch.zeros(4), "b": torch.zeros(4).expand(2, 4), "a-again": (shared := torch.zeros(3)), "shared": shared})
+        kept.save(
+            2,
+            {
+                "a": torch.zeros(4),
+                "b": torch.zeros(4).expand(2, 4),
+                "a-again": (shared := torch.zeros(3)),
+                "shared": shared,
+            },
+        )
     assert [path.read_bytes() for path in kept.paths()] == [before] and len(list(tmp_path.iterdir())) == 1

@@ -6,9 +6,21 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hubmap_kit.training.blend_fit import Pixels, crossed, curves, distance, equal, fit_weights, greedy, group, joined, objective
+from hubmap_kit.training.blend_fit import (
+    Pixels,
+    crossed,
+    curves,
+    distance,
+    equal,
+    fit_weights,
+    greedy,
+    group,
+    joined,
+    objective,
+)
 from hubmap_kit.training.blend_score import blend_organ, likeness
 from hubmap_kit.training.counts import dice_curve, threshold_counts
 
@@ -19,7 +31,10 @@ def complementary(seed: int, side: int = 40) -> Slide:
     """Run 0 knows the left half and is unsure of the right, run 1 the other way round, run 2 draws lots."""
     random = np.random.default_rng(seed)
     truth = random.random((side, side)) < 0.3
-    sure, unsure = np.where(truth, 160, 70) + random.integers(-40, 41, truth.shape), random.integers(80, 151, truth.shape)
+    sure, unsure = (
+        np.where(truth, 160, 70) + random.integers(-40, 41, truth.shape),
+        random.integers(80, 151, truth.shape),
+    )
     left = np.arange(side) < side // 2
     planes = [np.where(left, sure, unsure), np.where(left, unsure, sure), random.integers(0, 256, truth.shape)]
     return np.stack(planes).astype(np.uint8), truth
@@ -33,7 +48,9 @@ def mean_dice(slides: list[Slide], weights: np.ndarray) -> float:
 
 
 def simplex(runs: int, steps: int) -> list[np.ndarray]:
-    return [np.array(point) / steps for point in itertools.product(range(steps + 1), repeat=runs) if sum(point) == steps]
+    return [
+        np.array(point) / steps for point in itertools.product(range(steps + 1), repeat=runs) if sum(point) == steps
+    ]
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.05])
@@ -111,11 +128,15 @@ def test_crossed_dice_knows_nothing_of_its_own_part() -> None:
     found, parts = random.random((8, 199)), np.repeat([0, 1], 4)
     other = found.copy()
     other[:4] = random.random((4, 199))
-    np.testing.assert_array_equal(crossed(other, parts)[:4], [row[np.flatnonzero(found[0] == crossed(found, parts)[0])[0]] for row in other[:4]])
+    np.testing.assert_array_equal(
+        crossed(other, parts)[:4], [row[np.flatnonzero(found[0] == crossed(found, parts)[0])[0]] for row in other[:4]]
+    )
 
 
 def test_what_is_told_is_fitted_without_the_fold_that_is_judged() -> None:
-    """In fold 1 the runs change roles: weights of the other fold are the wrong ones there, so the told gain is none, and equal ones stay."""
+    """In fold 1 the runs change roles: weights of the other fold are the wrong ones there, so the told gain is none,
+    and equal ones stay.
+    """
     slides, grouped = {}, []
     for place in range(8):
         planes, truth = complementary(place)
@@ -125,8 +146,14 @@ def test_what_is_told_is_fitted_without_the_fold_that_is_judged() -> None:
         grouped.append(group(planes, truth, 10_000))
     found = blend_organ("kidney", list(slides), np.arange(8) // 4, grouped, slides.__getitem__, 0.05)
     assert found.blend.mean() < found.even.mean() and found.used == "equal" and np.array_equal(found.weights, equal(2))
-    mixed = blend_organ("kidney", list(slides), np.arange(8) % 2, [group(slides[str(k % 4)][0], slides[str(k % 4)][1], 10_000) for k in range(8)],
-                        lambda slide_id: slides[str(int(slide_id) % 4)], 0.05)  # fmt: skip
+    mixed = blend_organ(
+        "kidney",
+        list(slides),
+        np.arange(8) % 2,
+        [group(slides[str(k % 4)][0], slides[str(k % 4)][1], 10_000) for k in range(8)],
+        lambda slide_id: slides[str(int(slide_id) % 4)],
+        0.05,
+    )
     assert mixed.used == "fitted" and mixed.weights[0] > 0.55 and mixed.blend.mean() > mixed.even.mean()
 
 
@@ -134,7 +161,9 @@ def test_likeness_against_numpy() -> None:
     planes, truth = complementary(0)
     tissue = np.zeros(truth.shape, bool)
     tissue[5:30, 5:30] = True
-    found = blend_organ("lung", ["a"], np.array([0]), [group(planes, truth, 10_000)], lambda _: (planes, truth, tissue), 0.5)
+    found = blend_organ(
+        "lung", ["a"], np.array([0]), [group(planes, truth, 10_000)], lambda _: (planes, truth, tissue), 0.5
+    )
     assert found.used == "equal" and found.threshold == 0.5  # a single slide teaches nothing
     correlation, overlap = likeness([found], lambda _: (planes, truth, tissue))
     np.testing.assert_allclose(correlation, np.corrcoef(planes[:, 5:30, 5:30].reshape(3, -1)))

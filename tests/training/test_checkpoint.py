@@ -33,7 +33,9 @@ def settings_of(data: Path, *changes: str) -> Experiment:
 
 
 def stop_after(settings: Experiment, out: Path, epochs: int) -> None:
-    """Train fold 0 for some epochs: a question to begin, five for each epoch, and one that is answered in the middle of the next."""
+    """Train fold 0 for some epochs: a question to begin, five for each epoch, and one that is answered in the middle of
+    the next.
+    """
     with pytest.raises(OutOfTime, match=f"fold 0 after epoch {epochs} of"):
         train(settings, out, [0], device="cpu", clock=Countdown(1 + 5 * epochs + 1))
 
@@ -43,7 +45,9 @@ def test_a_key_that_a_later_version_added_does_not_end_a_run(sample_data: Path, 
     stop_after(settings, out, 1)
     state = torch.load(out / "fold0" / "last.ckpt", weights_only=True)
     del state["settings"]["training"]["patience"], state["settings"]["scale"]  # as if neither had been there yet
-    state["settings"]["scale"] = {key: value for key, value in experiment.dump(settings)["scale"].items() if key != "max_zoom"}
+    state["settings"]["scale"] = {
+        key: value for key, value in experiment.dump(settings)["scale"].items() if key != "max_zoom"
+    }
     torch.save(state, out / "fold0" / "last.ckpt")
     write_yaml(out / "config.yaml", state["settings"])
     with pytest.raises(CheckpointError, match="training.patience = 0, now it is 3"):
@@ -58,7 +62,9 @@ def test_a_key_that_a_later_version_added_does_not_end_a_run(sample_data: Path, 
 def test_a_key_that_is_gone_is_said(sample_data: Path) -> None:
     new = experiment.dump(settings_of(sample_data))
     old = new | {"training": new["training"] | {"momentum": 0.9}}
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: unknown key 'training.momentum'.*another version of the kit"):
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt: unknown key 'training.momentum'.*another version of the kit"
+    ):
         checkpoint.check_same(old, new, Path("last.ckpt"))
 
 
@@ -89,8 +95,14 @@ def test_a_damaged_checkpoint_of_a_finished_fold_costs_nothing(
         assert (out / name).read_bytes() == (tiny_run / name).read_bytes(), name
 
 
-def test_a_damaged_checkpoint_goes_on_from_the_best_weights(sample_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    settings, whole, out = settings_of(sample_data, f"training.epochs={EPOCHS}"), tmp_path / "a" / "run", tmp_path / "b" / "run"
+def test_a_damaged_checkpoint_goes_on_from_the_best_weights(
+    sample_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, whole, out = (
+        settings_of(sample_data, f"training.epochs={EPOCHS}"),
+        tmp_path / "a" / "run",
+        tmp_path / "b" / "run",
+    )
     train(settings, whole, [0], device="cpu")
     stop_after(settings, out, EPOCHS - 1)
     (out / "fold0" / "last.ckpt").write_bytes(b"PK\x03\x04 cut")
@@ -98,7 +110,9 @@ def test_a_damaged_checkpoint_goes_on_from_the_best_weights(sample_data: Path, t
     kept = load_file(out / "fold0" / "model.safetensors")
 
     store = open_or_build(out.parent / "stores", read_train(sample_data / "train.csv"), settings.scale, settings.tiles)
-    trainer = FoldTrainer(settings, FoldTask(0, store, range(5), range(5, 10), out / "fold0", torch.device("cpu"), degrade=True))
+    trainer = FoldTrainer(
+        settings, FoldTask(0, store, range(5), range(5, 10), out / "fold0", torch.device("cpu"), degrade=True)
+    )
     trainer._resume()
     for network in (trainer.network, trainer.evaluated):
         assert all(torch.equal(kept[name], value) for name, value in network.state_dict().items())

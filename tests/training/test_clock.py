@@ -37,10 +37,12 @@ def sessions(settings: Experiment, out: Path, clocks: list[Clock]) -> list[str]:
     raise AssertionError(f"not done after {len(clocks)} sessions: {where}")
 
 
-# One question begins a fold, an epoch asks one and four for its batches: 8 end a session in the middle of an epoch, 16 in that of
-# the second fold.
+# One question begins a fold, an epoch asks one and four for its batches: 8 end a session in the middle of an epoch, 16
+# in that of the second fold.
 @pytest.mark.parametrize("questions", [8, 16])
-def test_many_short_sessions_equal_one_long_one(questions: int, sample_data: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_many_short_sessions_equal_one_long_one(
+    questions: int, sample_data: Path, tiny_run: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     where = sessions(settings_of(sample_data), out, [Countdown(questions) for _ in range(12)])
     assert where
@@ -52,7 +54,8 @@ def test_many_short_sessions_equal_one_long_one(questions: int, sample_data: Pat
 
 def test_a_fold_without_time_is_not_begun_and_the_done_one_has_its_tables(sample_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    # Fold 0 asks once to begin, five times in each of two epochs, and once for its prediction; the next question is fold 1.
+    # Fold 0 asks once to begin, five times in each of two epochs, and once for its prediction; the next question is
+    # fold 1.
     with pytest.raises(OutOfTime, match="fold 1 is not begun"):
         train(settings_of(sample_data), out, device="cpu", clock=Countdown(1 + 2 * 5 + 1))
     assert not (out / "fold1").exists()
@@ -68,7 +71,9 @@ def test_an_epoch_that_would_not_fit_is_not_begun(sample_data: Path, tmp_path: P
     assert not (out / "oof.csv").exists()
 
 
-def test_what_an_earlier_session_took_keeps_no_later_one_from_going_on(sample_data: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_what_an_earlier_session_took_keeps_no_later_one_from_going_on(
+    sample_data: Path, tiny_run: Path, tmp_path: Path
+) -> None:
     """An epoch of three years on a machine long gone: this session has time for anything that this machine needs."""
     out = tmp_path / "run"
     with pytest.raises(OutOfTime, match="fold 0 after epoch 1 of 2; fold 1 is not begun"):
@@ -89,7 +94,9 @@ def test_a_prediction_of_unknown_length_begins_and_stops_when_the_time_is_up(sam
     out = tmp_path / "run"
     # One question to begin fold 0, five for each of its epochs; the next one is about the prediction.
     for questions in (1 + 2 * 5, 3):
-        with pytest.raises(OutOfTime, match="fold 0 is trained, its held-out slides are not predicted; fold 1 is not begun"):
+        with pytest.raises(
+            OutOfTime, match="fold 0 is trained, its held-out slides are not predicted; fold 1 is not begun"
+        ):
             train(settings_of(sample_data), out, resume=out.exists(), device="cpu", clock=Countdown(questions))
     assert not list(out.rglob("*.parquet")) and not list(out.rglob(".*.tmp*"))
     # A question about the whole, one for each of the five slides, and one to begin fold 1.
@@ -115,13 +122,16 @@ def test_timing_that_cannot_be_read_is_only_a_missing_guess(tmp_path: Path) -> N
     assert longest(read_timing(tmp_path), "validation_seconds") == 0.0
 
 
-@pytest.mark.parametrize(("key", "old", "new", "same"), [
-    ("encoder_weights", "/kaggle/input/a/net.safetensors", "/kaggle/input/datasets/me/a/net.safetensors", True),
-    ("encoder_weights", "weights/net.pth", "/kaggle/input/a/net.safetensors", True),
-    ("encoder_weights", "weights/net.pth", "weights/other.pth", False),
-    ("encoder_weights", "", "weights/net.pth", False),
-    ("encoder", "tu-resnet10t", "x/tu-resnet10t", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "old", "new", "same"),
+    [
+        ("encoder_weights", "/kaggle/input/a/net.safetensors", "/kaggle/input/datasets/me/a/net.safetensors", True),
+        ("encoder_weights", "weights/net.pth", "/kaggle/input/a/net.safetensors", True),
+        ("encoder_weights", "weights/net.pth", "weights/other.pth", False),
+        ("encoder_weights", "", "weights/net.pth", False),
+        ("encoder", "tu-resnet10t", "x/tu-resnet10t", False),
+    ],
+)
 def test_weights_may_move_but_not_change(key: str, old: str, new: str, same: bool) -> None:
     before, after = ({"model": {key: value}} for value in (old, new))  # the other keys are today's defaults
     if same:

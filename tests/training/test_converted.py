@@ -19,7 +19,14 @@ from hubmap_kit.training.converted import check_conversion, converted_store
 from hubmap_kit.training.dataset import TileDataset
 from hubmap_kit.training.run import plan, train_fold
 
-PLAIN = ("scale.policy=reduce", "scale.reduce=4", "tiles.size=64", "augment.pipeline=none", "training.sampler=grid", "training.epochs=1")
+PLAIN = (
+    "scale.policy=reduce",
+    "scale.reduce=4",
+    "tiles.size=64",
+    "augment.pipeline=none",
+    "training.sampler=grid",
+    "training.epochs=1",
+)
 
 
 def settings_of(data: Path, conversion: str, *changes: str) -> Experiment:
@@ -67,7 +74,11 @@ def test_the_range_test_learns_from_the_conversion_too(sample_data: Path, tmp_pa
     tables = []
     for number, (data, conversion) in enumerate([(sample_data, "''"), (sample_data, name), (packed, name)]):
         settings = settings_of(data, conversion, "training.sampler=random")
-        tables.append(lr_find(settings, tmp_path / str(number), steps=20, device="cpu", stores=tmp_path / "stores").table.read_bytes())
+        tables.append(
+            lr_find(
+                settings, tmp_path / str(number), steps=20, device="cpu", stores=tmp_path / "stores"
+            ).table.read_bytes()
+        )
     assert tables[0] != tables[1] == tables[2]
 
 
@@ -75,11 +86,17 @@ def test_the_range_test_learns_from_the_conversion_too(sample_data: Path, tmp_pa
     ("text", "changes", "words"),
     [
         ("kind: grid, size: 128, reduce: 4", (), "tiles of 128 px and overlap 0, but tiles.size is 64"),
-        ("kind: grid, size: 64, reduce: 2", (), "at reduce 2, but held-out slides would be predicted at another scale; set scale.policy=reduce"),
+        (
+            "kind: grid, size: 64, reduce: 2",
+            (),
+            "at reduce 2, but held-out slides would be predicted at another scale; set scale.policy=reduce",
+        ),
         ("kind: grid, size: 64, reduce: 4, format: png", (), "format is png; training reads stores"),
     ],
 )
-def test_what_does_not_go_together_is_said(text: str, changes: tuple[str, ...], words: str, sample_data: Path, tmp_path: Path) -> None:
+def test_what_does_not_go_together_is_said(
+    text: str, changes: tuple[str, ...], words: str, sample_data: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=words):
         check_conversion(settings_of(sample_data, conversion_file(tmp_path, text), *changes))
 

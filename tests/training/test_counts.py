@@ -1,4 +1,6 @@
-"""Counts at all thresholds at once, against thresholding one by one; and the choice of a threshold on made-up curves."""
+"""Counts at all thresholds at once, against thresholding one by one; and the choice of a threshold on made-up
+curves.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +9,34 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hubmap_kit.competition.metric import dice
-from hubmap_kit.training.counts import HALF, THRESHOLDS, best_threshold, dice_curve, fit_thresholds, from_table
-from hubmap_kit.training.counts import mean_curves, threshold_counts, to_table
+from hubmap_kit.training.counts import (
+    HALF,
+    THRESHOLDS,
+    best_threshold,
+    dice_curve,
+    fit_thresholds,
+    from_table,
+    mean_curves,
+    threshold_counts,
+    to_table,
+)
 
-PLANES = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.floats(0, 1, width=32))
+PLANES = hnp.arrays(
+    np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.floats(0, 1, width=32)
+)
 
 
 def by_hand(plane: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """The plane compared with each threshold, counted one by one."""
     masks = [(plane >= np.float32(threshold)).astype(np.uint8) for threshold in THRESHOLDS]
-    return np.array([[(mask & truth).sum() for mask in masks], [mask.sum() for mask in masks], [truth.sum()] * len(masks)])
+    return np.array(
+        [[(mask & truth).sum() for mask in masks], [mask.sum() for mask in masks], [truth.sum()] * len(masks)]
+    )
 
 
 def test_thresholds_are_the_documented_ones() -> None:
@@ -42,7 +58,9 @@ def test_counts_equal_thresholding_one_by_one(plane: np.ndarray, seed: int, dens
 
 
 def test_values_on_a_threshold_count_as_the_mask_counts_them() -> None:
-    """The float32 nearest to each threshold, and its neighbours: the sweep must see the masks that a submission would hold."""
+    """The float32 nearest to each threshold, and its neighbours: the sweep must see the masks that a submission would
+    hold.
+    """
     exact = THRESHOLDS.astype(np.float32)
     for plane in (exact, np.nextafter(exact, np.float32(0)), np.nextafter(exact, np.float32(1))):
         truth = np.ones((1, len(plane)), np.uint8)
@@ -110,10 +128,18 @@ def test_a_top_is_one_piece() -> None:
     assert best_threshold(curve) == pytest.approx(0.2, abs=0.0051)
 
 
-@pytest.mark.parametrize(("curve", "expected"), [
-    (1 - THRESHOLDS, 0.005), (THRESHOLDS, 0.995), (np.full(199, 0.7), 0.5), (np.zeros(199), 0.5), (np.ones(199), 0.5),
-    (np.where(THRESHOLDS < 0.1, 0.9, 0.1), 0.05), (np.where(THRESHOLDS > 0.9, 0.9, 0.1), 0.95),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        (1 - THRESHOLDS, 0.005),
+        (THRESHOLDS, 0.995),
+        (np.full(199, 0.7), 0.5),
+        (np.zeros(199), 0.5),
+        (np.ones(199), 0.5),
+        (np.where(THRESHOLDS < 0.1, 0.9, 0.1), 0.05),
+        (np.where(THRESHOLDS > 0.9, 0.9, 0.1), 0.95),
+    ],
+)
 def test_peaks_at_the_ends_and_flat_curves(curve: np.ndarray, expected: float) -> None:
     assert best_threshold(curve) == pytest.approx(expected, abs=0.0051)
 
@@ -144,4 +170,8 @@ def test_a_table_row_means_what_its_columns_say() -> None:
     assert list(table.columns) == ["id", "threshold", "common", "predicted", "truth"] and len(table) == 2 * 199
     row = table[(table["id"] == "b") & np.isclose(table["threshold"], 0.35)].iloc[0]
     mask = (plane >= np.float32(0.35)).astype(np.uint8)
-    assert (row["common"], row["predicted"], row["truth"]) == ((mask & (1 - truth)).sum(), mask.sum(), (1 - truth).sum())
+    assert (row["common"], row["predicted"], row["truth"]) == (
+        (mask & (1 - truth)).sum(),
+        mask.sum(),
+        (1 - truth).sum(),
+    )

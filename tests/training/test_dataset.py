@@ -18,13 +18,17 @@ from hubmap_kit.training.dataset import TileDataset, build_loader, turn, window
 
 
 def _settings(*changes: str) -> Experiment:
-    return experiment.load("baseline", ["tiles.size=64", "training.batch_size=4", "training.samples_per_epoch=16", *changes])
+    return experiment.load(
+        "baseline", ["tiles.size=64", "training.batch_size=4", "training.samples_per_epoch=16", *changes]
+    )
 
 
 @pytest.fixture(scope="module")
 def store(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TileStore:
     settings = _settings()
-    return open_or_build(tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles)
+    return open_or_build(
+        tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles
+    )
 
 
 def _epoch(store: TileStore, settings: Experiment, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,7 +41,9 @@ def _epoch(store: TileStore, settings: Experiment, epoch: int) -> tuple[torch.Te
 @pytest.mark.parametrize("pipeline", ["light", "classic"])
 def test_no_two_tiles_of_two_workers_and_two_epochs_are_equal(store: TileStore, pipeline: str) -> None:
     # One slide and one tile of the grid: only augmentation can make the tiles differ.
-    settings = _settings("training.workers=2", "training.sampler=grid", f"augment.pipeline={pipeline}", "training.batch_size=1")
+    settings = _settings(
+        "training.workers=2", "training.sampler=grid", f"augment.pipeline={pipeline}", "training.batch_size=1"
+    )
     dataset = TileDataset(store, [0], settings)
     dataset.tiles = np.repeat(dataset.tiles[:1], 8, axis=0)
     dataset.per_epoch = 8
@@ -46,7 +52,8 @@ def test_no_two_tiles_of_two_workers_and_two_epochs_are_equal(store: TileStore, 
     for epoch in range(2):
         loader.batch_sampler.sampler.epoch = epoch  # type: ignore[attr-defined]
         tiles += [images[0].numpy().tobytes() for images, _ in loader]
-    # `light` has 8 symmetries and, half of the time each, two colour changes, so a rare repeat is chance; a repeated stream is not.
+    # `light` has 8 symmetries and, half of the time each, two colour changes, so a rare repeat is chance; a repeated
+    # stream is not.
     assert len(set(tiles)) >= 12
     assert tiles[:8] != tiles[8:]
     assert tiles[0::2] != tiles[1::2]
@@ -67,10 +74,14 @@ def test_epochs_and_seeds_differ(store: TileStore) -> None:
 
 
 def test_the_grid_sampler_shows_every_tile_once_an_epoch(store: TileStore) -> None:
-    settings = _settings("training.sampler=grid", "augment.pipeline=none", "training.workers=0", "training.batch_size=8")
+    settings = _settings(
+        "training.sampler=grid", "augment.pipeline=none", "training.workers=0", "training.batch_size=8"
+    )
     dataset = TileDataset(store, [0, 1], settings)
     table = store.tiles[store.tiles["slide"].isin([0, 1])]
-    wanted = sorted(store.crop(int(s), int(r), int(c), 64)[0].tobytes() for s, r, c in table[["slide", "row", "col"]].to_numpy())
+    wanted = sorted(
+        store.crop(int(s), int(r), int(c), 64)[0].tobytes() for s, r, c in table[["slide", "row", "col"]].to_numpy()
+    )
     for epoch in range(2):
         seen = [dataset[epoch * len(dataset) + position][0].numpy().tobytes() for position in range(len(dataset))]
         assert sorted(seen) == wanted
@@ -85,7 +96,9 @@ def test_only_the_given_slides_are_drawn_and_each_in_turn(store: TileStore) -> N
 
 def test_foreground_crops_hold_foreground_far_more_often(store: TileStore) -> None:
     def share(aimed: float) -> float:
-        dataset = TileDataset(store, range(len(store)), _settings("augment.pipeline=none", f"training.foreground_share={aimed}"))
+        dataset = TileDataset(
+            store, range(len(store)), _settings("augment.pipeline=none", f"training.foreground_share={aimed}")
+        )
         return float(np.mean([dataset[draw][1].any() for draw in range(200)]))
 
     assert share(1.0) > share(0.0) + 0.15
@@ -141,11 +154,17 @@ def test_turn_gives_the_8_symmetries_of_numpy(shape: tuple[int, ...]) -> None:
     for symmetry in range(8):
         turn(pixels, symmetry, out)
         found.add(out.tobytes())
-    assert found == {np.ascontiguousarray(np.rot90(side, quarters)).tobytes() for side in (pixels, pixels[::-1]) for quarters in range(4)}
+    assert found == {
+        np.ascontiguousarray(np.rot90(side, quarters)).tobytes()
+        for side in (pixels, pixels[::-1])
+        for quarters in range(4)
+    }
 
 
 def test_flips_turn_image_and_mask_together_and_each_way_equally_often(store: TileStore) -> None:
-    plain, flipped = (TileDataset(store, range(len(store)), _settings(f"augment.pipeline={name}")) for name in ("none", "flips"))
+    plain, flipped = (
+        TileDataset(store, range(len(store)), _settings(f"augment.pipeline={name}")) for name in ("none", "flips")
+    )
     counts = np.zeros(8, int)
     image_out, mask_out = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
     for draw in range(400):
@@ -179,12 +198,19 @@ def test_the_batched_engine_gets_tiles_as_they_are(store: TileStore) -> None:
 
 
 def test_slides_are_drawn_in_proportion_to_their_weights(store: TileStore) -> None:
-    settings = _settings("training.samples_per_epoch=6000", "augment.pipeline=none", "training.organ_shares={lung: 0.5}")
+    settings = _settings(
+        "training.samples_per_epoch=6000", "augment.pipeline=none", "training.organ_shares={lung: 0.5}"
+    )
     names = store.slides["id"].tolist()
     weights = {names[0]: 0.0, names[3]: 0.25}
     dataset = TileDataset(store, range(10), settings, weights)
     drawn = np.bincount(dataset.places(range(6000))[:, 0], minlength=10) / 6000
-    wanted = np.array([weights.get(name, 1.0) * (0.5 if organ == "lung" else 1) for name, organ in zip(names, store.slides["organ"], strict=True)])
+    wanted = np.array(
+        [
+            weights.get(name, 1.0) * (0.5 if organ == "lung" else 1)
+            for name, organ in zip(names, store.slides["organ"], strict=True)
+        ]
+    )
     np.testing.assert_allclose(drawn, wanted / wanted.sum(), atol=0.02)
     assert drawn[0] == 0
     assert 0 not in dataset.tiles[:, 0]
@@ -198,12 +224,16 @@ def test_slides_of_no_weight_at_all_are_an_error(store: TileStore) -> None:
 def test_a_zoomed_tile_shows_the_same_place_at_another_scale(store: TileStore) -> None:
     # A tile of half the scale holds what four tiles hold: its middle quarter, enlarged, is the tile of the plain draw.
     plain, half = (
-        TileDataset(store, range(len(store)), _settings("augment.pipeline=none", "training.seed=3", f"augment.zoom=[{zoom}, {zoom}]"))
+        TileDataset(
+            store,
+            range(len(store)),
+            _settings("augment.pipeline=none", "training.seed=3", f"augment.zoom=[{zoom}, {zoom}]"),
+        )
         for zoom in (1.0, 0.5)
     )
     seen = 0
     for draw in range(16):
-        (slide, row, col), = half.places([draw])
+        ((slide, row, col),) = half.places([draw])
         rows, cols = store.image(int(slide)).shape[:2]
         if not (32 <= row <= rows - 96 and 32 <= col <= cols - 96):
             continue  # the larger square was moved back into the slide

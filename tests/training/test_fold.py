@@ -32,7 +32,9 @@ def settings_of(*changes: str) -> Experiment:
 @pytest.fixture(scope="module")
 def store(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TileStore:
     settings = settings_of()
-    return open_or_build(tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles)
+    return open_or_build(
+        tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles
+    )
 
 
 def task_of(store: TileStore, folder: Path) -> FoldTask:
@@ -41,18 +43,29 @@ def task_of(store: TileStore, folder: Path) -> FoldTask:
 
 @pytest.mark.parametrize("monitor", ["dice", "loss"])
 def test_the_kept_weights_are_those_of_the_best_validated_epoch(monitor: str, store: TileStore, tmp_path: Path) -> None:
-    settings = settings_of(f"training.monitor={monitor}", "training.epochs=6", "training.lr=0.02", "training.schedule=constant")
+    settings = settings_of(
+        f"training.monitor={monitor}", "training.epochs=6", "training.lr=0.02", "training.schedule=constant"
+    )
     FoldTrainer(settings, task_of(store, tmp_path)).run()
     rows = pd.read_csv(tmp_path / "metrics.csv")
     best = rows.loc[rows["dice"].idxmax() if monitor == "dice" else rows["val_loss"].idxmin()]
-    found = validate(load_network(settings, tmp_path, CPU), build_loss(settings.training.loss), store, range(7, 10), settings, CPU)
+    found = validate(
+        load_network(settings, tmp_path, CPU), build_loss(settings.training.loss), store, range(7, 10), settings, CPU
+    )
     assert found.dice == pytest.approx(best["dice"], abs=1e-6)
     assert found.loss == pytest.approx(best["val_loss"], abs=1e-5)
 
 
 def test_it_stops_early_when_nothing_gets_better(store: TileStore, tmp_path: Path) -> None:
-    # A rate this small changes no weight, and without norm statistics to follow every validation is the first one again.
-    settings = settings_of("training.epochs=9", "training.patience=2", "training.lr=1e-30", "training.weight_decay=0", "training.ema_decay=0.999999")
+    # A rate this small changes no weight, and without norm statistics to follow every validation is the first one
+    # again.
+    settings = settings_of(
+        "training.epochs=9",
+        "training.patience=2",
+        "training.lr=1e-30",
+        "training.weight_decay=0",
+        "training.ema_decay=0.999999",
+    )
     rows = FoldTrainer(settings, task_of(store, tmp_path)).run()
     best = max(range(len(rows)), key=lambda index: (rows[index]["dice"], -index))
     assert len(rows) == best + 3 < 9
@@ -75,15 +88,22 @@ class OnePixel(nn.Module):
 
 
 @pytest.mark.parametrize("clip", [0, 0.05])
-def test_accumulated_batches_equal_one_large_batch(clip: float, store: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accumulated_batches_equal_one_large_batch(
+    clip: float, store: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(learner_module, "build", lambda *_, **__: OnePixel())
     weights = []
     # 12 tiles: one large batch of 8 and one of 4, or groups of four and of two batches of 2.
     for batch, accumulate in ((8, 1), (2, 4)):
         settings = settings_of(
-            "training.samples_per_epoch=12", f"training.batch_size={batch}", f"training.accumulate={accumulate}", "training.loss=bce",
-            f"training.clip_norm={clip}", "training.epochs=2", "training.ema_decay=0",
-        )  # fmt: skip
+            "training.samples_per_epoch=12",
+            f"training.batch_size={batch}",
+            f"training.accumulate={accumulate}",
+            "training.loss=bce",
+            f"training.clip_norm={clip}",
+            "training.epochs=2",
+            "training.ema_decay=0",
+        )
         folder = tmp_path / f"{batch}"
         trainer = FoldTrainer(settings, task_of(store, folder))
         trainer._train(0)
@@ -94,7 +114,9 @@ def test_accumulated_batches_equal_one_large_batch(clip: float, store: TileStore
 
 
 def test_it_learns(store: TileStore, tmp_path: Path) -> None:
-    settings = settings_of("training.epochs=12", "training.samples_per_epoch=64", "training.lr=0.01", "augment.pipeline=none")
+    settings = settings_of(
+        "training.epochs=12", "training.samples_per_epoch=64", "training.lr=0.01", "augment.pipeline=none"
+    )
     rows = FoldTrainer(settings, task_of(store, tmp_path)).run()
     assert rows[-1]["train_loss"] < 0.75 * rows[0]["train_loss"]
     assert max(row["dice"] for row in rows) > rows[0]["dice"] + 0.05

@@ -65,10 +65,18 @@ def read(monkeypatch: pytest.MonkeyPatch, library: object, device: torch.device,
 @pytest.mark.parametrize(
     ("names", "device", "card"),
     [
-        (None, ONE, 0), (None, TWO, 1), ("2,0", ONE, 2), ("2,0", TWO, 0), (" 1 ", ONE, 1), ("GPU-bbbb", ONE, 1), ("GPU-bbcc3333-0000,GPU-aaaa", ONE, 2),
-        ("GPU-bbcc3333-0000,GPU-aaaa", TWO, 0), ("MIG-1234", ONE, 1), ("0,1,-1,2", TWO, 1),
+        (None, ONE, 0),
+        (None, TWO, 1),
+        ("2,0", ONE, 2),
+        ("2,0", TWO, 0),
+        (" 1 ", ONE, 1),
+        ("GPU-bbbb", ONE, 1),
+        ("GPU-bbcc3333-0000,GPU-aaaa", ONE, 2),
+        ("GPU-bbcc3333-0000,GPU-aaaa", TWO, 0),
+        ("MIG-1234", ONE, 1),
+        ("0,1,-1,2", TWO, 1),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("as_bytes", [False, True])
 def test_the_card_is_the_one_that_torch_means(
     names: str | None, device: torch.device, card: int, as_bytes: bool, monkeypatch: pytest.MonkeyPatch
@@ -86,7 +94,11 @@ def test_a_card_that_is_not_visible_has_no_readings(names: str, monkeypatch: pyt
 
 
 def test_torchs_own_mark_of_a_card_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=["bbcc3333-0000", "aaaa1111-0000"][number]))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda number: SimpleNamespace(uuid=["bbcc3333-0000", "aaaa1111-0000"][number]),
+    )
     assert read(monkeypatch, Library(), ONE, None)["gpu_percent"] == 12
     assert read(monkeypatch, Library(), TWO, None)["gpu_percent"] == 10
 
@@ -114,7 +126,9 @@ def test_the_real_library_never_raises() -> None:
         assert 0 <= found.get("gpu_percent", 0) <= 100 and 0 <= found.get("gpu_memory_gib", 0) < 1000
 
 
-@pytest.mark.parametrize(("number", "names", "card"), [(0, None, 0), (3, None, 3), (1, "3,5", 5), (0, "GPU-1,2", "GPU-1"), (1, "GPU-1,2", 2)])
+@pytest.mark.parametrize(
+    ("number", "names", "card"), [(0, None, 0), (3, None, 3), (1, "3,5", 5), (0, "GPU-1,2", "GPU-1"), (1, "GPU-1,2", 2)]
+)
 def test_visible_cards(number: int, names: str | None, card: int | str) -> None:
     assert visible(number, names) == card
 
@@ -126,6 +140,9 @@ def test_invisible_cards(number: int, names: str) -> None:
 
 
 def test_readings_become_words() -> None:
-    assert line({"gpu_percent": 97.4, "gpu_memory_gib": 13.06, "gpu_celsius": 64.0, "loss": 1.0}) == "GPU 97 %, 13.1 GiB, 64 °C"
+    assert (
+        line({"gpu_percent": 97.4, "gpu_memory_gib": 13.06, "gpu_celsius": 64.0, "loss": 1.0})
+        == "GPU 97 %, 13.1 GiB, 64 °C"
+    )
     assert line({"gpu_celsius": 40}) == "40 °C"
     assert line({}) == ""

@@ -1,4 +1,6 @@
-"""Which folds are finished, said wherever a run's results are; and the rows of a history, through their file and back."""
+"""Which folds are finished, said wherever a run's results are; and the rows of a history, through their file and
+back.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,15 @@ def half_trained(sample_data: Path, tmp_path: Path) -> Path:
     return out
 
 
-def test_a_half_trained_fold_is_said_wherever_results_are(half_trained: Path, sample_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_half_trained_fold_is_said_wherever_results_are(
+    half_trained: Path, sample_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = settings_of(sample_data)
     assert unfinished(half_trained, settings.training) == {1: HALF}
     trained = [record.message for record in caplog.get_records("setup") if record.levelno == logging.WARNING]
-    assert trained == [f"{half_trained}: {HALF}; its slides are not in oof.csv, and thresholds.json is fitted without them"]
+    assert trained == [
+        f"{half_trained}: {HALF}; its slides are not in oof.csv, and thresholds.json is fitted without them"
+    ]
     table = pd.read_csv(half_trained / "oof.csv")
     assert set(table["fold"]) == {0} and table["finished"].all()
 
@@ -51,7 +57,9 @@ def test_a_half_trained_fold_is_said_wherever_results_are(half_trained: Path, sa
     assert json.loads((half_trained / "thresholds.json").read_text())
 
 
-def test_an_evaluated_half_trained_fold_is_trained_to_its_end_side_by_side(half_trained: Path, sample_data: Path, tiny_run: Path) -> None:
+def test_an_evaluated_half_trained_fold_is_trained_to_its_end_side_by_side(
+    half_trained: Path, sample_data: Path, tiny_run: Path
+) -> None:
     evaluate(half_trained, device="cpu", pictures=False)  # fold 1 has out-of-fold results then
     train(settings_of(sample_data), half_trained, resume=True, device="cpu,cpu")
     for name in ("metrics.csv", "oof.csv", "thresholds.json"):
@@ -65,9 +73,10 @@ def test_phrases(tiny_run: Path, sample_data: Path, half_trained: Path) -> None:
     (half_trained / "fold0" / "oof_counts.parquet").unlink()
     (half_trained / "fold1" / "metrics.csv").write_text("")
     assert unfinished(half_trained, training, [3]) == {
-        0: "fold 0 is trained, its held-out slides are not predicted", 1: "fold 1 with a metrics.csv that cannot be read",
+        0: "fold 0 is trained, its held-out slides are not predicted",
+        1: "fold 1 with a metrics.csv that cannot be read",
         3: "fold 3 is not begun",
-    }  # fmt: skip
+    }
     (half_trained / "fold1" / "last.ckpt").unlink()  # as in published weights
     (half_trained / "fold0" / "last.ckpt").unlink()
     assert set(unfinished(half_trained, training)) <= {0}
@@ -75,14 +84,21 @@ def test_phrases(tiny_run: Path, sample_data: Path, half_trained: Path) -> None:
 
 @pytest.mark.parametrize("stop", ["early", "late"])
 def test_an_early_stop_is_an_end(stop: str) -> None:
-    rows = [{"fold": 0, "epoch": 1, "dice": 0.5, "val_loss": 1.0}, {"fold": 0, "epoch": 2}, {"fold": 0, "epoch": 3, "dice": 0.4, "val_loss": 0.9}]
+    rows = [
+        {"fold": 0, "epoch": 1, "dice": 0.5, "val_loss": 1.0},
+        {"fold": 0, "epoch": 2},
+        {"fold": 0, "epoch": 3, "dice": 0.4, "val_loss": 0.9},
+    ]
     config = TrainingConfig(epochs=9, patience=1 if stop == "early" else 2)
     assert is_over(rows, config) == (stop == "early")
     assert not is_over(rows, config.model_copy(update={"monitor": "loss"}))
 
 
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
-ROW = st.fixed_dictionaries({"fold": st.integers(0, 9), "epoch": st.integers(1, 999)}, optional={"dice": NUMBER, "val_loss": NUMBER, "lr": NUMBER})
+ROW = st.fixed_dictionaries(
+    {"fold": st.integers(0, 9), "epoch": st.integers(1, 999)},
+    optional={"dice": NUMBER, "val_loss": NUMBER, "lr": NUMBER},
+)
 
 
 @given(st.lists(ROW, min_size=1, max_size=6))
@@ -103,4 +119,6 @@ def test_pictures_that_cannot_be_drawn_do_not_end_a_training(
     caplog.clear()
     table = train(settings_of(sample_data), out, resume=True, device="cpu")
     assert len(table) == 10 and (out / "oof.csv").read_bytes() == (tiny_run / "oof.csv").read_bytes()
-    assert [record.levelno for record in caplog.records if "curves cannot be drawn" in record.message] == [logging.WARNING] * 2
+    assert [record.levelno for record in caplog.records if "curves cannot be drawn" in record.message] == [
+        logging.WARNING
+    ] * 2

@@ -48,7 +48,9 @@ def settings_of(*changes: str) -> Experiment:
 @pytest.fixture(scope="module")
 def store(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TileStore:
     settings = settings_of()
-    return open_or_build(tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles)
+    return open_or_build(
+        tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles
+    )
 
 
 def trained(settings: Experiment, store: TileStore, folder: Path) -> FoldTrainer:
@@ -73,7 +75,10 @@ class Greedy(nn.Module):
 
 def batch_of(size: int, side: int = 16) -> Batch:
     random = np.random.default_rng(0)
-    tiles, masks = random.integers(256, size=(size, side, side, 3), dtype=np.uint8), random.integers(2, size=(size, side, side), dtype=np.uint8)
+    tiles, masks = (
+        random.integers(256, size=(size, side, side, 3), dtype=np.uint8),
+        random.integers(2, size=(size, side, side), dtype=np.uint8),
+    )
     return Batch(0, torch.from_numpy(tiles), torch.from_numpy(masks))
 
 
@@ -86,7 +91,9 @@ def test_a_batch_that_is_too_large_is_halved_and_gives_the_same_step(
         torch.manual_seed(0)
         network = Greedy(most)
         monkeypatch.setattr(learner_module, "build", lambda *_, made=network: made)
-        learner = Learner(settings_of("training.loss=bce", f"training.accumulate={accumulate}"), 10, CPU, pretrained=False)
+        learner = Learner(
+            settings_of("training.loss=bce", f"training.accumulate={accumulate}"), 10, CPU, pretrained=False
+        )
         learner.begin(0)
         for _ in range(2):
             losses.append(float(learner.learn([batch_of(8)] * accumulate, 0)))
@@ -147,7 +154,9 @@ def test_auto_batch_does_not_take_a_wrong_network_for_a_short_memory() -> None:
         largest_batch(settings_of("model.arch=unett"), CPU)
 
 
-def test_a_whole_fold_survives_a_card_that_is_too_small(store: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_fold_survives_a_card_that_is_too_small(
+    store: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def short_of_memory(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if len(inputs[0]) > 2 and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -169,7 +178,12 @@ def test_auto_batch_wants_a_card() -> None:
 
 
 def test_organs_are_learned_as_classes(store: TileStore, tmp_path: Path) -> None:
-    settings = settings_of("model.classes=organs", "training.loss=ce+dice", "training.epochs=1", "augment.mixing={cutmix: 0.5, copy_paste: 0.5}")
+    settings = settings_of(
+        "model.classes=organs",
+        "training.loss=ce+dice",
+        "training.epochs=1",
+        "augment.mixing={cutmix: 0.5, copy_paste: 0.5}",
+    )
     trainer = trained(settings, store, tmp_path)
     own = {int(FACTS[organ].index) for organ in store.slides["organ"]}
     seen = {int(value) for draw in range(64) for value in trainer.dataset[draw][1].unique()}
@@ -180,7 +194,10 @@ def test_organs_are_learned_as_classes(store: TileStore, tmp_path: Path) -> None
 
 
 def test_a_mask_of_classes_is_the_organ_of_its_slide(store: TileStore) -> None:
-    plain, named = (TileDataset(store, range(10), settings_of(f"model.classes={classes}", "augment.pipeline=none")) for classes in ("binary", "organs"))
+    plain, named = (
+        TileDataset(store, range(10), settings_of(f"model.classes={classes}", "augment.pipeline=none"))
+        for classes in ("binary", "organs")
+    )
     for draw in range(12):
         index = FACTS[store.slides["organ"][int(plain.places([draw])[0, 0])]].index
         assert torch.equal(plain[draw][1] * index, named[draw][1])
@@ -201,7 +218,9 @@ def test_losses_of_classes_are_those_of_torch_and_of_counting() -> None:
     assert float(build_loss("bce", "organs")(logits, masks.float())) == pytest.approx(float(found), rel=1e-6)
     share, truth = torch.softmax(logits, 1), F.one_hot(masks[:, 0], 6).movedim(-1, 1)
     overlap = 2 * (share * truth).sum((0, 2, 3)) / (share.sum((0, 2, 3)) + truth.sum((0, 2, 3)))
-    assert float(build_loss("dice", "organs")(logits, masks.float())) == pytest.approx(float(1 - overlap.mean()), rel=1e-4)
+    assert float(build_loss("dice", "organs")(logits, masks.float())) == pytest.approx(
+        float(1 - overlap.mean()), rel=1e-4
+    )
 
 
 def test_mixup_has_no_classes() -> None:
@@ -216,22 +235,33 @@ def test_what_the_heads_say_is_weighed(store: TileStore) -> None:
     assert about.log_um.tolist() == pytest.approx([np.log2(3.2)] * 4, abs=0.02)  # the physical scale of the experiment
     assert about.organ.tolist() == [FACTS[store.slides["organ"][row]].index - 1 for row in (0, 3, 3, 9)]
     logits, small, organ, size = torch.randn(4, 1, 16, 16), torch.randn(4, 1, 4, 4), torch.randn(4, 5), torch.randn(4)
-    whole = objective(Outputs(logits, {"fcn": small, "deep": [small, logits], "organ": organ, "pixel_size": size}), masks, about)
+    whole = objective(
+        Outputs(logits, {"fcn": small, "deep": [small, logits], "organ": organ, "pixel_size": size}), masks, about
+    )
     bce = F.binary_cross_entropy_with_logits
     large = F.interpolate(small, (16, 16), mode="bilinear", align_corners=False)
     expected = (
-        bce(logits, masks) + 0.4 * bce(large, masks) + 0.3 * (bce(large, masks) + bce(logits, masks)) / 2
-        + 0.2 * F.cross_entropy(organ, about.organ) + 0.1 * F.smooth_l1_loss(size, about.log_um)
-    )  # fmt: skip
+        bce(logits, masks)
+        + 0.4 * bce(large, masks)
+        + 0.3 * (bce(large, masks) + bce(logits, masks)) / 2
+        + 0.2 * F.cross_entropy(organ, about.organ)
+        + 0.1 * F.smooth_l1_loss(size, about.log_um)
+    )
     assert float(whole) == pytest.approx(float(expected), rel=1e-5)
     with pytest.raises(ValueError, match="needs to know the tiles' slides"):
         objective(Outputs(logits, {"organ": organ}), masks)
 
 
 def test_every_head_learns_and_inference_does_not_see_it(store: TileStore, tmp_path: Path) -> None:
-    settings = settings_of("model.auxiliary={fcn: 0.4, deep: 0.3, organ: 0.2, pixel_size: 0.1}", "training.epochs=2", "training.accumulate=2")
+    settings = settings_of(
+        "model.auxiliary={fcn: 0.4, deep: 0.3, organ: 0.2, pixel_size: 0.1}",
+        "training.epochs=2",
+        "training.accumulate=2",
+    )
     torch.manual_seed(0)
-    before = {name: value.clone() for name, value in Learner(settings, 1, CPU, pretrained=False).network.named_parameters()}
+    before = {
+        name: value.clone() for name, value in Learner(settings, 1, CPU, pretrained=False).network.named_parameters()
+    }
     trainer = trained(settings, store, tmp_path)
     after = dict(trainer.network.named_parameters())
     heads = [name for name in after if name.startswith("auxiliary")]
@@ -241,7 +271,9 @@ def test_every_head_learns_and_inference_does_not_see_it(store: TileStore, tmp_p
 
 
 def test_an_epoch_is_its_share_of_the_iterations(store: TileStore, tmp_path: Path) -> None:
-    settings = settings_of("training.iterations=10", "training.epochs=3", "training.accumulate=2", "training.batch_size=2")
+    settings = settings_of(
+        "training.iterations=10", "training.epochs=3", "training.accumulate=2", "training.batch_size=2"
+    )
     trainer = trained(settings, store, tmp_path)
     assert len(trainer.dataset) == 4 * 2 * 2  # ten steps in three epochs are four in each
     assert trainer.learner.schedule.done == 12
@@ -262,10 +294,20 @@ def test_equal_averages_over_the_last_epochs_are_kept(store: TileStore, tmp_path
 
 
 def test_the_mean_of_the_last_epochs_is_taken_where_it_is_better(store: TileStore, tmp_path: Path) -> None:
-    words = ("training.epochs=4", "training.lr=0.03", "training.schedule=constant", "training.keep_last=3", "training.average_last=true")
+    words = (
+        "training.epochs=4",
+        "training.lr=0.03",
+        "training.schedule=constant",
+        "training.keep_last=3",
+        "training.average_last=true",
+    )
     trainer = trained(settings_of(*words, "training.monitor=valid_loss"), store, tmp_path)
     parts = [load_file(path) for path in trainer.last.paths()]
-    mean = {name: torch.stack([part[name].double() for part in parts]).mean(0) for name in parts[0] if parts[0][name].is_floating_point()}
+    mean = {
+        name: torch.stack([part[name].double() for part in parts]).mean(0)
+        for name in parts[0]
+        if parts[0][name].is_floating_point()
+    }
     found = trainer._validated(loaded(trainer, mean))
     best = min(row["val_loss"] for row in trainer.state.history)
     model = load_file(tmp_path / "model.safetensors")
@@ -280,7 +322,10 @@ def loaded(trainer: FoldTrainer, weights: dict[str, torch.Tensor]) -> nn.Module:
 
 
 def test_a_frozen_encoder_does_not_learn_until_its_epoch(store: TileStore, tmp_path: Path) -> None:
-    trainer = FoldTrainer(settings_of("training.freeze_epochs=1", "training.epochs=2"), FoldTask(0, store, range(7), range(7, 10), tmp_path, CPU))
+    trainer = FoldTrainer(
+        settings_of("training.freeze_epochs=1", "training.epochs=2"),
+        FoldTask(0, store, range(7), range(7, 10), tmp_path, CPU),
+    )
 
     def encoder() -> torch.Tensor:
         return torch.cat([value.flatten().float() for value in trainer.network.encoder.state_dict().values()])
@@ -303,19 +348,49 @@ def test_sinks_get_what_the_metrics_get(store: TileStore, tmp_path: Path) -> Non
 
 
 PROCESSES = (
-    "tiles.size=64", "model.arch=unet", "model.encoder=tu-convnext_atto", "training.loss=bce", "training.epochs=2", "augment.pipeline=flips",
-    "model.options={encoder_depth: 4, decoder_channels: [16, 16, 8, 8], decoder_use_norm: false}", "training.ema_decay=0", "data.n_folds=5",
-    "training.keep_last=2", "training.average_last=true",
-)  # fmt: skip
+    "tiles.size=64",
+    "model.arch=unet",
+    "model.encoder=tu-convnext_atto",
+    "training.loss=bce",
+    "training.epochs=2",
+    "augment.pipeline=flips",
+    "model.options={encoder_depth: 4, decoder_channels: [16, 16, 8, 8], decoder_use_norm: false}",
+    "training.ema_decay=0",
+    "data.n_folds=5",
+    "training.keep_last=2",
+    "training.average_last=true",
+)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def test_two_processes_learn_as_one_and_end_in_one_sentence(sample_data: Path, tmp_path: Path) -> None:
-    """torchrun with two CPU processes, whose batches are halves, against one process; a network whose norms see single tiles."""
-    words = ["train", "--config", "baseline", "--data", str(sample_data), "--folds", "0", "--device", "cpu", *overrides(*TINY, *PROCESSES)]
+    """Torchrun with two CPU processes, whose batches are halves, against one process; a network whose norms see single
+    tiles.
+    """
+    words = [
+        "train",
+        "--config",
+        "baseline",
+        "--data",
+        str(sample_data),
+        "--folds",
+        "0",
+        "--device",
+        "cpu",
+        *overrides(*TINY, *PROCESSES),
+    ]
 
     def run(name: str, *launcher: str) -> subprocess.CompletedProcess[str]:
-        command = [*launcher, "-m", "hubmap_kit", *words, "--out", str(tmp_path / name), "--stores", str(tmp_path / "stores")]
+        command = [
+            *launcher,
+            "-m",
+            "hubmap_kit",
+            *words,
+            "--out",
+            str(tmp_path / name),
+            "--stores",
+            str(tmp_path / "stores"),
+        ]
         return warm.run(command, warm.TRAINING)
 
     tables = {}
@@ -330,12 +405,21 @@ def test_two_processes_learn_as_one_and_end_in_one_sentence(sample_data: Path, t
     np.testing.assert_allclose(numbers["train_loss"], tables["two"]["train_loss"], rtol=1e-4)
     again = run("two", *TORCHRUN)
     assert again.returncode != 0
-    assert sum("already holds a run; add --resume" in line for line in again.stderr.splitlines() if line.startswith("error:")) == 1
+    assert (
+        sum(
+            "already holds a run; add --resume" in line
+            for line in again.stderr.splitlines()
+            if line.startswith("error:")
+        )
+        == 1
+    )
     assert "[rank1]: Traceback" not in again.stderr
 
 
 def test_joint_norms_keep_what_timm_puts_into_norms() -> None:
-    """On cards norms are joined over all processes; the function in eval mode, which any device can compute, must stay."""
+    """On cards norms are joined over all processes; the function in eval mode, which any device can compute, must
+    stay.
+    """
     torch.manual_seed(0)
     network = build(settings_of("model.encoder=tu-efficientnet_b0", "model.options={}").model, pretrained=False).eval()
     image, names = torch.randn(1, 3, 64, 64), list(network.state_dict())
@@ -378,7 +462,10 @@ def test_a_batch_must_be_shared_evenly(store: TileStore, tmp_path: Path) -> None
     dataset = TileDataset(store, range(7), settings)
     with pytest.raises(ConfigError, match="training.batch_size is 4, which 3 processes cannot share"):
         build_loader(dataset, settings, False, World(0, 3))
-    shares = [[list(batch) for batch in build_loader(dataset, settings, False, World(rank, 2)).batch_sampler] for rank in (0, 1)]
+    shares = [
+        [list(batch) for batch in build_loader(dataset, settings, False, World(rank, 2)).batch_sampler]
+        for rank in (0, 1)
+    ]
     whole = [list(batch) for batch in build_loader(dataset, settings, False).batch_sampler]
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == whole
     assert all(len(a) == len(b) for a, b in zip(*shares, strict=True))

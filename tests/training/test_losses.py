@@ -41,7 +41,9 @@ def _extension(errors: np.ndarray, inside: np.ndarray) -> float:
 
 
 def lovasz_hinge(logits: np.ndarray, masks: np.ndarray) -> float:
-    """The Lovasz extension of 1 - Jaccard by definition: errors in falling order, times what each adds to the set function."""
+    """The Lovasz extension of 1 - Jaccard by definition: errors in falling order, times what each adds to the set
+    function.
+    """
     values = []
     for logit, mask in zip(logits.reshape(len(logits), -1), masks.reshape(len(masks), -1), strict=True):
         values.append(_extension(np.maximum(1 - logit * (2 * mask - 1), 0), mask == 1))
@@ -77,11 +79,17 @@ def test_bce_is_torchs() -> None:
     torch.testing.assert_close(build_loss("bce")(logits, masks), F.binary_cross_entropy_with_logits(logits, masks))
 
 
-@pytest.mark.parametrize(("text", "weights"), [
-    ("bce+dice", {"bce": 1, "dice": 1}), ("0.25*bce+0.75*lovasz", {"bce": 0.25, "lovasz": 0.75}),
-    (" 2 * BCE + dice ", {"bce": 2, "dice": 1}), ("1e-2*focal+bce", {"focal": 0.01, "bce": 1}), ("bce+bce", {"bce": 2}),
-    ("bce+tversky+focal+jaccard", {"bce": 1, "tversky": 1, "focal": 1, "jaccard": 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("bce+dice", {"bce": 1, "dice": 1}),
+        ("0.25*bce+0.75*lovasz", {"bce": 0.25, "lovasz": 0.75}),
+        (" 2 * BCE + dice ", {"bce": 2, "dice": 1}),
+        ("1e-2*focal+bce", {"focal": 0.01, "bce": 1}),
+        ("bce+bce", {"bce": 2}),
+        ("bce+tversky+focal+jaccard", {"bce": 1, "tversky": 1, "focal": 1, "jaccard": 1}),
+    ],
+)
 def test_sums_are_weighted(text: str, weights: dict[str, float]) -> None:
     logits, masks = batch(2)
     expected = sum(weight * formula(name, logits, masks) for name, weight in weights.items())
@@ -113,7 +121,9 @@ def test_gradients_are_finite_and_point_downhill(text: str) -> None:
     assert after < before
 
 
-@pytest.mark.parametrize("text", ["bce+dice", "bce", "focal", "bce+tversky", "focal+jaccard", "lovasz", "bce+3*lovasz-softmax"])
+@pytest.mark.parametrize(
+    "text", ["bce+dice", "bce", "focal", "bce+tversky", "focal+jaccard", "lovasz", "bce+3*lovasz-softmax"]
+)
 def test_a_batch_without_foreground_still_teaches(text: str) -> None:
     logits, masks = batch(4, empty=True)
     logits.requires_grad_(True)

@@ -27,7 +27,9 @@ CPU = torch.device("cpu")
 
 
 def quadratic(steepness: float) -> tuple[nn.Parameter, torch.optim.Optimizer]:
-    """The bowl `steepness` * x^2 / 2, whose gradient descent is best at 1 / steepness and bursts beyond 2 / steepness."""
+    """The bowl `steepness` * x^2 / 2, whose gradient descent is best at 1 / steepness and bursts beyond 2 /
+    steepness.
+    """
     place = nn.Parameter(torch.full((1,), 3.0, dtype=torch.float64))
     return place, torch.optim.SGD([place], lr=1.0)
 
@@ -50,7 +52,10 @@ def test_a_bowl_whose_best_rate_is_known(steepness: float) -> None:
     assert best / 100 < found.valley < 2 * best
     assert best / 100 < found.steep < 2 * best
     assert found.exploded and 2 * best < found.rates[-1] < 100 * best, "it bursts, but only where it must"
-    assert found.smoothed[-1] > 4 * found.smoothed.min() > 0 and (found.smoothed[:-1] <= 4 * np.minimum.accumulate(found.smoothed)[:-1]).all()
+    assert (
+        found.smoothed[-1] > 4 * found.smoothed.min() > 0
+        and (found.smoothed[:-1] <= 4 * np.minimum.accumulate(found.smoothed)[:-1]).all()
+    )
 
 
 def test_rates_rise_by_equal_factors_and_groups_keep_their_proportion() -> None:
@@ -65,7 +70,9 @@ def test_rates_rise_by_equal_factors_and_groups_keep_their_proportion() -> None:
     found = sweep(step, optimizer, 1e-5, 1e-1, 41)
     assert found.rates == pytest.approx(np.geomspace(1e-5, 1e-1, 41))
     assert np.array(seen) == pytest.approx(np.geomspace(1e-5, 1e-1, 41)[:, None] * [1, 0.25])
-    assert not found.exploded and found.valley is None and found.steep is None, "a loss that never falls suggests nothing"
+    assert not found.exploded and found.valley is None and found.steep is None, (
+        "a loss that never falls suggests nothing"
+    )
 
 
 def test_the_smoothed_loss_is_a_weighted_mean_of_all_so_far() -> None:
@@ -158,7 +165,9 @@ def test_nothing_is_left_of_it() -> None:
 
 
 def test_the_job_suggests_a_rate_and_touches_no_run(sample_data: Path, tmp_path: Path) -> None:
-    settings = experiment.load("baseline", [*TINY, "training.freeze_epochs=1", "training.encoder_lr=0.3"], str(sample_data))
+    settings = experiment.load(
+        "baseline", [*TINY, "training.freeze_epochs=1", "training.encoder_lr=0.3"], str(sample_data)
+    )
     run = tmp_path / "run"
     slides = read_train(sample_data / "train.csv")
     write_folds(run / "folds.csv", assign_folds(slides, 2, 5), slides)
@@ -167,7 +176,16 @@ def test_the_job_suggests_a_rate_and_touches_no_run(sample_data: Path, tmp_path:
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text(f"{name} of a training")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    found = lr_find(settings, run, fold=1, steps=30, device="cpu", low=1e-5, high=3.0, words=["--config", "baseline", "--data", "my data"])
+    found = lr_find(
+        settings,
+        run,
+        fold=1,
+        steps=30,
+        device="cpu",
+        low=1e-5,
+        high=3.0,
+        words=["--config", "baseline", "--data", "my data"],
+    )
     made = {path for path in run.rglob("*") if path.is_file()} - before.keys()
     assert made == {run / "lr_find.csv", run / "lr_find.png"} == {found.table, found.picture}
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -182,7 +200,10 @@ def test_the_job_suggests_a_rate_and_touches_no_run(sample_data: Path, tmp_path:
 
 def test_the_same_job_finds_the_same(sample_data: Path, tmp_path: Path) -> None:
     settings = experiment.load("baseline", [*TINY, "training.accumulate=2"], str(sample_data))
-    tables = [lr_find(settings, tmp_path / name, steps=20, device="cpu", stores=tmp_path / "stores").table.read_bytes() for name in "ab"]
+    tables = [
+        lr_find(settings, tmp_path / name, steps=20, device="cpu", stores=tmp_path / "stores").table.read_bytes()
+        for name in "ab"
+    ]
     assert tables[0] == tables[1]
 
 

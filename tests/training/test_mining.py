@@ -1,4 +1,6 @@
-"""Hard tiles: which they are, that draws go there, with any number of workers, and that a resumed run aims at the same."""
+"""Hard tiles: which they are, that draws go there, with any number of workers, and that a resumed run aims at the
+same.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import TINY
 
@@ -33,7 +37,9 @@ def settings_of(*changes: str) -> Experiment:
 @pytest.fixture(scope="module")
 def store(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TileStore:
     settings = settings_of()
-    return open_or_build(tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles)
+    return open_or_build(
+        tmp_path_factory.mktemp("stores"), read_train(sample_data / "train.csv"), settings.scale, settings.tiles
+    )
 
 
 def hard_tiles(share: float, losses: list[float], seed: int = 0) -> HardTiles:

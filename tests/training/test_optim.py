@@ -1,4 +1,6 @@
-"""Optimisers and rates of every step against formulas and the libraries; stopping and going on; what decays, what is slow, what is frozen."""
+"""Optimisers and rates of every step against formulas and the libraries; stopping and going on; what decays, what is
+slow, what is frozen.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ SCHEDULES = ("onecycle", "cosine", "flat-cosine", "poly", "restarts", "constant"
 OPTIMIZERS = ("adamw", "adam", "sgd", "adan", "ranger")
 
 
-def setup(schedule: str, total: int, warmup: float = 0.25, optimizer: str = "adamw") -> tuple[nn.Module, torch.optim.Optimizer, StepSchedule]:
+def setup(
+    schedule: str, total: int, warmup: float = 0.25, optimizer: str = "adamw"
+) -> tuple[nn.Module, torch.optim.Optimizer, StepSchedule]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 1))
     config = TrainingConfig(lr=LR, schedule=schedule, warmup=warmup, optimizer=optimizer)
@@ -68,7 +72,10 @@ def test_cosine_warms_up_along_a_line_and_falls_along_a_cosine(total: int, warmu
     rates = train(*setup("cosine", total, warmup), range(total))
     rise = round(warmup * total)
     expected = [
-        LR / 25 + (LR - LR / 25) * step / rise if step < rise else between(LR, LR / 1000, (step - rise) / (total - rise)) for step in range(total)
+        LR / 25 + (LR - LR / 25) * step / rise
+        if step < rise
+        else between(LR, LR / 1000, (step - rise) / (total - rise))
+        for step in range(total)
     ]
     assert rates == pytest.approx(expected, rel=1e-6)
 
@@ -77,7 +84,15 @@ def test_cosine_is_timms_to_the_bit() -> None:
     """A run that was begun with timm's schedule on the optimiser itself goes on with the same rates."""
     rates = train(*setup("cosine", 50), range(50))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=LR)
-    theirs = CosineLRScheduler(optimizer, t_initial=38, lr_min=LR / 1000, warmup_t=12, warmup_lr_init=LR / 25, warmup_prefix=True, t_in_epochs=False)
+    theirs = CosineLRScheduler(
+        optimizer,
+        t_initial=38,
+        lr_min=LR / 1000,
+        warmup_t=12,
+        warmup_lr_init=LR / 25,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
     for step, rate in enumerate(rates):
         theirs.step_update(step)
         assert optimizer.param_groups[0]["lr"] == rate
@@ -94,7 +109,9 @@ def test_flat_cosine_stays_up_for_three_quarters(total: int) -> None:
 
 def test_poly_falls_with_the_power_of_what_is_left() -> None:
     rates = train(*setup("poly", 60, 0.0), range(60))
-    assert rates == pytest.approx([LR / 1000 + (LR - LR / 1000) * (1 - step / 60) ** 0.9 for step in range(60)], rel=1e-6)
+    assert rates == pytest.approx(
+        [LR / 1000 + (LR - LR / 1000) * (1 - step / 60) ** 0.9 for step in range(60)], rel=1e-6
+    )
 
 
 def test_each_restart_is_twice_as_long_as_the_one_before() -> None:
@@ -128,7 +145,9 @@ def test_skipping_is_stepping_without_the_optimiser() -> None:
         assert skipped[2].lr == rates[17] and skipped[2].done == 17
 
 
-@pytest.mark.parametrize(("optimizer", "schedule"), [("adamw", name) for name in SCHEDULES] + [(name, "onecycle") for name in OPTIMIZERS[1:]])
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"), [("adamw", name) for name in SCHEDULES] + [(name, "onecycle") for name in OPTIMIZERS[1:]]
+)
 @pytest.mark.parametrize("stop", [1, 9, 10, 23, 39])
 def test_a_stopped_run_goes_on_as_if_it_had_not(optimizer: str, schedule: str, stop: int) -> None:
     straight = setup(schedule, 40, optimizer=optimizer)
@@ -137,7 +156,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(optimizer: str, schedule: str, s
     rates = train(*first, range(stop))
     # Through a file, read as checkpoints are read: plain values only.
     buffer = io.BytesIO()
-    torch.save({"network": first[0].state_dict(), "optimizer": first[1].state_dict(), "schedule": first[2].state_dict()}, buffer)
+    torch.save(
+        {"network": first[0].state_dict(), "optimizer": first[1].state_dict(), "schedule": first[2].state_dict()},
+        buffer,
+    )
     buffer.seek(0)
     saved = torch.load(buffer, weights_only=True)
     second = setup(schedule, 40, optimizer=optimizer)
@@ -156,7 +178,9 @@ def test_only_matrices_and_kernels_decay(encoder: str) -> None:
     optimizer = build_optimizer(network, TrainingConfig(weight_decay=0.03, lr=LR))
     assert isinstance(optimizer, torch.optim.AdamW)
     decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
-    assert len(decay) == len(list(network.parameters())) == sum(len(group["params"]) for group in optimizer.param_groups)
+    assert (
+        len(decay) == len(list(network.parameters())) == sum(len(group["params"]) for group in optimizer.param_groups)
+    )
     norms = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
     for part in network.modules():
         for name, weight in part.named_parameters(recurse=False):
@@ -185,11 +209,15 @@ def test_groups_without_rates_of_their_own_are_timms(decay: float) -> None:
     theirs = create_optimizer_v2(network, opt="adamw", lr=LR, weight_decay=decay, filter_bias_and_bn=True)
     assert len(mine.param_groups) == len(theirs.param_groups)
     for one, two in zip(mine.param_groups, theirs.param_groups, strict=True):
-        assert {key: value for key, value in one.items() if key != "params"} == {key: value for key, value in two.items() if key != "params"}
+        assert {key: value for key, value in one.items() if key != "params"} == {
+            key: value for key, value in two.items() if key != "params"
+        }
         assert [id(weight) for weight in one["params"]] == [id(weight) for weight in two["params"]]
 
 
-def descend(optimizer: torch.optim.Optimizer, weight: nn.Parameter, steps: int, scaler: torch.amp.GradScaler | None = None) -> list[torch.Tensor]:
+def descend(
+    optimizer: torch.optim.Optimizer, weight: nn.Parameter, steps: int, scaler: torch.amp.GradScaler | None = None
+) -> list[torch.Tensor]:
     """Walk down a bowl; returns the weights after every step."""
     places = []
     for _ in range(steps):
@@ -209,7 +237,9 @@ def descend(optimizer: torch.optim.Optimizer, weight: nn.Parameter, steps: int, 
 def bowl(optimizer: str, **changes: float) -> tuple[torch.optim.Optimizer, nn.Parameter]:
     holder = nn.Module()
     holder.weight = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
-    return build_optimizer(holder, TrainingConfig(optimizer=optimizer, **{"lr": 0.02, "weight_decay": 0.0, **changes})), holder.weight
+    return build_optimizer(
+        holder, TrainingConfig(optimizer=optimizer, **{"lr": 0.02, "weight_decay": 0.0, **changes})
+    ), holder.weight
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -258,7 +288,11 @@ def test_a_gradient_scaler_changes_nothing_but_skips_what_overflows(name: str) -
 
 
 def test_onecycle_lowers_a_momentum_while_the_rate_rises_and_leaves_adans_betas() -> None:
-    for name, key, values in (("adamw", "betas", (0.95, 0.85)), ("ranger", "betas", (0.95, 0.85)), ("sgd", "momentum", (0.95, 0.85))):
+    for name, key, values in (
+        ("adamw", "betas", (0.95, 0.85)),
+        ("ranger", "betas", (0.95, 0.85)),
+        ("sgd", "momentum", (0.95, 0.85)),
+    ):
         network, optimizer, schedule = setup("onecycle", 40, optimizer=name)
         for start, value in zip((0, 9), values, strict=True):
             train(network, optimizer, schedule, range(start))
@@ -295,7 +329,11 @@ def test_layers_of_a_vit_learn_as_slowly_as_timm_has_them() -> None:
     network = nn.Module()
     network.encoder, network.head = timm.create_model("test_vit", pretrained=False), nn.Conv2d(8, 1, 1)
     rates = rates_of(network, build_optimizer(network, TrainingConfig(lr=LR, layer_decay=0.75, encoder_lr=0.5)))
-    theirs = {id(weight): group["lr_scale"] for group in param_groups_layer_decay(network.encoder, layer_decay=0.75) for weight in group["params"]}
+    theirs = {
+        id(weight): group["lr_scale"]
+        for group in param_groups_layer_decay(network.encoder, layer_decay=0.75)
+        for weight in group["params"]
+    }
     for name, weight in network.encoder.named_parameters():
         assert rates[f"encoder.{name}"] == pytest.approx(LR * 0.5 * theirs[id(weight)])
     assert rates["head.weight"] == LR and len(set(rates.values())) >= 4
@@ -304,14 +342,29 @@ def test_layers_of_a_vit_learn_as_slowly_as_timm_has_them() -> None:
 @pytest.mark.parametrize(
     ("name", "from_the_input"),
     [
-        ("tu-convnext_atto", ["model.stem_0.weight", "model.stages_0.blocks.0.conv_dw.weight", "model.stages_0.blocks.1.conv_dw.weight",
-                              "model.stages_2.blocks.0.conv_dw.weight", "model.stages_3.blocks.1.mlp.fc2.weight"]),
-        ("tu-efficientnet_b1", ["model.conv_stem.weight", "model.blocks.0.0.conv_dw.weight", "model.blocks.0.1.conv_dw.weight",
-                                "model.blocks.6.1.conv_pwl.weight"]),
+        (
+            "tu-convnext_atto",
+            [
+                "model.stem_0.weight",
+                "model.stages_0.blocks.0.conv_dw.weight",
+                "model.stages_0.blocks.1.conv_dw.weight",
+                "model.stages_2.blocks.0.conv_dw.weight",
+                "model.stages_3.blocks.1.mlp.fc2.weight",
+            ],
+        ),
+        (
+            "tu-efficientnet_b1",
+            [
+                "model.conv_stem.weight",
+                "model.blocks.0.0.conv_dw.weight",
+                "model.blocks.0.1.conv_dw.weight",
+                "model.blocks.6.1.conv_pwl.weight",
+            ],
+        ),
         ("resnet18", ["conv1.weight", "layer1.0.conv1.weight", "layer2.1.bn2.bias", "layer4.1.conv2.weight"]),
         ("mit_b0", ["patch_embed1.proj.weight", "block2.0.attn.q.weight", "norm3.weight", "block4.1.mlp.fc2.weight"]),
     ],
-)  # fmt: skip
+)
 def test_layers_near_the_input_learn_slowest(name: str, from_the_input: list[str]) -> None:
     network = smp.Unet(name, encoder_weights=None)
     rates = rates_of(network, build_optimizer(network, TrainingConfig(lr=LR, layer_decay=0.5)))
@@ -332,12 +385,24 @@ def test_layer_order_of_a_vit_that_gives_features() -> None:
 @pytest.mark.parametrize(
     ("network", "changes", "said"),
     [
-        (lambda: smp.Unet("mobilenet_v2", encoder_weights=None), {"layer_decay": 0.8}, "MobileNetV2Encoder have no known order"),
-        (lambda: nn.Linear(2, 2), {"layer_decay": 0.8}, "training.layer_decay is set, but the network Linear has no encoder"),
-        (lambda: nn.Linear(2, 2), {"encoder_lr": 0.1}, "training.encoder_lr is set, but the network Linear has no encoder"),
+        (
+            lambda: smp.Unet("mobilenet_v2", encoder_weights=None),
+            {"layer_decay": 0.8},
+            "MobileNetV2Encoder have no known order",
+        ),
+        (
+            lambda: nn.Linear(2, 2),
+            {"layer_decay": 0.8},
+            "training.layer_decay is set, but the network Linear has no encoder",
+        ),
+        (
+            lambda: nn.Linear(2, 2),
+            {"encoder_lr": 0.1},
+            "training.encoder_lr is set, but the network Linear has no encoder",
+        ),
     ],
     ids=["order", "decay", "rate"],
-)  # fmt: skip
+)
 def test_rates_that_a_network_cannot_have(network, changes: dict[str, float], said: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match=said):
         build_optimizer(network(), TrainingConfig(**changes))
@@ -365,7 +430,9 @@ def test_a_frozen_encoder_stays_to_the_bit_and_learns_afterwards(name: str) -> N
         network.train()
         set_frozen(network, True)
         changed = learn()
-        assert part(changed) == {"decoder", "segmentation_head"} and any(key.endswith("running_mean") for key in changed)
+        assert part(changed) == {"decoder", "segmentation_head"} and any(
+            key.endswith("running_mean") for key in changed
+        )
     network.train()
     set_frozen(network, False)
     changed = learn()

@@ -15,15 +15,34 @@ from tiny import TINY, overrides
 
 EPOCHS = 5
 SETTINGS = (
-    *TINY, f"training.epochs={EPOCHS}", "training.samples_per_epoch=24", "training.workers=1", "training.accumulate=4", "augment.pipeline=classic",
-)  # fmt: skip
+    *TINY,
+    f"training.epochs={EPOCHS}",
+    "training.samples_per_epoch=24",
+    "training.workers=1",
+    "training.accumulate=4",
+    "augment.pipeline=classic",
+)
 
 
 def _command(data: Path, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "hubmap_kit", "train", "--config", "baseline", "--data", str(data), "--out", str(out), "--device", "cpu",
-        "--folds", "0", *overrides(*SETTINGS), *more,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "hubmap_kit",
+        "train",
+        "--config",
+        "baseline",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--folds",
+        "0",
+        *overrides(*SETTINGS),
+        *more,
+    ]
 
 
 def _run(command: list[str]) -> None:
@@ -41,11 +60,24 @@ def _kill_in_the_middle_of_epoch_two(command: list[str], metrics: Path) -> None:
     "changes",
     [
         # FPN has dropout, which draws from torch's global generator: its state must survive as well.
-        ["training.schedule=cosine", "model.arch=fpn", "model.options={encoder_depth: 5}", "model.encoder=tu-test_resnet"],
         [
-            "training.swa=0.6", "training.ema_decay=0", "training.keep_last=2", "training.average_last=true", "training.freeze_epochs=2",
-            "training.optimizer=ranger", "training.encoder_lr=0.5", "model.classes=organs", "training.loss=ce+dice",
-            "model.auxiliary={fcn: 0.4, deep: 0.3, organ: 0.1, pixel_size: 0.1}", "augment.engine=batched",
+            "training.schedule=cosine",
+            "model.arch=fpn",
+            "model.options={encoder_depth: 5}",
+            "model.encoder=tu-test_resnet",
+        ],
+        [
+            "training.swa=0.6",
+            "training.ema_decay=0",
+            "training.keep_last=2",
+            "training.average_last=true",
+            "training.freeze_epochs=2",
+            "training.optimizer=ranger",
+            "training.encoder_lr=0.5",
+            "model.classes=organs",
+            "training.loss=ce+dice",
+            "model.auxiliary={fcn: 0.4, deep: 0.3, organ: 0.1, pixel_size: 0.1}",
+            "augment.engine=batched",
         ],
     ],
     ids=["dropout", "averages-and-heads"],
@@ -61,14 +93,30 @@ def test_killed_and_resumed_equals_never_killed(changes: list[str], sample_data:
     assert (killed / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
     assert len(pd.read_csv(killed / "metrics.csv")) == EPOCHS
     assert (killed / "oof.csv").read_bytes() == (undisturbed / "oof.csv").read_bytes()
-    ours, theirs = load_file(killed / "fold0" / "model.safetensors"), load_file(undisturbed / "fold0" / "model.safetensors")
+    ours, theirs = (
+        load_file(killed / "fold0" / "model.safetensors"),
+        load_file(undisturbed / "fold0" / "model.safetensors"),
+    )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_finished_fold_is_left_alone_and_the_next_one_trained(sample_data: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_a_finished_fold_is_left_alone_and_the_next_one_trained(
+    sample_data: Path, tiny_run: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    base = ["train", "--config", "baseline", "--data", str(sample_data), "--out", str(out), "--device", "cpu", *overrides(*TINY)]
+    base = [
+        "train",
+        "--config",
+        "baseline",
+        "--data",
+        str(sample_data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        *overrides(*TINY),
+    ]
     from hubmap_kit.__main__ import main
 
     for arguments in ([*base, "--folds", "1"], [*base, "--resume"]):

@@ -68,7 +68,8 @@ def test_tensorboard_shows_a_repeated_epoch_once(tmp_path: Path) -> None:
 def log_records(path: Path) -> Iterator[bytes]:
     """The records of a log in LevelDB's format, of which the first block begins with 7 bytes that say what file it is.
 
-    Blocks of 32 KiB hold pieces: a checksum (4 bytes), a length (2) and a kind (1: a whole record, 2, 3, 4: its first, a middle, its last piece).
+    Blocks of 32 KiB hold pieces: a checksum (4 bytes), a length (2) and a kind (1: a whole record, 2, 3, 4: its first,
+    a middle, its last piece).
     """
     content, place, record = path.read_bytes(), 7, b""
     assert content.startswith(b":W&B")
@@ -97,7 +98,9 @@ def wandb_history(folder: Path) -> tuple[str, list[dict[str, float]]]:
             name = record.run.run_id
         if record.HasField("history"):
             items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            rows.append({"step": items["_step"], **{key: value for key, value in items.items() if not key.startswith("_")}})
+            rows.append(
+                {"step": items["_step"], **{key: value for key, value in items.items() if not key.startswith("_")}}
+            )
     return name, rows
 
 
@@ -115,10 +118,20 @@ def wandb_session(run: Path, home: Path, *epochs: int) -> str:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     here = str(Path(__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-c", WANDB_SESSION, here, str(run), *map(str, epochs)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        env={**kept, "HOME": str(home), "WANDB_API_KEY": "0123456789abcdef" * 2 + "deadbeef", "PYTHONPATH": str(Path(here).parent), "USER": "someuser"},
+        [sys.executable, "-c", WANDB_SESSION, here, str(run), *map(str, epochs)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={
+            **kept,
+            "HOME": str(home),
+            "WANDB_API_KEY": "0123456789abcdef" * 2 + "deadbeef",
+            "PYTHONPATH": str(Path(here).parent),
+            "USER": "someuser",
+        },
         timeout=120,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -133,7 +146,10 @@ def test_wandb_keeps_the_history_offline_and_goes_on_under_one_id(tmp_path: Path
     assert len(folders) == 2
     (first, early), (second, late) = map(wandb_history, folders)
     assert first == second == (run / "wandb" / "fold1.id").read_text().strip()
-    assert [(values["step"], values["dice"], values["train_loss"]) for values in early] == [(1, 0.25, 2.0), (2, 0.5, 1.0)]
+    assert [(values["step"], values["dice"], values["train_loss"]) for values in early] == [
+        (1, 0.25, 2.0),
+        (2, 0.5, 1.0),
+    ]
     assert [(values["step"], values["dice"]) for values in late] == [(3, 0.75)]
     assert "epoch" not in early[0] and "fold" not in early[0]
     everything = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file() and not path.is_symlink())
@@ -146,7 +162,9 @@ def test_wandb_keeps_the_history_offline_and_goes_on_under_one_id(tmp_path: Path
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_an_absent_package_is_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"training\.sinks has {name}, which is not installed here .*pip install hubmap-kit\[sinks\]") as raised:
+    with pytest.raises(
+        ConfigError, match=rf"training\.sinks has {name}, which is not installed here .*pip install hubmap-kit\[sinks\]"
+    ) as raised:
         open_sinks([name], tmp_path, 0, SETTINGS)
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
     check_sinks([])
@@ -158,7 +176,9 @@ def test_nothing_is_opened_before_the_first_row(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sink_that_fails_is_dropped_with_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sink_that_fails_is_dropped_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("tensorboard")
     (tmp_path / "tensorboard").write_text("a file where the folder would be")
     with caplog.at_level(logging.WARNING, sinks_module.__name__):

@@ -11,7 +11,9 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings as hypothesis, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
 
 from hubmap_kit.augment.stain import Reference
 from hubmap_kit.competition import slides as slide_files
@@ -34,7 +36,9 @@ class Pictures:
 
     @property
     def slides(self) -> pd.DataFrame:
-        return pd.DataFrame([{"id": slide.id, "organ": slide.organ, "data_source": slide.source} for slide, _ in self.rows])
+        return pd.DataFrame(
+            [{"id": slide.id, "organ": slide.organ, "data_source": slide.source} for slide, _ in self.rows]
+        )
 
     def image(self, row: int) -> np.ndarray:
         self.asked.append(self.rows[row][0].id)
@@ -54,7 +58,9 @@ def chosen(store: Pictures, run: Path, folds: dict[str, int] | None = None) -> d
     slides = [each for each, _ in store.rows]
     write_stain_references(run, store, slides, folds or {each.id: place % 2 for place, each in enumerate(slides)})
     values = json.loads((run / STAIN_FILE).read_text())
-    return {organ: [(entry["slide"], entry["fold"]) for entry in entries] for organ, entries in values["organs"].items()}
+    return {
+        organ: [(entry["slide"], entry["fold"]) for entry in entries] for organ, entries in values["organs"].items()
+    }
 
 
 def test_an_odd_slide_is_never_the_reference(tmp_path: Path) -> None:
@@ -66,13 +72,20 @@ def test_an_odd_slide_is_never_the_reference(tmp_path: Path) -> None:
     assert read_references(tmp_path, 1)["kidney"].name == "b" and read_references(tmp_path, 0)["kidney"].name == "d"
 
 
-def test_hpa_goes_before_other_sources_and_originals_alone_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_hpa_goes_before_other_sources_and_originals_alone_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     rows = [
-        (slide("h", source="Hubmap"), TISSUE), (slide("p"), TISSUE), (slide("p_copy", parent="p"), TISSUE), (slide("light", weight=0.0), TISSUE),
-        (slide("s", "spleen", "Hubmap"), TISSUE), (slide("empty", "spleen", "Hubmap"), GLASS), (slide("glass", "lung"), GLASS),
+        (slide("h", source="Hubmap"), TISSUE),
+        (slide("p"), TISSUE),
+        (slide("p_copy", parent="p"), TISSUE),
+        (slide("light", weight=0.0), TISSUE),
+        (slide("s", "spleen", "Hubmap"), TISSUE),
+        (slide("empty", "spleen", "Hubmap"), GLASS),
+        (slide("glass", "lung"), GLASS),
         (slide("other", "prostate"), TISSUE),
-    ]  # fmt: skip
+    ]
     store = Pictures(rows)
     folds = {each.id: 0 for each, _ in rows if each.id != "other"}  # a slide of no fold is none of the run's
     assert chosen(store, tmp_path, folds) == {"kidney": [("p", 0)], "spleen": [("s", 0)]}
@@ -116,7 +129,10 @@ def test_a_large_slide_is_measured_by_some_of_its_rows(tmp_path: Path) -> None:
 def test_a_trained_run_has_the_colours_of_its_slides_at_its_scale(tiny_run: Path, sample_data: Path) -> None:
     from hubmap_kit import experiment
 
-    scale, by_id = experiment.read(tiny_run / "config.yaml").scale, {each.id: each for each in read_train(sample_data / "train.csv")}
+    scale, by_id = (
+        experiment.read(tiny_run / "config.yaml").scale,
+        {each.id: each for each in read_train(sample_data / "train.csv")},
+    )
     for organ, found in read_references(tiny_run).items():
         one = by_id[found.name]
         assert (one.organ, one.source) == (organ, "HPA")

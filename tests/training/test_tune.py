@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
-from hubmap_kit.competition import rle, slides as slide_files
+from hubmap_kit.competition import rle
+from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.metric import dice
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import InferenceConfig, PostprocessConfig
@@ -99,9 +101,18 @@ def test_an_organ_alone_has_its_own_best() -> None:
     assert fit_organ(scores, "lung", np.zeros(2, bool)).threshold == 0.5
 
 
-@pytest.mark.parametrize(("gains", "chosen"), [
-    ([0.05] * 8, STEPS), ([0.05, 0.06] * 4, STEPS), ([0.3, -0.25] * 4, 0), ([0.2] + [0.0] * 7, 0), ([-0.02] * 8, 0), ([0.05] * 4, 0),
-], ids=["the same gain everywhere", "a gain everywhere", "luck", "one slide", "a loss", "too few slides"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gains", "chosen"),
+    [
+        ([0.05] * 8, STEPS),
+        ([0.05, 0.06] * 4, STEPS),
+        ([0.3, -0.25] * 4, 0),
+        ([0.2] + [0.0] * 7, 0),
+        ([-0.02] * 8, 0),
+        ([0.05] * 4, 0),
+    ],
+    ids=["the same gain everywhere", "a gain everywhere", "luck", "one slide", "a loss", "too few slides"],
+)
 def test_steps_are_taken_for_sure_gains_only(gains: list[float], chosen: int) -> None:
     scores = scores_of({"lung": [slide(0.3, steps=gain) for gain in gains]})
     assert fit_organ(scores, "lung", everyone(scores)).candidate == chosen
@@ -110,12 +121,16 @@ def test_steps_are_taken_for_sure_gains_only(gains: list[float], chosen: int) ->
 
 def test_of_equal_candidates_the_simplest() -> None:
     same = [slide(0.3)] * 8
-    curves = [tuple(curve + (0.1 if number in (2, 5, 9) else 0) for number, curve in enumerate(one.bare)) for one in same]
+    curves = [
+        tuple(curve + (0.1 if number in (2, 5, 9) else 0) for number, curve in enumerate(one.bare)) for one in same
+    ]
     scores = scores_of({"lung": [SlideScores(each, each) for each in curves]})
     assert fit_organ(scores, "lung", everyone(scores)).candidate == 2
 
 
-@pytest.mark.parametrize(("hpa", "hubmap", "count", "own"), [(0.2, 0.6, 10, True), (0.4, 0.4, 10, False), (0.2, 0.6, 4, False)])
+@pytest.mark.parametrize(
+    ("hpa", "hubmap", "count", "own"), [(0.2, 0.6, 10, True), (0.4, 0.4, 10, False), (0.2, 0.6, 4, False)]
+)
 def test_sources_part_where_both_are_there_and_differ(hpa: float, hubmap: float, count: int, own: bool) -> None:
     slides = [slide(hpa) for _ in range(count)] + [slide(hubmap) for _ in range(count)]
     scores = scores_of({"kidney": slides}, ["HPA"] * count + ["Hubmap"] * count)
@@ -132,10 +147,14 @@ def any_scores(draw: st.DrawFn) -> Scores:
     count, folds = draw(st.integers(1, 14)), draw(st.integers(1, 4))
     slides = []
     for _ in range(count):
-        bare = tuple(ndimage.gaussian_filter1d(random.random(len(grid_of(number))), 2) for number in range(len(CANDIDATES)))
+        bare = tuple(
+            ndimage.gaussian_filter1d(random.random(len(grid_of(number))), 2) for number in range(len(CANDIDATES))
+        )
         slides.append(SlideScores(bare, tuple(np.where(random.random(len(each)) < 0.1, 1.0, each) for each in bare)))
     organs = random.choice(["kidney", "lung", "spleen"], count).tolist()
-    return Scores(organs, random.choice(["HPA", "Hubmap"], count).tolist(), random.integers(0, folds, count).tolist(), slides)
+    return Scores(
+        organs, random.choice(["HPA", "Hubmap"], count).tolist(), random.integers(0, folds, count).tolist(), slides
+    )
 
 
 @given(any_scores())
@@ -153,7 +172,11 @@ def test_no_organ_is_worse_than_with_plain_thresholds(scores: Scores) -> None:
         alone = len(set(scores.folds[rows])) == 1
         worth = []
         for row in rows:
-            kept = [other for other in range(len(scores)) if (other != row if alone else scores.folds[other] != scores.folds[row])]
+            kept = [
+                other
+                for other in range(len(scores))
+                if (other != row if alone else scores.folds[other] != scores.folds[row])
+            ]
             mine = [other for other in kept if scores.organs[other] == organ] or kept
             threshold = best_threshold(plain[mine].mean(0)) if mine else 0.5
             worth.append(plain[row, np.abs(THRESHOLDS - threshold).argmin()])
@@ -166,7 +189,7 @@ def test_the_band_holds_the_peak_and_nothing_that_is_surely_lower(scores: Scores
     low, high = band(THRESHOLDS, scores.bare[0])
     peak = scores.bare[0].mean(0).argmax()
     assert low <= THRESHOLDS[peak] <= high
-    for at in np.flatnonzero((THRESHOLDS >= low) & (THRESHOLDS <= high)):
+    for at in np.flatnonzero((low <= THRESHOLDS) & (high >= THRESHOLDS)):
         behind = scores.bare[0][:, peak] - scores.bare[0][:, at]
         assert behind.mean() <= (behind.std(ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else 0) + 1e-12
 
@@ -205,10 +228,14 @@ def test_the_numbers_are_those_of_the_slides_themselves(tuned: Path, sample_data
         found.setdefault(one.organ, []).append(rle.dice(rle.encode(mask), one.rle or ""))
     results = {result["organ"]: result for result in json.loads((tuned / "postprocess.json").read_text())["results"]}
     for organ, values in found.items():
-        assert results[organ]["same"] == pytest.approx(np.mean(values), abs=0.01)  # a probability on the threshold itself may fall either way
+        assert results[organ]["same"] == pytest.approx(
+            np.mean(values), abs=0.01
+        )  # a probability on the threshold itself may fall either way
 
 
-def test_tuning_again_keeps_the_plain_thresholds_and_gives_the_same(tuned: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_tuning_again_keeps_the_plain_thresholds_and_gives_the_same(
+    tuned: Path, tiny_run: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     tune_thresholds(run, device="cpu", stores=tiny_run.parent / "stores")
@@ -227,7 +254,9 @@ def test_thresholds_that_were_fitted_anew_put_the_steps_out_of_use(tuned: Path, 
     assert read_fitted(run, read_thresholds(run)) == {}
 
 
-@pytest.mark.parametrize("key", ["threshold=0.3", "thresholds={lung: 0.1}", "source_thresholds={}", "postprocess.shrink=2"])
+@pytest.mark.parametrize(
+    "key", ["threshold=0.3", "thresholds={lung: 0.1}", "source_thresholds={}", "postprocess.shrink=2"]
+)
 def test_what_is_fitted_cannot_be_given(tiny_run: Path, key: str) -> None:
     with pytest.raises(ConfigError, match="hubmap predict"):
         tune_thresholds(tiny_run, overrides=[f"inference.{key}"], device="cpu")

@@ -1,1 +1,3 @@
-"""Rehearsal: the rendered kernel script, run unchanged on your own machine the way Kaggle runs it on the hidden test set."""
+"""Rehearsal: the rendered kernel script, run unchanged on your own machine the way Kaggle runs it on the hidden test
+set.
+"""

@@ -1,7 +1,9 @@
-"""A stand-in for the hidden test set: every organ, both sources, the sizes and the faults that a kernel meets only there.
+"""A stand-in for the hidden test set: every organ, both sources, the sizes and the faults that a kernel meets only
+there.
 
-Sizes: HuBMAP slides have 160 x 160 to 4500 x 4500 pixels, HPA slides about 3000 x 3000 (the competition's data page). That files
-break, or disagree with the table, was seen in the public data (a 2023 x 2025 file listed as 2023 x 2023) or is taken for possible.
+Sizes: HuBMAP slides have 160 x 160 to 4500 x 4500 pixels, HPA slides about 3000 x 3000 (the competition's data page).
+That files break, or disagree with the table, was seen in the public data (a 2023 x 2025 file listed as 2023 x 2023) or
+is taken for possible.
 """
 
 from __future__ import annotations
@@ -83,10 +85,12 @@ Draw = Callable[[HiddenSlide, np.random.Generator], Subject]
 def make_hidden(
     folder: Path, slides: int = 12, faults: bool = True, seed: int = 0, data: Path | None = None, largest: int = LARGEST
 ) -> HiddenSet:
-    """Write test.csv, test_images/ and sample_submission.csv into `folder`/mount, the masks to `folder`/truth/ and truth.csv.
+    """Write test.csv, test_images/ and sample_submission.csv into `folder`/mount, the masks to `folder`/truth/ and
+    truth.csv.
 
-    Slides are synthetic, or with `data` (a folder with train.csv) real ones brought to the wanted sizes. `largest` pixels bound the
-    longer side; all sizes shrink with it. The same arguments give the same set. Raises RehearsalError for too few slides.
+    Slides are synthetic, or with `data` (a folder with train.csv) real ones brought to the wanted sizes. `largest`
+    pixels bound the longer side; all sizes shrink with it. The same arguments give the same set. Raises RehearsalError
+    for too few slides.
     """
     check_slides(slides, faults)
     rng = np.random.default_rng([seed, 529])
@@ -115,11 +119,16 @@ def read_hidden(folder: Path) -> HiddenSet:
     listed = {row["id"]: row for _, row in read_rows(folder / "mount" / "test.csv", TEST_COLUMNS)}
     slides = [
         HiddenSlide(
-            row["id"], row["organ"], row["data_source"], int(row["height"]), int(row["width"]),
-            float(listed[row["id"]]["pixel_size"] or "nan"), row["fault"],
+            row["id"],
+            row["organ"],
+            row["data_source"],
+            int(row["height"]),
+            int(row["width"]),
+            float(listed[row["id"]]["pixel_size"] or "nan"),
+            row["fault"],
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     return HiddenSet(folder / "mount", tuple(slides), {row["id"]: row["rle"] for row in rows})
 
 
@@ -128,7 +137,9 @@ def _plan(rng: np.random.Generator, ids: Sequence[str], faults: bool, largest: i
     for index, slide_id in enumerate(ids):
         organ, source, height, width, fault = FIRST[index] if index < len(FIRST) else _drawn_shape(rng, index)
         height, width = (max(SMALLEST, round(side * largest / LARGEST)) for side in (height, width))
-        plans.append(HiddenSlide(slide_id, organ, source, height, width, FACTS[organ].um_per_px[source], fault if faults else ""))
+        plans.append(
+            HiddenSlide(slide_id, organ, source, height, width, FACTS[organ].um_per_px[source], fault if faults else "")
+        )
     return plans
 
 
@@ -140,8 +151,12 @@ def _drawn_shape(rng: np.random.Generator, index: int) -> tuple[str, str, int, i
     return organ, source, height, (width if index % 3 == 0 else height), ""
 
 
-def _write_all(mount: Path, plans: Sequence[HiddenSlide], seed: int, real: Draw | None) -> tuple[list[HiddenSlide], dict[str, str]]:
-    """Draw side by side, as NumPy and OpenCV allow; real slides come one after the other, for each must come once before any comes twice."""
+def _write_all(
+    mount: Path, plans: Sequence[HiddenSlide], seed: int, real: Draw | None
+) -> tuple[list[HiddenSlide], dict[str, str]]:
+    """Draw side by side, as NumPy and OpenCV allow; real slides come one after the other, for each must come once
+    before any comes twice.
+    """
 
     def write(numbered: tuple[int, HiddenSlide]) -> tuple[HiddenSlide, str]:
         index, plan = numbered
@@ -176,7 +191,9 @@ def _write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
 def _write_lzw(path: Path, image: NDArray[np.uint8]) -> None:
     """Compressed as Kaggle's image cannot read it without OpenCV: tifffile would want imagecodecs."""
     with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), image[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_LZW]):
+        if not cv2.imwrite(
+            str(temporary), image[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_LZW]
+        ):
             raise RehearsalError(f"{path} could not be written; check the permissions and the free disk space")
 
 

@@ -1,4 +1,6 @@
-"""A virtual environment that stands in for Kaggle's image: the versions of constraints.txt, without what the image lacks."""
+"""A virtual environment that stands in for Kaggle's image: the versions of constraints.txt, without what the image
+lacks.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,33 @@ MISSING = ("segmentation_models_pytorch", "ttach", "hubmap_kit", "imagecodecs") 
 BESIDES = ("pip", "jinja2")  # in the image, needed by a kernel, and not pinned in constraints.txt
 # One import of each writes its compiled files: inside a session the packages are read-only.
 WARMED = (
-    "torch", "torch.utils.data", "torchvision", "timm", "timm.optim", "timm.scheduler", "albumentations", "cv2", "pandas", "pyarrow.parquet",
-    "scipy.ndimage", "sklearn.model_selection", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "safetensors.torch", "pydantic", "typer",
-    "rich.table", "tifffile", "yaml", "tqdm", "pip", "pip._internal.cli.main", "pip._internal.commands.install", "huggingface_hub.hub_mixin",
+    "torch",
+    "torch.utils.data",
+    "torchvision",
+    "timm",
+    "timm.optim",
+    "timm.scheduler",
+    "albumentations",
+    "cv2",
+    "pandas",
+    "pyarrow.parquet",
+    "scipy.ndimage",
+    "sklearn.model_selection",
+    "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "safetensors.torch",
+    "pydantic",
+    "typer",
+    "rich.table",
+    "tifffile",
+    "yaml",
+    "tqdm",
+    "pip",
+    "pip._internal.cli.main",
+    "pip._internal.commands.install",
+    "huggingface_hub.hub_mixin",
     "PIL.ImageFont",
-)  # fmt: skip
+)
 ABOUT = (
     "import json,os,sys,sysconfig; print(json.dumps([os.path.realpath(sys._base_executable), sys.base_prefix, "
     "sysconfig.get_path('purelib'), '%d.%d' % sys.version_info[:2]]))"
@@ -39,7 +63,9 @@ ABOUT = (
 
 @dataclass(frozen=True)
 class Image:
-    """Where the environment's parts lie: its packages, and the interpreter below it with the prefix that holds its library."""
+    """Where the environment's parts lie: its packages, and the interpreter below it with the prefix that holds its
+    library.
+    """
 
     folder: Path
     site_packages: Path
@@ -49,14 +75,17 @@ class Image:
 
 
 def prepare(folder: Path, constraints: Path, python: str = "") -> Image:
-    """Make the environment in `folder`, or take the one that is there when it was made from the same list and interpreter.
+    """Make the environment in `folder`, or take the one that is there when it was made from the same list and
+    interpreter.
 
-    `python` names another interpreter (a path or a command). Needs a package index once, and about 6 GB unless uv can link
-    them from its cache. Raises RehearsalError when it cannot be made, or holds what Kaggle's image lacks.
+    `python` names another interpreter (a path or a command). Needs a package index once, and about 6 GB unless uv can
+    link them from its cache. Raises RehearsalError when it cannot be made, or holds what Kaggle's image lacks.
     """
     python = python or sys.executable
     if not shutil.which(python):
-        raise RehearsalError(f"--python is '{python}', which is no interpreter on the PATH; give a path such as /usr/bin/python3.13")
+        raise RehearsalError(
+            f"--python is '{python}', which is no interpreter on the PATH; give a path such as /usr/bin/python3.13"
+        )
     wanted = _stamp(constraints, python)
     folder.parent.mkdir(parents=True, exist_ok=True)
     stamp = folder / ".stamp"
@@ -71,12 +100,16 @@ def prepare(folder: Path, constraints: Path, python: str = "") -> Image:
 
 def about(folder: Path) -> Image:
     """The parts of a virtual environment."""
-    executable, prefix, site, version = json.loads(_run([str(folder / "bin" / "python"), "-I", "-c", ABOUT], "the environment does not start"))
+    executable, prefix, site, version = json.loads(
+        _run([str(folder / "bin" / "python"), "-I", "-c", ABOUT], "the environment does not start")
+    )
     return Image(folder.resolve(), Path(site).resolve(), Path(executable), Path(prefix).resolve(), version)
 
 
 def _stamp(constraints: Path, python: str) -> str:
-    version = _run([python, "-I", "-c", "import sys; print(sys.version, sys.base_prefix)"], f"'{python}' does not start")
+    version = _run(
+        [python, "-I", "-c", "import sys; print(sys.version, sys.base_prefix)"], f"'{python}' does not start"
+    )
     return hashlib.sha256(constraints.read_bytes() + repr((BESIDES, WARMED, version)).encode()).hexdigest()
 
 
@@ -86,7 +119,20 @@ def _make(folder: Path, constraints: Path, python: str) -> None:
     why = "the environment of Kaggle's versions could not be made, check the network and the free disk space"
     if subprocess.run([sys.executable, "-m", "uv", "--version"], capture_output=True, check=False).returncode == 0:
         _run([sys.executable, "-m", "uv", "venv", "--quiet", "--python", python, str(folder)], why)
-        _run([sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *packages], why)
+        _run(
+            [
+                sys.executable,
+                "-m",
+                "uv",
+                "pip",
+                "install",
+                "--quiet",
+                "--python",
+                str(folder / "bin" / "python"),
+                *packages,
+            ],
+            why,
+        )
     else:
         log.info("uv is not here; pip takes minutes")
         _run([python, "-m", "venv", str(folder)], why)
@@ -105,12 +151,16 @@ def _check(folder: Path) -> None:
     check = [python, "-I", "-W", "ignore", "-c", code, ",".join(MISSING), ",".join(WARMED)]
     found = _run(check, "a package of the environment does not load").split()
     if found:
-        raise RehearsalError(f"{folder} holds {', '.join(found)}, which Kaggle's image lacks; take it out of constraints.txt")
+        raise RehearsalError(
+            f"{folder} holds {', '.join(found)}, which Kaggle's image lacks; take it out of constraints.txt"
+        )
 
 
 def _run(command: Sequence[str], why: str) -> str:
     """The output of a command; a break of any kind ends it with all that it has started."""
-    process = subprocess.Popen(leashed(*command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        leashed(*command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         out, err = process.communicate()
     except BaseException:

@@ -1,4 +1,5 @@
-"""What a kernel finds below /kaggle/input: exactly the sources that its kernel-metadata.json lists, in either of Kaggle's layouts.
+"""What a kernel finds below /kaggle/input: exactly the sources that its kernel-metadata.json lists, in either of
+Kaggle's layouts.
 
 Both layouts are what users report of 2026; when Kaggle shows which is not documented, so a kernel must do with both.
 """
@@ -22,7 +23,9 @@ TEST = ("test.csv", "test_images", "sample_submission.csv")
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where the sources lie on this machine: folders by the slug of a dataset or kernel, the competition as files by name."""
+    """Where the sources lie on this machine: folders by the slug of a dataset or kernel, the competition as files by
+    name.
+    """
 
     datasets: Mapping[str, Path] = field(default_factory=dict)
     outputs: Mapping[str, Path] = field(default_factory=dict)
@@ -30,19 +33,26 @@ class Shelf:
 
 
 def competition(train: Path | None, test: Path | None) -> dict[str, Path]:
-    """The competition's files by name: the training part of one folder and the test part of another; what a folder lacks is left out."""
+    """The competition's files by name: the training part of one folder and the test part of another; what a folder
+    lacks is left out.
+    """
     parts = [(folder, names) for folder, names in ((train, TRAIN), (test, TEST)) if folder is not None]
     return {name: folder / name for folder, names in parts for name in names if (folder / name).exists()}
 
 
 def mounts(metadata: Mapping[str, Any], shelf: Shelf, layout: str) -> tuple[Mount, ...]:
-    """The mounts of a kernel. Raises RehearsalError for a source that is not on the shelf, with the command that brings it there."""
+    """The mounts of a kernel.
+
+    Raises RehearsalError for a source that is not on the shelf, with the command that brings it there.
+    """
     found: list[Mount] = []
     for source in metadata.get("dataset_sources", []):
         folder = _folder(source, shelf.datasets, _dataset_advice(source))
         found += _entries(folder, _place(layout, "datasets", source))
     for source in metadata.get("kernel_sources", []):
-        folder = _folder(source, shelf.outputs, f"rehearse or download it, and name its folder with --output {_slug(source)}=FOLDER")
+        folder = _folder(
+            source, shelf.outputs, f"rehearse or download it, and name its folder with --output {_slug(source)}=FOLDER"
+        )
         found += _entries(folder, _place(layout, "notebooks", source))
     for source in metadata.get("competition_sources", []):
         target = _place(layout, "competitions", source)
@@ -71,9 +81,17 @@ def _folder(source: str, known: Mapping[str, Path], advice: str) -> Path:
 
 def _dataset_advice(source: str) -> str:
     kind = _slug(source).rpartition("-")[2]
-    commands = {"code": "hubmap bundle", "weights": "hubmap push weights --run RUN --dry-run", "tiles": "hubmap push tiles --store STORE --dry-run"}
+    commands = {
+        "code": "hubmap bundle",
+        "weights": "hubmap push weights --run RUN --dry-run",
+        "tiles": "hubmap push tiles --store STORE --dry-run",
+    }
     commands["pretrained"] = "hubmap push pretrained --weights FILE --dry-run"
-    return f"stage it with '{commands[kind]}'" if kind in commands else "a rehearsal knows the kit's own datasets only; leave it out"
+    return (
+        f"stage it with '{commands[kind]}'"
+        if kind in commands
+        else "a rehearsal knows the kit's own datasets only; leave it out"
+    )
 
 
 def _entries(folder: Path, target: str) -> Sequence[Mount]:

@@ -26,7 +26,9 @@ IMAGE = "venv"
 
 @dataclass(frozen=True)
 class Result:
-    """All sessions, what did not turn out as it must, and where the report and the picture are; `kept` is the last good output."""
+    """All sessions, what did not turn out as it must, and where the report and the picture are; `kept` is the last good
+    output.
+    """
 
     steps: list[Step]
     wrong: list[str]
@@ -42,7 +44,9 @@ class Result:
 
 
 def run(request: Request) -> Result:
-    """Carry out a rehearsal that `request.check` has passed. Raises RehearsalError when it cannot be set up; a failed kernel is a Result.
+    """Carry out a rehearsal that `request.check` has passed.
+
+    Raises RehearsalError when it cannot be set up; a failed kernel is a Result.
 
     What the last rehearsal left is set aside until this one has passed, and may be attached to it.
     """
@@ -65,12 +69,18 @@ def run(request: Request) -> Result:
 
 
 def _at_hand(request: Request, root: Path, home: Path) -> Request:
-    """The request with everything named that one kernel attaches. What is missing is said here, before anything is made or moved."""
+    """The request with everything named that one kernel attaches.
+
+    What is missing is said here, before anything is made or moved.
+    """
     named = [("--data", request.options.data), ("--kernels", request.kernels), ("--datasets", request.datasets)]
     named += [("--output", path) for path in request.outputs.values() if not _inside(path, last(home))]
     for option, path in named:
         if path is not None and (_inside(path, home) or _inside(path, set_aside(home))):
-            raise RehearsalError(f"{option} is {path}, but this rehearsal makes {home} anew; copy it elsewhere, or choose another folder with --out")
+            raise RehearsalError(
+                f"{option} is {path}, but this rehearsal makes {home} anew; copy it elsewhere, or choose another folder"
+                " with --out"
+            )
     if request.what not in KERNELS:
         return request
     build = root / "build"
@@ -110,7 +120,9 @@ def _sessions(room: Room, request: Request) -> tuple[list[Step], HiddenSet | Non
         steps, hidden = _rendered(room, request)
     for step in steps:
         if request.options.data and step.verdict.scores:
-            step.verdict.notes.append("the hidden slides are made of training slides, so this Dice says nothing about new ones")
+            step.verdict.notes.append(
+                "the hidden slides are made of training slides, so this Dice says nothing about new ones"
+            )
     return steps, hidden, [f"{step.name}: {problem}" for step in steps for problem in step.verdict.problems]
 
 
@@ -126,8 +138,18 @@ def _rendered(room: Room, request: Request) -> tuple[list[Step], HiddenSet | Non
     folder, options = request.kernels / request.what, request.options
     infers = request.what == "infer"
     train = options.data or sample(room.out / "data", options.seed, *((1, 256) if infers else (4, options.sample_size)))
-    hidden = make_hidden(room.out / "hidden", options.slides, options.faults, options.seed, options.data, options.largest) if infers else None
-    test = hidden.folder if hidden else train if (train / "test.csv").is_file() else sample(room.out / "test", options.seed, 1, 256)
+    hidden = (
+        make_hidden(room.out / "hidden", options.slides, options.faults, options.seed, options.data, options.largest)
+        if infers
+        else None
+    )
+    test = (
+        hidden.folder
+        if hidden
+        else train
+        if (train / "test.csv").is_file()
+        else sample(room.out / "test", options.seed, 1, 256)
+    )
     shelf = _shelf(request, competition(train, test))
     layouts: Sequence[str] = options.layouts if infers else options.layouts[:1]
     names = [f"{request.what}-{layout}" if len(layouts) > 1 else request.what for layout in layouts]

@@ -1,4 +1,6 @@
-"""The whole way, rehearsed: tiles, a training that is stopped and goes on from its own output, weights, inference on a hidden set."""
+"""The whole way, rehearsed: tiles, a training that is stopped and goes on from its own output, weights, inference on a
+hidden set.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +36,23 @@ class Kitchen:
     hidden: HiddenSet
 
     def shelf(self, outputs: dict[str, Path] | None = None, weights: Path | None = None, hidden: bool = False) -> Shelf:
-        """What a kernel may attach; `hidden` puts the hidden set where the public test set was, as the rerun of a submission does."""
+        """What a kernel may attach; `hidden` puts the hidden set where the public test set was, as the rerun of a
+        submission does.
+        """
         hidden = hidden or not (self.train / "test.csv").is_file()
         datasets = {slug("code"): self.code} | ({slug("weights"): weights} if weights else {})
         return Shelf(datasets, outputs or {}, competition(self.train, self.hidden.folder if hidden else self.train))
 
     def render(self, name: str, into: str = "kernels", weights: Path | None = None, **choice: Any) -> Path:
-        """Render a kernel for this machine into a folder of the rehearsal; `weights` are those that it must find, `choice` goes to `render`."""
+        """Render a kernel for this machine into a folder of the rehearsal; `weights` are those that it must find,
+        `choice` goes to `render`.
+        """
         chosen: dict[str, Any] = {} if name == "infer" else {"config": CONFIG}
         if name != "tiles":
             chosen["accelerator"] = "t4x2" if CARD.exists() else "cpu"
-        chosen["overrides"] = [text for text in self.options.overrides if name != "infer" or text.startswith("inference.")]
+        chosen["overrides"] = [
+            text for text in self.options.overrides if name != "infer" or text.startswith("inference.")
+        ]
         builds = {"code": self.build} | ({"weights": read(weights).build_id} if weights else {})
         return render([name], OWNER, builds, self.room.out / into, **chosen | choice)[0]
 
@@ -53,7 +61,9 @@ def prepare(room: Room, options: Options) -> Kitchen:
     """Build the bundle of the checkout as it is, the training slides, and the hidden set."""
     code = stage_code(room.repository, room.out / "datasets" / "code", allow_dirty=True)
     train = options.data or sample(room.out / "data", options.seed, 4, options.sample_size)
-    hidden = make_hidden(room.out / "hidden", options.slides, options.faults, options.seed, options.data, options.largest)
+    hidden = make_hidden(
+        room.out / "hidden", options.slides, options.faults, options.seed, options.data, options.largest
+    )
     return Kitchen(room, options, read(code).build_id, code, train, hidden)
 
 
@@ -87,11 +97,15 @@ def _train(kitchen: Kitchen, outputs: dict[str, Path]) -> list[Step]:
     if not first.verdict.passed:
         return [first]
     if first.verdict.status == "complete":
-        first.verdict.problems.append("the training was over before its session was, so nothing was left to go on with; lower --stop-after")
+        first.verdict.problems.append(
+            "the training was over before its session was, so nothing was left to go on with; lower --stop-after"
+        )
         return [first]
     run = run_folder(rendered_constants(short))
     if not any((first.outcome.working / run).glob("fold*/last.ckpt")):
-        first.verdict.problems.append("the session ended before the first epoch, so nothing was there to go on with; raise --stop-after")
+        first.verdict.problems.append(
+            "the session ended before the first epoch, so nothing was there to go on with; raise --stop-after"
+        )
         return [first]
     outputs = outputs | keep_output(first, kitchen.room.out / "outputs" / "train")
     again = kitchen.render("train", folds=FOLDS, attach=attach, resume=True)

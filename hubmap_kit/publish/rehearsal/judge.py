@@ -27,9 +27,11 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Expected:
-    """What a good session looks like: whose end marker, of which build, with which status, and the files that it leaves.
+    """What a good session looks like: whose end marker, of which build, with which status, and the files that it
+    leaves.
 
-    `files` are paths below /kaggle/working that may be there, `folder/**` for all that a folder holds; `needed` must be there.
+    `files` are paths below /kaggle/working that may be there, `folder/**` for all that a folder holds; `needed` must be
+    there.
     """
 
     kernel: str
@@ -56,7 +58,10 @@ class Verdict:
 
 
 def judge(outcome: Outcome, limits: Limits, expected: Expected) -> Verdict:
-    """Look at everything that a session left behind. What a session that was ended could not write any more is no fault of its own."""
+    """Look at everything that a session left behind.
+
+    What a session that was ended could not write any more is no fault of its own.
+    """
     verdict = Verdict()
     log = outcome.log.read_text(encoding="utf-8", errors="replace") if outcome.log.is_file() else ""
     stopped = _stopped(outcome, limits)
@@ -78,7 +83,9 @@ def judge(outcome: Outcome, limits: Limits, expected: Expected) -> Verdict:
 def error_line(log: str) -> str:
     """The sentence that a failed kernel ends with, or the last line of its log."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return _sentence(log, "error") or ([line for line in lines if read_marker(line) is None] or ["the log is empty"])[-1]
+    return (
+        _sentence(log, "error") or ([line for line in lines if read_marker(line) is None] or ["the log is empty"])[-1]
+    )
 
 
 def _sentence(log: str, word: str) -> str:
@@ -92,7 +99,10 @@ def _stopped(outcome: Outcome, limits: Limits) -> list[str]:
         return [outcome.why]
     if outcome.stopped == "memory":
         held = amount(outcome.peak_bytes)
-        return [f"out of memory: its processes held {held} together, more than the session's {limits.memory_gib:g} GiB, and were ended"]
+        return [
+            f"out of memory: its processes held {held} together, more than the session's {limits.memory_gib:g} GiB, and"
+            " were ended"
+        ]
     if outcome.stopped == "time":
         return [f"out of time: it ran past the session's {limits.minutes:.3g} minutes and was ended"]
     if outcome.disk_bytes >= int(limits.disk_gib * GIB):
@@ -145,7 +155,10 @@ def _kernel_json(path: Path, expected: Expected, verdict: Verdict) -> list[str]:
 
 def _secrets(outcome: Outcome) -> list[str]:
     """Every file is searched, the log first: an output is as public as its kernel may become."""
-    paths = [outcome.log, *sorted(path for path in outcome.working.rglob("*") if path.is_file() and not path.is_symlink())]
+    paths = [
+        outcome.log,
+        *sorted(path for path in outcome.working.rglob("*") if path.is_file() and not path.is_symlink()),
+    ]
     leaks = [path for path in paths if path.is_file() and _holds(path, CANARY.encode())]
     return [f"{path.name} holds the value of a secret variable of the session" for path in leaks]
 
@@ -163,17 +176,28 @@ def _holds(path: Path, needle: bytes) -> bool:
 def _network(outcome: Outcome) -> list[str]:
     noted = dict.fromkeys((note["host"], note["line"]) for note in outcome.network)
     if noted:
-        return [f"used the network, which a code competition forbids: asked for {host} at {line}" for host, line in noted]
+        return [
+            f"used the network, which a code competition forbids: asked for {host} at {line}" for host, line in noted
+        ]
     if outcome.lost_packets:
-        return [f"used the network, which a code competition forbids: {outcome.lost_packets} packets of a program that is not Python"]
+        return [
+            f"used the network, which a code competition forbids: {outcome.lost_packets} packets of a program that is"
+            " not Python"
+        ]
     return []
 
 
 def _files(working: Path, expected: Expected, complete: bool) -> list[str]:
-    found = [path.relative_to(working) for path in sorted(working.rglob("*")) if not path.is_dir() or path.is_symlink()] if working.is_dir() else []
+    found = (
+        [path.relative_to(working) for path in sorted(working.rglob("*")) if not path.is_dir() or path.is_symlink()]
+        if working.is_dir()
+        else []
+    )
     odd = [path for path in found if not any(_fits(path, pattern) for pattern in (KERNEL_JSON, *expected.files))]
     problems = [f"{path} lies in the output, where nothing expects it" for path in odd[:SHOWN]]
-    problems += [f"{path} is a link in the output, which Kaggle does not keep" for path in found if (working / path).is_symlink()][:SHOWN]
+    problems += [
+        f"{path} is a link in the output, which Kaggle does not keep" for path in found if (working / path).is_symlink()
+    ][:SHOWN]
     needed = expected.needed if complete else ()
     return problems + [f"{name} is missing from the output" for name in needed if not (working / name).exists()]
 
@@ -201,15 +225,24 @@ def _submission(outcome: Outcome, hidden: HiddenSet, log: str, verdict: Verdict)
     if filled:
         verdict.problems.append(f"slide {filled[0]} cannot be read, but its row holds a mask")
     seconds = outcome.seconds / max(1, len(verdict.scores))
-    verdict.notes.append(f"{seconds:.1f} s a slide, start included: 529 slides would take {seconds * 529 / 3600:.1f} h on this machine")
+    verdict.notes.append(
+        f"{seconds:.1f} s a slide, start included: 529 slides would take {seconds * 529 / 3600:.1f} h on this machine"
+    )
 
 
 def _given_up(readable: Sequence[Score], log: str) -> list[str]:
-    """Slides that can be read, but got no mask: because the kernel failed on them, or maybe because of what is odd about them."""
+    """Slides that can be read, but got no mask: because the kernel failed on them, or maybe because of what is odd
+    about them.
+    """
     first_late = LATE.findall(log)
     reasons = {name: why for name, why in FAILED.findall(log) if name not in first_late}
-    failed = [f"{_named(each)}, but the kernel failed on it: {reasons[each.id]}" for each in readable if each.id in reasons]
-    late = [f"the kernel had no time for slide {first}, and maybe for others, so their rows are empty" for first in first_late]
+    failed = [
+        f"{_named(each)}, but the kernel failed on it: {reasons[each.id]}" for each in readable if each.id in reasons
+    ]
+    late = [
+        f"the kernel had no time for slide {first}, and maybe for others, so their rows are empty"
+        for first in first_late
+    ]
     odd = [each for each in readable if each.fault and each.empty and each.id not in reasons and not late]
     return failed[:SHOWN] + late + [f"{_named(each)}, but its row is empty" for each in odd]
 

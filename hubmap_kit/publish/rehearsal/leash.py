@@ -1,8 +1,9 @@
-"""`python leash.py PID COMMAND...`: becomes COMMAND, and ends with the process PID that started it, however that one ends.
+"""`python leash.py PID COMMAND...`: becomes COMMAND, and ends with the process PID that started it, however that one
+ends.
 
-Even SIGKILL, which no process can answer, then takes along a session, or the making of its environment. A program of its own,
-because the wish to end with one's parent must be made between fork and exec, where a process with threads may run no Python.
-Standard library only.
+Even SIGKILL, which no process can answer, then takes along a session, or the making of its environment. A program of
+its own, because the wish to end with one's parent must be made between fork and exec, where a process with threads may
+run no Python. Standard library only.
 """
 
 from __future__ import annotations

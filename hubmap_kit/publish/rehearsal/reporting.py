@@ -1,4 +1,6 @@
-"""What a person gets to see of a rehearsal: a table, one sentence for each fault, report.json, and a picture of the hidden slides."""
+"""What a person gets to see of a rehearsal: a table, one sentence for each fault, report.json, and a picture of the
+hidden slides.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,24 @@ PICTURED, SIDE = 24, 960
 
 
 def table(steps: Sequence[Step], must_fail: Sequence[str] = ()) -> str:
-    """One line a session: seconds, memory at its peak, output at its fullest, its Python, the kernel's own word, the verdict.
+    """One line a session: seconds, memory at its peak, output at its fullest, its Python, the kernel's own word, the
+    verdict.
 
     `must_fail` names the sessions that are there to fail.
     """
     words = {name: ", as it must" for name in must_fail}
     rows = [
-        [step.name, f"{step.outcome.seconds:.0f}", amount(step.outcome.peak_bytes), amount(step.outcome.disk_bytes), _python(step.python),
-         step.verdict.status or "-", "PASS" if step.verdict.passed else f"FAIL{words.get(step.name, '')}"]
+        [
+            step.name,
+            f"{step.outcome.seconds:.0f}",
+            amount(step.outcome.peak_bytes),
+            amount(step.outcome.disk_bytes),
+            _python(step.python),
+            step.verdict.status or "-",
+            "PASS" if step.verdict.passed else f"FAIL{words.get(step.name, '')}",
+        ]
         for step in steps
-    ]  # fmt: skip
+    ]
     return text_table(["session", "seconds", "peak memory", "output", "python", "status", "verdict"], rows)
 
 
@@ -47,7 +57,9 @@ def _python(version: str) -> str:
 
 
 def dice_table(steps: Sequence[Step]) -> str:
-    """Mean Dice of the readable hidden slides: one line an organ, one column a session that handed in masks; empty without any."""
+    """Mean Dice of the readable hidden slides: one line an organ, one column a session that handed in masks; empty
+    without any.
+    """
     scored = [(step.name, describe(step.verdict.scores)) for step in steps if step.verdict.scores]
     names = [name for name in (*ORGANS, "all") if any(name in means for _, means in scored)]
     rows = [[name, *(f"{means[name]:.4f}" if name in means else "" for _, means in scored)] for name in names]
@@ -58,7 +70,9 @@ def details(steps: Sequence[Step], must_fail: Sequence[str] = ()) -> list[str]:
     """One sentence for each fault and note; notes that several sessions share come once."""
     words = {name: "found" for name in must_fail}
     lines = [
-        f"{words.get(step.name, 'FAIL')} {step.name}: {problem} (log: {step.outcome.log})" for step in steps for problem in step.verdict.problems
+        f"{words.get(step.name, 'FAIL')} {step.name}: {problem} (log: {step.outcome.log})"
+        for step in steps
+        for problem in step.verdict.problems
     ]
     notes: dict[str, list[str]] = {}
     for step in steps:
@@ -70,10 +84,16 @@ def details(steps: Sequence[Step], must_fail: Sequence[str] = ()) -> list[str]:
 def write_report(path: Path, what: str, passed: bool, steps: Sequence[Step], extra: dict[str, Any]) -> None:
     """Everything that the table says and more, as JSON."""
     facts = {
-        "what": what, "passed": passed, "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpus": os.cpu_count(), "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1)},
-        "steps": [summary(step) for step in steps], **extra,
-    }  # fmt: skip
+        "what": what,
+        "passed": passed,
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "cpus": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1),
+        },
+        "steps": [summary(step) for step in steps],
+        **extra,
+    }
     write_json(path, facts)
 
 
@@ -83,7 +103,9 @@ def picture(path: Path, hidden: HiddenSet, scores: Sequence[Score]) -> None:
     for slide, each in list(zip(hidden.slides, scores, strict=True))[:PICTURED]:
         fault = f", {slide.fault}" if slide.fault else ""
         word = "unreadable" if each.unreadable else f"Dice {each.dice:.2f}"
-        items.append((*_shown(hidden, each), f"{slide.organ} {slide.height} x {slide.width} ({slide.source}{fault}), {word}"))
+        items.append(
+            (*_shown(hidden, each), f"{slide.organ} {slide.height} x {slide.width} ({slide.source}{fault}), {word}")
+        )
     contact_sheet(path, items, columns=4)
 
 

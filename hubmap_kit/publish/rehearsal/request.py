@@ -18,7 +18,8 @@ LEAST = 7  # hidden slides that every fault fits into, beside one readable slide
 class Options:
     """What a person chooses. `data` is a folder in the competition's format (None: embedded slides).
 
-    The first training session ends itself after `stop_after` minutes; at 0 its clock leaps to the end after the first checkpoint.
+    The first training session ends itself after `stop_after` minutes; at 0 its clock leaps to the end after the first
+    checkpoint.
     """
 
     layouts: tuple[str, ...] = ("new", "flat")
@@ -34,7 +35,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Request:
-    """The command line. None stands for the usual folder below build/ of the checkout; `outputs` are kernels' outputs by name."""
+    """The command line.
+
+    None stands for the usual folder below build/ of the checkout; `outputs` are kernels' outputs by name.
+    """
 
     what: str
     options: Options
@@ -52,7 +56,9 @@ class Request:
 def check(request: Request) -> None:
     """Raise RehearsalError for a word or number that means nothing."""
     if request.what not in WHAT:
-        raise RehearsalError(f"'{request.what}' cannot be rehearsed; expected {', '.join(WHAT)}{did_you_mean(request.what, WHAT)}")
+        raise RehearsalError(
+            f"'{request.what}' cannot be rehearsed; expected {', '.join(WHAT)}{did_you_mean(request.what, WHAT)}"
+        )
     wrong = [layout for layout in request.options.layouts if layout not in LAYOUTS]
     if wrong:
         raise RehearsalError(f"--layout is '{wrong[0]}'; expected {', '.join(LAYOUTS)} or both")
@@ -68,7 +74,9 @@ def check(request: Request) -> None:
             raise RehearsalError(f"{option} is {value:g}; expected 0 or more")
     data = request.options.data
     if data is not None and not (data / "train.csv").is_file():
-        raise RehearsalError(f"--data is {data}, but there is no train.csv in it; give a folder in the competition's format")
+        raise RehearsalError(
+            f"--data is {data}, but there is no train.csv in it; give a folder in the competition's format"
+        )
 
 
 def check_slides(slides: int, faults: bool) -> None:

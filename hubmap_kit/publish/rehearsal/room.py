@@ -1,4 +1,7 @@
-"""The folder of a rehearsal: made anew each time, and never another one than a rehearsal's own. The former one goes last."""
+"""The folder of a rehearsal: made anew each time, and never another one than a rehearsal's own.
+
+The former one goes last.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,21 @@ from pathlib import Path
 
 from hubmap_kit.errors import RehearsalError
 
-TEMPORARY = ".session-"  # what may be removed at any time: a session's own folder, which one that was killed leaves behind
+TEMPORARY = (
+    ".session-"  # what may be removed at any time: a session's own folder, which one that was killed leaves behind
+)
 LONG = 1000  # bytes of a path; Linux takes 4095, and each name in it costs time
 MARKER, REPORT = ".hubmap-rehearsal", "report.json"
 BULKY = ("data", "test", "hidden", "datasets", "outputs", "stores")  # what can be made again
 
 
 def fresh(folder: Path) -> Path:
-    """An empty folder; what a rehearsal left there is set aside. Raises RehearsalError where something lies that no rehearsal made.
+    """An empty folder; what a rehearsal left there is set aside.
 
-    The better one of two former rehearsals is kept: one that passed is not given up for one that failed or was broken off.
+    Raises RehearsalError where something lies that no rehearsal made.
+
+    The better one of two former rehearsals is kept: one that passed is not given up for one that failed or was broken
+    off.
     """
     aside = set_aside(folder)
     for path in (folder, aside):
@@ -34,18 +42,24 @@ def fresh(folder: Path) -> Path:
 
 
 def last(folder: Path) -> Path:
-    """Where the last good rehearsal of `folder` lies: there, or set aside since a later one failed or was broken off."""
+    """Where the last good rehearsal of `folder` lies: there, or set aside since a later one failed or was broken
+    off.
+    """
     aside = set_aside(folder)
     return aside if _worth(aside) > _worth(folder) else folder
 
 
 def set_aside(folder: Path) -> Path:
-    """Where the former rehearsal waits until the new one has passed: what it left may be the only output to go on with."""
+    """Where the former rehearsal waits until the new one has passed: what it left may be the only output to go on
+    with.
+    """
     return folder.with_name(f"{folder.name}.previous")
 
 
 def settle(folder: Path, passed: bool) -> Path | None:
-    """Let go of what was set aside once the new rehearsal has passed; otherwise return where it is still kept, if anywhere."""
+    """Let go of what was set aside once the new rehearsal has passed; otherwise return where it is still kept, if
+    anywhere.
+    """
     aside = set_aside(folder)
     if passed:
         remove(aside)
@@ -59,7 +73,9 @@ def tidy(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove what is at `path`, also where a kernel nested folders deeper than Python can follow, or closed them to itself."""
+    """Remove what is at `path`, also where a kernel nested folders deeper than Python can follow, or closed them to
+    itself.
+    """
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
@@ -67,7 +83,9 @@ def remove(path: Path) -> None:
     while folders:
         os.chmod(folders[-1], 0o700)
         with os.scandir(folders[-1]) as entries:
-            below = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False) or os.unlink(entry.path)]
+            below = [
+                Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False) or os.unlink(entry.path)
+            ]
         if not below:
             folders.pop().rmdir()
         for folder in below:

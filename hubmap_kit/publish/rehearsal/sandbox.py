@@ -1,10 +1,12 @@
-"""One kernel session on this machine: private namespaces, Kaggle's folders, no network, limits; nothing of it needs root.
+"""One kernel session on this machine: private namespaces, Kaggle's folders, no network, limits; nothing of it needs
+root.
 
-`inside/` makes the namespaces and runs in them, the kernel in further ones without any right. Folders, variables and limits are
-those that Kaggle's pages and its users report; none of them was measured on Kaggle by this project. Memory is that of the
-processes and of /dev/shm, which may fill all of it. /kaggle/working lies in memory here, so that it has the size of Kaggle's and
-is full when that is: a machine needs room for the output as well. /tmp and /kaggle/tmp lie on the machine's disk, for a tile store
-may lie there that is larger than memory; a user without rights cannot give a folder on a disk a size, so the disk itself is watched.
+`inside/` makes the namespaces and runs in them, the kernel in further ones without any right. Folders, variables and
+limits are those that Kaggle's pages and its users report; none of them was measured on Kaggle by this project. Memory
+is that of the processes and of /dev/shm, which may fill all of it. /kaggle/working lies in memory here, so that it has
+the size of Kaggle's and is full when that is: a machine needs room for the output as well. /tmp and /kaggle/tmp lie on
+the machine's disk, for a tile store may lie there that is larger than memory; a user without rights cannot give a
+folder on a disk a size, so the disk itself is watched.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ SWITCHES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a session may take: minutes of wall clock, GiB of memory of all its processes, GiB in /kaggle/working, GiB in /tmp."""
+    """What a session may take: minutes of wall clock, GiB of memory of all its processes, GiB in /kaggle/working, GiB
+    in /tmp.
+    """
 
     minutes: float = 540.0
     memory_gib: float = 29.0
@@ -70,8 +74,9 @@ class Session:
 class Outcome:
     """How a session ended.
 
-    `stopped` says which limit ended it ("" for none), `why` tells of one that `Limits` does not hold; "left": it went on after its end
-    marker. `left` are the command lines of processes that did. `network` has one note (host, line) for each attempt.
+    `stopped` says which limit ended it ("" for none), `why` tells of one that `Limits` does not hold; "left": it went
+    on after its end marker. `left` are the command lines of processes that did. `network` has one note (host, line) for
+    each attempt.
     """
 
     code: int
@@ -100,14 +105,23 @@ def amount(count: float) -> str:
 def check_machine() -> None:
     """Raise RehearsalError, with what to do, where this machine cannot make the namespaces."""
     done = subprocess.run(
-        _inside(Path(sys.executable)), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=INSIDE.parent, env=_outside()
+        _inside(Path(sys.executable)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=INSIDE.parent,
+        env=_outside(),
     )
     if done.returncode == 0:
         return
     for switch, (bad, cure) in SWITCHES.items():
         path = Path(switch)
         if path.is_file() and path.read_text().strip() == bad:
-            raise RehearsalError(f"{switch} is {bad}, which forbids the user namespaces that a rehearsal runs in; allow them: sudo sysctl {cure}")
+            raise RehearsalError(
+                f"{switch} is {bad}, which forbids the user namespaces that a rehearsal runs in; allow them: sudo"
+                f" sysctl {cure}"
+            )
     said = (done.stderr.strip().splitlines() or ["no reason"])[-1]
     raise RehearsalError(
         f"this machine refuses the user namespaces that a rehearsal runs in ({said}); in a container allow them "
@@ -116,7 +130,9 @@ def check_machine() -> None:
 
 
 def private_places() -> tuple[Path, ...]:
-    """Credentials and keys of this machine and of its user, whether they are there or not: none may be seen by a kernel."""
+    """Credentials and keys of this machine and of its user, whether they are there or not: none may be seen by a
+    kernel.
+    """
     homes = {Path.home(), Path("/root")}  # the second is the home that a kernel sees
     places = [home / name for home in sorted(homes) for name in PRIVATE] + [Path(name) for name in SYSTEM]
     return (*places, *(Path(os.environ[name]) for name in FOLDERS if os.environ.get(name)))
@@ -146,23 +162,36 @@ def run(session: Session, image: Image, folder: Path, title: str = "kernel") -> 
 def environment(shim: str = "") -> dict[str, str]:
     """The environment of a kernel: Kaggle's names (as users report them), a worthless value for each secret."""
     own = {
-        "PATH": "/opt/venv/bin:/usr/local/bin:/usr/bin:/bin", "HOME": "/root", "LANG": "C.UTF-8", "MPLBACKEND": "agg",
-        "KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_DOCKER_IMAGE": "rehearsal", "KAGGLE_URL_BASE": "https://www.kaggle.com",
-        **{name: CANARY for name in SECRETS}, **{name: os.environ[name] for name in PASSED if name in os.environ},
-    }  # fmt: skip
+        "PATH": "/opt/venv/bin:/usr/local/bin:/usr/bin:/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        "MPLBACKEND": "agg",
+        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+        "KAGGLE_DOCKER_IMAGE": "rehearsal",
+        "KAGGLE_URL_BASE": "https://www.kaggle.com",
+        **{name: CANARY for name in SECRETS},
+        **{name: os.environ[name] for name in PASSED if name in os.environ},
+    }
     return own | ({"HUBMAP_REHEARSAL_SHIM": shim} if shim else {})
 
 
 def _spec(session: Session, image: Image, private: Path, log: Path) -> dict[str, Any]:
     site = f"/opt/venv/lib/python{image.version}/site-packages"
     binds = [[str(image.site_packages), "/opt/image"], [str(session.script.resolve()), "/kaggle/src/script.py"]]
-    binds += [[str(INSIDE / f"{name}.py"), f"/opt/hook/rehearsal_{name}.py"] for name in ("hook", "seen", *(["shims"] if session.shim else []))]
+    binds += [
+        [str(INSIDE / f"{name}.py"), f"/opt/hook/rehearsal_{name}.py"]
+        for name in ("hook", "seen", *(["shims"] if session.shim else []))
+    ]
     if not image.base_prefix.is_relative_to("/usr"):
         binds.append([str(image.base_prefix), str(image.base_prefix)])
     return {
-        "root": str(private / "root"), "scratch": str(private / "scratch"), "out": str(private / "out"),
-        "log": str(log), "report": str(private / "report.json"),
-        "binds": binds, "inputs": [[str(source.resolve()), target] for source, target in session.inputs],
+        "root": str(private / "root"),
+        "scratch": str(private / "scratch"),
+        "out": str(private / "out"),
+        "log": str(log),
+        "report": str(private / "report.json"),
+        "binds": binds,
+        "inputs": [[str(source.resolve()), target] for source, target in session.inputs],
         "read_only": [target for _, target in session.inputs],
         "files": {
             "/opt/venv/pyvenv.cfg": f"home = {image.executable.parent}\ninclude-system-site-packages = false\n",
@@ -170,36 +199,55 @@ def _spec(session: Session, image: Image, private: Path, log: Path) -> dict[str,
             f"{site}/rehearsal.pth": "/opt/hook\nimport rehearsal_hook\nimport site; site.addsitedir('/opt/image')\n",
         },
         "links": [[str(image.executable), "/opt/venv/bin/python"], ["python", "/opt/venv/bin/python3"]],
-        "python": "/opt/venv/bin/python", "argv": ["/opt/venv/bin/python", "-u", "/kaggle/src/script.py"],
-        "env": environment(session.shim), "missing": list(MISSING),
-        "absent": sorted({str(way(path)) for path in (*session.hidden, *private_places()) for way in (os.path.abspath, os.path.realpath)}),
+        "python": "/opt/venv/bin/python",
+        "argv": ["/opt/venv/bin/python", "-u", "/kaggle/src/script.py"],
+        "env": environment(session.shim),
+        "missing": list(MISSING),
+        "absent": sorted(
+            {
+                str(way(path))
+                for path in (*session.hidden, *private_places())
+                for way in (os.path.abspath, os.path.realpath)
+            }
+        ),
         "seconds": session.limits.minutes * 60,
-        "memory_bytes": int(session.limits.memory_gib * GIB), "disk_bytes": int(session.limits.disk_gib * GIB),
+        "memory_bytes": int(session.limits.memory_gib * GIB),
+        "disk_bytes": int(session.limits.disk_gib * GIB),
         "scratch_bytes": int(session.limits.scratch_gib * GIB),
-    }  # fmt: skip
+    }
 
 
 def _inside(python: Path) -> list[str]:
     """The command that runs `inside/`, whose name is relative, for everybody can read a command line.
 
-    This process, the one that waits for the watcher, the watcher, process 1 of the kernel's namespace: each ends with the one before
-    it, and the last takes all others along.
+    This process, the one that waits for the watcher, the watcher, process 1 of the kernel's namespace: each ends with
+    the one before it, and the last takes all others along.
     """
     return leashed(str(python), "-I", "-B", INSIDE.name)
 
 
 def _outside() -> dict[str, str]:
     """The environment of what runs around the kernel: nothing of its own of this process's, which may hold tokens."""
-    return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", **{name: os.environ[name] for name in PASSED if name in os.environ}}
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        **{name: os.environ[name] for name in PASSED if name in os.environ},
+    }
 
 
 def _start(image: Image, private: Path) -> subprocess.Popen[str]:
     with open(private / SPEC, encoding="utf-8") as spec:
         # A session of its own: Ctrl-C reaches this process alone, which then ends all the others.
         return subprocess.Popen(
-            _inside(image.executable), stdin=spec, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=INSIDE.parent,
-            env=_outside(), start_new_session=True,
-        )  # fmt: skip
+            _inside(image.executable),
+            stdin=spec,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=INSIDE.parent,
+            env=_outside(),
+            start_new_session=True,
+        )
 
 
 def _wait(process: subprocess.Popen[str], log: Path, title: str, report: Path) -> dict[str, Any]:
@@ -244,8 +292,17 @@ class _Tail:
 
 def _outcome(done: dict[str, Any], folder: Path) -> Outcome:
     return Outcome(
-        code=done["code"], seconds=done["seconds"], peak_bytes=done["peak_bytes"], disk_bytes=done["disk_bytes"], stopped=done["stopped"],
-        log=folder / "kernel.log", working=folder / "working", network=tuple(done["network"]), lost_packets=done["lost_packets"],
-        copy_error=done["copy_error"], why=done["why"], left=tuple(done["left"]), probes=done["probes"],
-    )  # fmt: skip
-
+        code=done["code"],
+        seconds=done["seconds"],
+        peak_bytes=done["peak_bytes"],
+        disk_bytes=done["disk_bytes"],
+        stopped=done["stopped"],
+        log=folder / "kernel.log",
+        working=folder / "working",
+        network=tuple(done["network"]),
+        lost_packets=done["lost_packets"],
+        copy_error=done["copy_error"],
+        why=done["why"],
+        left=tuple(done["left"]),
+        probes=done["probes"],
+    )

@@ -1,7 +1,9 @@
-"""A submission against the masks that only the rehearsal knows. Its decoder is its own, written from the competition's words.
+"""A submission against the masks that only the rehearsal knows.
 
-The truth never was a run-length string: it is read from the pictures that were written when the slides were drawn. A mistake in
-the kit's own encoding is therefore seen as a low Dice, even where every part of the kit makes it.
+Its decoder is its own, written from the competition's words.
+
+The truth never was a run-length string: it is read from the pictures that were written when the slides were drawn. A
+mistake in the kit's own encoding is therefore seen as a low Dice, even where every part of the kit makes it.
 """
 
 from __future__ import annotations
@@ -51,12 +53,18 @@ def score(submission: Path, hidden: HiddenSet) -> list[Score]:
     scores = []
     for each in hidden.slides:
         text, truth = predicted[each.id], _truth(hidden.masks / f"{each.id}.png")
-        scores.append(Score(each.id, each.organ, each.source, each.fault, _dice(_painted(text, *truth.shape), truth), not text, text))
+        scores.append(
+            Score(
+                each.id, each.organ, each.source, each.fault, _dice(_painted(text, *truth.shape), truth), not text, text
+            )
+        )
     return scores
 
 
 def _painted(text: str, height: int, width: int) -> NDArray[np.bool_]:
-    """Pairs of a start and a length; pixels are counted from 0 down the first column, then down the next, as in train.csv."""
+    """Pairs of a start and a length; pixels are counted from 0 down the first column, then down the next, as in
+    train.csv.
+    """
     pixels = np.zeros(height * width, bool)
     numbers = [int(word) for word in text.split()]
     for start, length in zip(numbers[0::2], numbers[1::2], strict=True):
@@ -72,7 +80,9 @@ def _dice(one: NDArray[np.bool_], two: NDArray[np.bool_]) -> float:
 def _truth(path: Path) -> NDArray[np.bool_]:
     mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if mask is None:
-        raise RehearsalError(f"{path} cannot be read, but it holds a hidden slide's mask; leave the folder alone while a rehearsal runs")
+        raise RehearsalError(
+            f"{path} cannot be read, but it holds a hidden slide's mask; leave the folder alone while a rehearsal runs"
+        )
     return mask > 0
 
 

@@ -33,7 +33,9 @@ _ACCELERATOR = re.compile(r"^ACCELERATOR = .*$", re.MULTILINE)  # rendering writ
 
 @dataclass(frozen=True)
 class Room:
-    """What all sessions of a rehearsal share: the environment, the folder for their remains, and limits (minutes 0: Kaggle's own)."""
+    """What all sessions of a rehearsal share: the environment, the folder for their remains, and limits (minutes 0:
+    Kaggle's own).
+    """
 
     image: Image
     out: Path
@@ -67,7 +69,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: a rendered folder, what it may attach, and how. `as_rendered` keeps its accelerator where there is no card."""
+    """What to run: a rendered folder, what it may attach, and how.
+
+    `as_rendered` keeps its accelerator where there is no card.
+    """
 
     folder: Path
     shelf: Shelf
@@ -79,7 +84,10 @@ class Plan:
 
 
 def rehearse(room: Room, name: str, plan: Plan) -> Step:
-    """Run a rendered kernel in a session of its own and judge it. Raises RehearsalError when there is nothing to run."""
+    """Run a rendered kernel in a session of its own and judge it.
+
+    Raises RehearsalError when there is nothing to run.
+    """
     kernel, metadata, constants = rendered(plan.folder)
     script, notes = plan.folder / metadata["code_file"], list[str]()
     if not plan.as_rendered:
@@ -93,7 +101,9 @@ def rehearse(room: Room, name: str, plan: Plan) -> Step:
     verdict.notes += [*notes, *_short_of_memory(limits)]
     if metadata.get("enable_internet"):
         verdict.notes.append("kernel-metadata.json asks for internet, which a rehearsal never has")
-    log.info("%s: %s after %.0f s", name, f"FAIL, {verdict.problems[0]}," if verdict.problems else "PASS", outcome.seconds)
+    log.info(
+        "%s: %s after %.0f s", name, f"FAIL, {verdict.problems[0]}," if verdict.problems else "PASS", outcome.seconds
+    )
     return Step(name, kernel, plan.layout, outcome, verdict, limits, room.image.version)
 
 
@@ -105,7 +115,9 @@ def judge_again(step: Step, name: str, plan: Plan, tamper: Callable[[Path], None
     shutil.copytree(step.folder, folder, symlinks=True)
     tamper(folder / "working")
     outcome = replace(step.outcome, log=folder / step.outcome.log.name, working=folder / "working")
-    return replace(step, name=name, outcome=outcome, verdict=judge(outcome, step.limits, expected(kernel, constants, plan)))
+    return replace(
+        step, name=name, outcome=outcome, verdict=judge(outcome, step.limits, expected(kernel, constants, plan))
+    )
 
 
 def expected(kernel: str, constants: Mapping[str, Any], plan: Plan) -> Expected:
@@ -125,7 +137,9 @@ def expected(kernel: str, constants: Mapping[str, Any], plan: Plan) -> Expected:
 
 
 def _is_broken(hidden: HiddenSet, overrides: Sequence[str]) -> bool:
-    """Whether so many slides were made unreadable that a kernel with these overrides calls its submission degraded, as it must."""
+    """Whether so many slides were made unreadable that a kernel with these overrides calls its submission degraded, as
+    it must.
+    """
     tolerated = experiment.load("baseline", overrides).inference.tolerated_failures
     return sum(slide.fault in UNREADABLE for slide in hidden.slides) > tolerated * len(hidden.slides)
 
@@ -172,11 +186,29 @@ def summary(step: Step) -> dict[str, Any]:
     """A step for report.json."""
     outcome, verdict = step.outcome, step.verdict
     return {
-        "name": step.name, "kernel": step.kernel, "layout": step.layout, "passed": verdict.passed, "status": verdict.status, "python": step.python,
-        "seconds": round(outcome.seconds, 1), "peak_gib": round(outcome.peak_bytes / GIB, 3), "disk_gib": round(outcome.disk_bytes / GIB, 3),
-        "limits": {"minutes": step.limits.minutes, "memory_gib": step.limits.memory_gib, "disk_gib": step.limits.disk_gib},
-        "problems": verdict.problems, "notes": verdict.notes, "dice": describe(verdict.scores),
-        "slides": [{"id": s.id, "organ": s.organ, "source": s.source, "fault": s.fault, "dice": round(s.dice, 4)} for s in verdict.scores],
-        "network": [dict(note) for note in outcome.network], "probes": json.loads(json.dumps(dict(outcome.probes))),
-        "log": str(outcome.log), "working": str(outcome.working),
-    }  # fmt: skip
+        "name": step.name,
+        "kernel": step.kernel,
+        "layout": step.layout,
+        "passed": verdict.passed,
+        "status": verdict.status,
+        "python": step.python,
+        "seconds": round(outcome.seconds, 1),
+        "peak_gib": round(outcome.peak_bytes / GIB, 3),
+        "disk_gib": round(outcome.disk_bytes / GIB, 3),
+        "limits": {
+            "minutes": step.limits.minutes,
+            "memory_gib": step.limits.memory_gib,
+            "disk_gib": step.limits.disk_gib,
+        },
+        "problems": verdict.problems,
+        "notes": verdict.notes,
+        "dice": describe(verdict.scores),
+        "slides": [
+            {"id": s.id, "organ": s.organ, "source": s.source, "fault": s.fault, "dice": round(s.dice, 4)}
+            for s in verdict.scores
+        ],
+        "network": [dict(note) for note in outcome.network],
+        "probes": json.loads(json.dumps(dict(outcome.probes))),
+        "log": str(outcome.log),
+        "working": str(outcome.working),
+    }

@@ -50,7 +50,9 @@ def drawn(plan: Wanted, rng: np.random.Generator) -> Subject:
 
 
 def real_subjects(data: Path, rng: np.random.Generator) -> Callable[[Wanted, np.random.Generator], Subject]:
-    """A source of real slides with their masks, from the training table of `data`: of the planned organ where there is one."""
+    """A source of real slides with their masks, from the training table of `data`: of the planned organ where there is
+    one.
+    """
     slides = read_train(data / "train.csv")
     order = [slides[index] for index in rng.permutation(len(slides))]
 
@@ -63,11 +65,15 @@ def real_subjects(data: Path, rng: np.random.Generator) -> Callable[[Wanted, np.
 
 
 def _real(slide: Slide, plan: Wanted) -> Subject:
-    """The slide scaled until it covers the wanted size, and its middle: the aspect stays, and so does the meaning of a pixel size."""
+    """The slide scaled until it covers the wanted size, and its middle: the aspect stays, and so does the meaning of a
+    pixel size.
+    """
     image = slide_files.read(slide.path)
     mask = decode_for(slide, *image.shape[:2])
     zoom = max(plan.height / image.shape[0], plan.width / image.shape[1])
-    height, width = (max(wanted, round(side * zoom)) for wanted, side in zip((plan.height, plan.width), image.shape[:2], strict=True))
+    height, width = (
+        max(wanted, round(side * zoom)) for wanted, side in zip((plan.height, plan.width), image.shape[:2], strict=True)
+    )
     image, mask = _resized(image, mask, height, width)
     top, left = (height - plan.height) // 2, (width - plan.width) // 2
     image, mask = (array[top : top + plan.height, left : left + plan.width].copy() for array in (image, mask))
@@ -75,7 +81,9 @@ def _real(slide: Slide, plan: Wanted) -> Subject:
     return Subject(image, mask, slide.organ, slide.source, round(slide.um_per_px / zoom, 4))
 
 
-def _resized(image: NDArray[np.uint8], mask: NDArray[np.uint8], height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _resized(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], height: int, width: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     if image.shape[:2] == (height, width):
         return image, mask
     shrinks = height < image.shape[0]

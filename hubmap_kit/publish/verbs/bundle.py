@@ -14,8 +14,13 @@ def add(app: typer.Typer) -> None:
 
 
 def bundle(
-    out: Annotated[Path | None, typer.Option(help="The dataset's folder; default: build/datasets/code in the checkout.", show_default=False)] = None,
-    allow_dirty: Annotated[bool, typer.Option("--allow-dirty", help="Also where files differ from the commit; the build id says so.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The dataset's folder; default: build/datasets/code in the checkout.", show_default=False),
+    ] = None,
+    allow_dirty: Annotated[
+        bool, typer.Option("--allow-dirty", help="Also where files differ from the commit; the build id says so.")
+    ] = False,
 ) -> None:
     """Build the wheels that kernels install offline, with BUILD_ID.json, from the checkout's commit."""
     from hubmap_kit.publish.bundle import build_bundle

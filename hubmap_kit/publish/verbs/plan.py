@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,18 +31,31 @@ def plan(
     config: Annotated[str, typer.Option(help="A shipped experiment or a YAML file.")],
     folds: Annotated[str, typer.Option(help="Fold numbers, e.g. 0,2; empty: all.")] = "",
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = [],
-    run: Annotated[list[Path], typer.Option(help="A run folder whose timing is taken, where it fits; may be repeated.")] = [],
+    run: Annotated[
+        list[Path], typer.Option(help="A run folder whose timing is taken, where it fits; may be repeated.")
+    ] = [],
     slides: Annotated[int, typer.Option(min=1, help="Training slides.")] = 351,
     accelerator: Annotated[str, typer.Option(help="t4x2, p100 (retired) or cpu.")] = "t4x2",
     hours: Annotated[float, typer.Option(min=0.1, max=11.75, help="Hours of a session at most.")] = 11.5,
     stored: Annotated[bool, typer.Option("--stored", help="A finished tile store will be attached.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask Kaggle for the quota; assume a full week.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not ask Kaggle for the quota; assume a full week.")
+    ] = False,
     fit_weeks: Annotated[
-        int, typer.Option("--fit-weeks", metavar="N", min=0, max=52, help="Say how many epochs or iterations N weeks of quota hold; 0: do not.")
+        int,
+        typer.Option(
+            "--fit-weeks",
+            metavar="N",
+            min=0,
+            max=52,
+            help="Say how many epochs or iterations N weeks of quota hold; 0: do not.",
+        ),
     ] = 0,
 ) -> None:
-    """Memory and hours of a training on Kaggle, laid out over sessions and the weekly GPU quota; every figure says whether it was measured."""
-    from datetime import datetime, timezone
+    """Memory and hours of a training on Kaggle, laid out over sessions and the weekly GPU quota; every figure says
+    whether it was measured.
+    """
+    from datetime import datetime
 
     from hubmap_kit import experiment
     from hubmap_kit.publish.fitting import memory_lines
@@ -54,7 +68,7 @@ def plan(
     numbers = _numbers(folds, settings)
     speed = estimate(settings, accelerator, run, slides, stored)
     budget, note = (None, "no GPU, no quota") if accelerator == "cpu" else _budget(offline)
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
 
     def sessions_of(changed: Experiment, quota: Budget | None) -> list[Session]:
         found = estimate(changed, accelerator, run, slides, stored)
@@ -77,9 +91,16 @@ def plan(
 
 
 def _fitted(
-    settings: Experiment, budget: Budget | None, weeks: int, now: datetime, sessions_of: Callable[[Experiment, Budget | None], list[Session]]
+    settings: Experiment,
+    budget: Budget | None,
+    weeks: int,
+    now: datetime,
+    sessions_of: Callable[[Experiment, Budget | None], list[Session]],
 ) -> tuple[list[Session], list[str]]:
-    """The sessions of a training, and what so many weeks hold. A training that cannot be planned is an error, unless weeks are asked for."""
+    """The sessions of a training, and what so many weeks hold.
+
+    A training that cannot be planned is an error, unless weeks are asked for.
+    """
     from hubmap_kit.publish.fitting import held
     from hubmap_kit.publish.plan import WEEK
     from hubmap_kit.publish.quota import Budget
@@ -87,7 +108,9 @@ def _fitted(
     if not weeks:
         return sessions_of(settings, budget), []
     if budget is None:
-        raise PublishError("--fit-weeks is about the quota of GPUs, and --accelerator cpu has none; leave one of them out")
+        raise PublishError(
+            "--fit-weeks is about the quota of GPUs, and --accelerator cpu has none; leave one of them out"
+        )
     full = Budget(budget.weekly_h, budget.weekly_h, now + WEEK)
     lines = [held(settings, lambda changed: sessions_of(changed, full), weeks, now, budget.weekly_h)]
     try:
@@ -130,8 +153,18 @@ def _table(sessions: list[Session], gpus: int) -> str:
     for number, session in enumerate(sessions, 1):
         cells = ["; ".join(_part(part) for part in session.parts if part.gpu == gpu) for gpu in range(gpus)]
         start = "now" if number == 1 and not session.waits else f"from {when(session.starts)}"
-        rows.append([f"{number}", start + (" (new week)" if session.waits else ""), *cells, f"{session.hours:.1f}", f"{session.limit_h:g}"])
-    return text_table(["session", "starts", *(f"epochs on device {gpu}" for gpu in range(gpus)), "hours", "--hours"], rows)
+        rows.append(
+            [
+                f"{number}",
+                start + (" (new week)" if session.waits else ""),
+                *cells,
+                f"{session.hours:.1f}",
+                f"{session.limit_h:g}",
+            ]
+        )
+    return text_table(
+        ["session", "starts", *(f"epochs on device {gpu}" for gpu in range(gpus)), "hours", "--hours"], rows
+    )
 
 
 def _part(part) -> str:  # type: ignore[no-untyped-def]
@@ -153,7 +186,10 @@ def _summary(sessions: list[Session], budget: Budget | None) -> str:
         return f"{gpu_hours(sessions):.1f} hours in {count}"
     later = [session for session in sessions if session.starts >= budget.refresh]
     soon = gpu_hours(sessions) - gpu_hours(later)
-    text = f"{gpu_hours(sessions):.1f} hours of quota in {count}; {soon:.1f} of them fit what is left of this week ({budget.left_h:.1f} h)"
+    text = (
+        f"{gpu_hours(sessions):.1f} hours of quota in {count}; {soon:.1f} of them fit what is left of this week"
+        f" ({budget.left_h:.1f} h)"
+    )
     return f"{text}, {gpu_hours(later):.1f} wait until {when(budget.refresh)}" if later else text
 
 
@@ -161,6 +197,8 @@ def _commands(sessions: list[Session], config: str, folds: str, overrides: list[
     import shlex
 
     words = ["hubmap", "kernels", "--run", "train", "--config", config, *(["--folds", folds] if folds else [])]
-    words += [word for text in overrides for word in ("--set", text)] + (["--accelerator", accelerator] if accelerator != "t4x2" else [])
+    words += [word for text in overrides for word in ("--set", text)] + (
+        ["--accelerator", accelerator] if accelerator != "t4x2" else []
+    )
     text = f"session 1: {shlex.join([*words, '--hours', f'{sessions[0].limit_h:g}', '--follow'])}"
     return text + ("\nafter it:  the same with --resume and the session's --hours" if len(sessions) > 1 else "")

@@ -1,4 +1,7 @@
-"""Builds the session, proves that it is closed, runs the kernel, and carries its output out. Process 1 of the session's outer layer."""
+"""Builds the session, proves that it is closed, runs the kernel, and carries its output out.
+
+Process 1 of the session's outer layer.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,31 @@ import probes
 import watch
 
 MIB = 1 << 20
-ROOT_BYTES, VENV_BYTES, HOME_BYTES = 16 * MIB, 2048 * MIB, 2048 * MIB  # the mount points; what the kernel installs; its caches
-# What programs look up in /etc; of TLS the certificates that everybody may read. Accounts, keys and name servers stay outside.
+ROOT_BYTES, VENV_BYTES, HOME_BYTES = (
+    16 * MIB,
+    2048 * MIB,
+    2048 * MIB,
+)  # the mount points; what the kernel installs; its caches
+# What programs look up in /etc; of TLS the certificates that everybody may read. Accounts, keys and name servers stay
+# outside.
 ETC = (
-    "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "fonts", "mime.types", "os-release", "crypto-policies",
-    "ssl/certs", "ssl/cert.pem", "ssl/openssl.cnf", "pki/tls/certs", "pki/tls/cert.pem", "pki/tls/openssl.cnf", "pki/ca-trust/extracted",
-)  # fmt: skip
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "fonts",
+    "mime.types",
+    "os-release",
+    "crypto-policies",
+    "ssl/certs",
+    "ssl/cert.pem",
+    "ssl/openssl.cnf",
+    "pki/tls/certs",
+    "pki/tls/cert.pem",
+    "pki/tls/openssl.cnf",
+    "pki/ca-trust/extracted",
+)
 OWN_ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "group": "root:x:0:\nnogroup:x:65534:\n",
@@ -29,7 +51,7 @@ OWN_ETC = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
     # A name server that nobody has: a lookup by any program counts as a packet without a route.
     "resolv.conf": "nameserver 192.0.2.1\noptions timeout:1 attempts:1\n",
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -62,7 +84,11 @@ def _session(spec: dict[str, Any]) -> None:
         socket.sethostname("kaggle")
         facts = probes.prove(spec)
         before = probes.lost_packets()
-        done = {"probes": facts, **watch.run(spec, watch.Log(log), watch.Notes(notes)), "lost_packets": probes.lost_packets() - before}
+        done = {
+            "probes": facts,
+            **watch.run(spec, watch.Log(log), watch.Notes(notes)),
+            "lost_packets": probes.lost_packets() - before,
+        }
         done["copy_error"] = output.carry_out("/kaggle/working", working, spec["disk_bytes"])
     except (mounts.SetupError, OSError) as error:
         done = {"setup_error": str(error)}
@@ -71,7 +97,9 @@ def _session(spec: dict[str, Any]) -> None:
 
 
 def _build(spec: dict[str, Any]) -> socket.socket:
-    """Make the session's file system and enter it; returns the socket to which the hook of each Python process sends its notes."""
+    """Make the session's file system and enter it; returns the socket to which the hook of each Python process sends
+    its notes.
+    """
     root, user = spec["root"], confine.program_user()
     mounts.tmpfs(root, ROOT_BYTES)
     for name in sorted(os.listdir("/")):
@@ -106,7 +134,9 @@ def _build(spec: dict[str, Any]) -> socket.socket:
 
 
 def _system(root: str, name: str) -> None:
-    """Programs and libraries of the machine: /usr, and the folders beside it, which most systems keep as links into it."""
+    """Programs and libraries of the machine: /usr, and the folders beside it, which most systems keep as links into
+    it.
+    """
     if name not in ("usr", "bin", "sbin", "nix") and not name.startswith("lib"):
         return
     if os.path.islink(f"/{name}"):
@@ -126,7 +156,9 @@ def _etc(root: str) -> None:
 
 
 def _environment(root: str, spec: dict[str, Any], user: int) -> None:
-    """The kernel's virtual environment: empty and writable, with the image's packages behind it, so that nothing outlasts the session."""
+    """The kernel's virtual environment: empty and writable, with the image's packages behind it, so that nothing
+    outlasts the session.
+    """
     for path, text in spec["files"].items():
         os.makedirs(os.path.dirname(root + path), exist_ok=True)
         with open(root + path, "w", encoding="utf-8") as file:

@@ -1,9 +1,11 @@
-"""Running a program without any right over its session: namespaces of its own, no capability, fewer system calls, bounded processes.
+"""Running a program without any right over its session: namespaces of its own, no capability, fewer system calls,
+bounded processes.
 
-A session has two layers. The watcher is process 1 of the outer one, builds the file system there, and has all capabilities over
-it, none over the machine. A program runs in the inner one: its user namespace owns nothing that the watcher has mounted, so Linux
-keeps these mounts read-only and in place; its process namespace shows neither the watcher nor the watcher's files. Process 1 there
-only waits for others to end. Where root starts the session, the program is another user of the machine than root.
+A session has two layers. The watcher is process 1 of the outer one, builds the file system there, and has all
+capabilities over it, none over the machine. A program runs in the inner one: its user namespace owns nothing that the
+watcher has mounted, so Linux keeps these mounts read-only and in place; its process namespace shows neither the watcher
+nor the watcher's files. Process 1 there only waits for others to end. Where root starts the session, the program is
+another user of the machine than root.
 """
 
 from __future__ import annotations
@@ -27,24 +29,40 @@ from typing import Any
 import mounts
 from mounts import SetupError
 
-NEW_MOUNTS, NEW_UTS, NEW_IPC, NEW_USERS, NEW_PROCESSES, NEW_NETWORK = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+NEW_MOUNTS, NEW_UTS, NEW_IPC, NEW_USERS, NEW_PROCESSES, NEW_NETWORK = (
+    0x20000,
+    0x4000000,
+    0x8000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
 OUTER = NEW_MOUNTS | NEW_UTS | NEW_IPC | NEW_USERS | NEW_PROCESSES | NEW_NETWORK
 INNER = NEW_MOUNTS | NEW_USERS | NEW_PROCESSES
-STRANGER = 65533  # the program's user and group on a machine where root starts the session; nobody's, and not nobody (65534) itself
+# The program's user and group on a machine where root starts the session; nobody's, and not nobody (65534) itself.
+STRANGER = 65533
 CORES = 4  # of a Kaggle session
 TASKS = 1024  # processes and threads at once: the watcher ends a session that has more, and twice as many cannot be had
 PIPE_BYTES, NEWS = 1 << 20, 3
 
-SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, DROP_BOUND, SET_SECUREBITS, SET_NO_NEW_PRIVILEGES, AMBIENT = 1, 4, 22, 24, 28, 38, 47
+SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, DROP_BOUND, SET_SECUREBITS, SET_NO_NEW_PRIVILEGES, AMBIENT = (
+    1,
+    4,
+    22,
+    24,
+    28,
+    38,
+    47,
+)
 # No rights for user 0, none kept or raised when the user changes; each for good.
 SECUREBITS = 0b11101111
 CAPABILITIES_V3 = 0x20080522
 
 MACHINES = tuple(mounts.PIVOT_ROOT)  # each pair of numbers below is of these
 AUDITED = (0xC000003E, 0xC00000B7)
-# Refused: what gives rights back in a namespace, what looks into other processes, what namespaces do not hold back (keys, file
-# handles), memory that no process shows (shmget), a whole disk in one call (fallocate; it is written instead), and interfaces that go
-# round this list or are known for their faults.
+# Refused: what gives rights back in a namespace, what looks into other processes, what namespaces do not hold back
+# (keys, file handles), memory that no process shows (shmget), a whole disk in one call (fallocate; it is written
+# instead), and interfaces that go round this list or are known for their faults.
 REFUSED = {
     "mount": (165, 40),
     "umount2": (166, 39),
@@ -73,7 +91,8 @@ REFUSED = {
 CLONE, SOCKET = (56, 220), (41, 198)
 X32 = 0x40000000  # system calls of another form begin here on x86_64
 JOIN_SESSION_KEYRING = 1
-# AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: the others are not bound to a network namespace; AF_VSOCK talks to the host of a virtual machine.
+# AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: the others are not bound to a network namespace; AF_VSOCK talks to the host of
+# a virtual machine.
 FAMILIES = (1, 2, 10, 16)
 EPERM, ENOSYS, EOPNOTSUPP, EAFNOSUPPORT = 1, 38, 95, 97
 
@@ -82,7 +101,9 @@ _libc = ctypes.PyDLL(None, use_errno=True)  # which keeps the interpreter's lock
 
 
 class Program:
-    """A program that runs. `pid` is process 1 of its namespace as this process sees it; `code` is the program's exit code once it has one.
+    """A program that runs.
+
+    `pid` is process 1 of its namespace as this process sees it; `code` is the program's exit code once it has one.
 
     What it prints goes to `write`; each function of `lines` is called when its descriptor has something to read.
     """
@@ -92,7 +113,10 @@ class Program:
         self.code: int | None = None
 
     def follow(self, seconds: float) -> bool:
-        """Pass on what comes, for a while; returns whether all its processes are gone. Raises SetupError when it could not be started."""
+        """Pass on what comes, for a while; returns whether all its processes are gone.
+
+        Raises SetupError when it could not be started.
+        """
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             for ready in select.select([self.news, self.printed, *self.lines], [], [], left)[0]:
@@ -108,7 +132,8 @@ class Program:
     def kill(self) -> None:
         """End every process but the watcher, and pass on what is still on its way.
 
-        All get the signal at once: process 1 of the namespace would pass it on, but only when it has its turn among thousands.
+        All get the signal at once: process 1 of the namespace would pass it on, but only when it has its turn among
+        thousands.
         """
         os.kill(-1, signal.SIGKILL)
         self._end()
@@ -137,12 +162,16 @@ class Program:
 def machine() -> int:
     """Which of the two numbers of a system call is this machine's. Raises SetupError where neither is."""
     if platform.machine() not in MACHINES:
-        raise SetupError(f"no sandbox is known for the processor {platform.machine()}; use one of {', '.join(MACHINES)}")
+        raise SetupError(
+            f"no sandbox is known for the processor {platform.machine()}; use one of {', '.join(MACHINES)}"
+        )
     return MACHINES.index(platform.machine())
 
 
 def clone(flags: int, *maps: tuple[str, str]) -> int:
-    """As fork(2), with new namespaces; the child ends with its parent. `maps` are of users and groups; the first that is allowed is taken.
+    """As fork(2), with new namespaces; the child ends with its parent.
+
+    `maps` are of users and groups; the first that is allowed is taken.
 
     Returns the child's number, and 0 in the child. Raises SetupError where the machine refuses.
     """
@@ -177,7 +206,9 @@ def outer_maps() -> list[tuple[str, str]]:
 
 
 def program_user() -> int:
-    """Who a program is in the outer user namespace: the stranger, or where there is none, the watcher's own user without its rights."""
+    """Who a program is in the outer user namespace: the stranger, or where there is none, the watcher's own user
+    without its rights.
+    """
     return len(Path("/proc/self/uid_map").read_text().splitlines()) - 1
 
 
@@ -199,7 +230,10 @@ def start(argv: Sequence[str], environment: Mapping[str, str], folder: str, writ
 
 
 def _wait_for_all(argv: Sequence[str], environment: Mapping[str, str], folder: str, printed: int, told: int) -> None:
-    """Process 1 of the inner layer: starts the program, collects whatever ends, and ends when nothing is left. Never returns."""
+    """Process 1 of the inner layer: starts the program, collects whatever ends, and ends when nothing is left.
+
+    Never returns.
+    """
     try:
         _settle(printed, told)
         pid = os.fork()
@@ -212,13 +246,15 @@ def _wait_for_all(argv: Sequence[str], environment: Mapping[str, str], folder: s
                 os.write(NEWS, json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode() + b"\n")
     except ChildProcessError:
         os._exit(0)
-    except BaseException as error:  # noqa: BLE001  a copy of the watcher must not go on as a second one
+    except BaseException as error:
         os.write(NEWS, json.dumps({"error": str(error)}).encode() + b"\n")
         os._exit(1)
 
 
 def _settle(printed: int, told: int) -> None:
-    """What is left to do with rights: descriptors, limits, a /proc of this namespace, no further user namespace, no inherited keys."""
+    """What is left to do with rights: descriptors, limits, a /proc of this namespace, no further user namespace, no
+    inherited keys.
+    """
     for number, source in enumerate((os.open("/dev/null", os.O_RDONLY), printed, printed)):
         os.dup2(source, number)
     os.dup2(told, NEWS, inheritable=False)
@@ -227,10 +263,18 @@ def _settle(printed: int, told: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     os.sched_setaffinity(0, cores())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    linux, most = tuple(map(int, re.findall(r"\d+", platform.release())[:2])), resource.getrlimit(resource.RLIMIT_NPROC)[1]
-    if linux >= (5, 14) and (most == resource.RLIM_INFINITY or most > 2 * TASKS):  # before, it counted what the user runs elsewhere, too
+    linux, most = (
+        tuple(map(int, re.findall(r"\d+", platform.release())[:2])),
+        resource.getrlimit(resource.RLIMIT_NPROC)[1],
+    )
+    if linux >= (5, 14) and (
+        most == resource.RLIM_INFINITY or most > 2 * TASKS
+    ):  # before, it counted what the user runs elsewhere, too
         resource.setrlimit(resource.RLIMIT_NPROC, (2 * TASKS, 2 * TASKS))
-    if linux >= (6, 14):  # before, this was the whole machine's setting; it holds for the machine's root as well, the limit does not
+    if linux >= (
+        6,
+        14,
+    ):  # before, this was the whole machine's setting; it holds for the machine's root as well, the limit does not
         Path("/proc/sys/kernel/pid_max").write_text(str(2 * TASKS))
     Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out all the same, this is what goes
     Path("/proc/sys/user/max_user_namespaces").write_text("0")
@@ -272,13 +316,18 @@ def _give_up() -> None:
 
 
 def _call_filter(which: int) -> bytes:
-    """A program for seccomp: the refused calls answer EPERM, sockets of other families EAFNOSUPPORT, calls of another form ENOSYS."""
+    """A program for seccomp: the refused calls answer EPERM, sockets of other families EAFNOSUPPORT, calls of another
+    form ENOSYS.
+    """
     load, equal, at_least, answer, allow, refuse = 0x20, 0x15, 0x35, 0x06, 0x7FFF0000, 0x00050000
     lines = [(load, 0, 0, 4), (equal, 1, 0, AUDITED[which]), (answer, 0, 0, refuse | ENOSYS), (load, 0, 0, 0)]
     if MACHINES[which] == "x86_64":
         lines += [(at_least, 0, 1, X32), (answer, 0, 0, refuse | ENOSYS)]
     for name, numbers in REFUSED.items():
-        lines += [(equal, 0, 1, numbers[which]), (answer, 0, 0, refuse | (EOPNOTSUPP if name == "fallocate" else EPERM))]
+        lines += [
+            (equal, 0, 1, numbers[which]),
+            (answer, 0, 0, refuse | (EOPNOTSUPP if name == "fallocate" else EPERM)),
+        ]
     lines += [(equal, 1, 0, SOCKET[which]), (answer, 0, 0, allow), (load, 0, 0, 16)]  # the first argument
     for family in FAMILIES:
         lines += [(equal, 0, 1, family), (answer, 0, 0, allow)]

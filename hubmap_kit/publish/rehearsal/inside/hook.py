@@ -1,4 +1,5 @@
-"""Loaded by every Python process of the session before anything else: notes each use of the network, and plays the shims.
+"""Loaded by every Python process of the session before anything else: notes each use of the network, and plays the
+shims.
 
 It is no part of the kernel: the sandbox puts it behind the image's packages as a .pth file.
 """
@@ -13,8 +14,28 @@ from typing import Any
 
 NOTES = "/rehearsal/notes"  # the watcher's socket: what it has been told cannot be taken back
 CHARACTERS = 300  # of a host, and of a line
-EVENTS = {"socket.connect": 1, "socket.sendto": 1, "socket.sendmsg": 1, "socket.getaddrinfo": 0, "socket.gethostbyname": 0, "socket.gethostbyaddr": 0}
-QUIET = ("socket", "ssl", "http", "urllib", "urllib3", "requests", "httpx", "httpcore", "anyio", "asyncio", "importlib", "rehearsal_hook")
+EVENTS = {
+    "socket.connect": 1,
+    "socket.sendto": 1,
+    "socket.sendmsg": 1,
+    "socket.getaddrinfo": 0,
+    "socket.gethostbyname": 0,
+    "socket.gethostbyaddr": 0,
+}
+QUIET = (
+    "socket",
+    "ssl",
+    "http",
+    "urllib",
+    "urllib3",
+    "requests",
+    "httpx",
+    "httpcore",
+    "anyio",
+    "asyncio",
+    "importlib",
+    "rehearsal_hook",
+)
 
 
 def _host(event: str, arguments: tuple[Any, ...]) -> str | None:
@@ -28,7 +49,11 @@ def _host(event: str, arguments: tuple[Any, ...]) -> str | None:
         port = arguments[1]
     if isinstance(host, bytes):
         host = host.decode("utf-8", "replace")
-    if not isinstance(host, str) or host in ("", "localhost", "::1", "0.0.0.0", "::", "kaggle") or host.startswith(("127.", "/", "\0")):
+    if (
+        not isinstance(host, str)
+        or host in ("", "localhost", "::1", "0.0.0.0", "::", "kaggle")
+        or host.startswith(("127.", "/", "\0"))
+    ):
         return None  # nothing, this session itself, or a socket that is a file
     return f"{host}:{port}" if port not in ("", None) else host
 

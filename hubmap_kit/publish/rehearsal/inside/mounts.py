@@ -26,7 +26,7 @@ class SetupError(Exception):
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str = "") -> None:
-    """mount(2); raises SetupError with what was refused."""
+    """The system call of this name; raises SetupError with what was refused."""
     arguments = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
     if _libc.mount(*arguments, ctypes.c_ulong(flags), os.fsencode(options) if options else None):
         problem = os.strerror(ctypes.get_errno())
@@ -36,7 +36,9 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, options: s
 def tmpfs(target: str, size: int, owner: int = 0, mode: str = "755") -> None:
     """A file system in memory of at most `size` bytes, the user `owner`'s, made with its mount point."""
     os.makedirs(target, exist_ok=True)
-    mount("tmpfs", target, "tmpfs", NOSUID | NODEV, f"size={size},nr_inodes={INODES},mode={mode},uid={owner},gid={owner}")
+    mount(
+        "tmpfs", target, "tmpfs", NOSUID | NODEV, f"size={size},nr_inodes={INODES},mode={mode},uid={owner},gid={owner}"
+    )
 
 
 def bind(source: str, target: str, writable: bool = False) -> None:
@@ -55,13 +57,15 @@ def read_only(target: str, below: bool = True) -> None:
     """Turn the mount at `target` read-only, and every mount below it, for each has a flag of its own."""
     target = os.path.realpath(target)
     for point, options in points().items():
-        if point == target or below and point.startswith(f"{target}/"):
+        if point == target or (below and point.startswith(f"{target}/")):
             kept = sum(flag for name, flag in FLAGS.items() if name in options)
             mount("none", point, None, REMOUNT | BIND | RDONLY | kept)
 
 
 def points() -> dict[str, frozenset[str]]:
-    """Every mount that this process can reach, with its options; of several on one folder the last, which hides the others."""
+    """Every mount that this process can reach, with its options; of several on one folder the last, which hides the
+    others.
+    """
     found = {}
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
@@ -76,23 +80,34 @@ def _unescaped(text: str) -> str:
 
 
 def devices(root: str, shared_bytes: int, owner: int) -> None:
-    """A /dev with the harmless devices, `owner`'s shared memory of at most `shared_bytes`, and the graphics cards if there are any."""
+    """A /dev with the harmless devices, `owner`'s shared memory of at most `shared_bytes`, and the graphics cards if
+    there are any.
+    """
     folder = f"{root}/dev"
     tmpfs(folder, 1 << 20)
     cards = [name for name in os.listdir("/dev") if name.startswith("nvidia")]
     for name in (*NODES, *cards):
         if os.path.exists(f"/dev/{name}"):
             bind(f"/dev/{name}", f"{folder}/{name}", writable=True)
-    for name, target in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")):
+    for name, target in (
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ):
         os.symlink(target, f"{folder}/{name}")
     tmpfs(f"{folder}/shm", shared_bytes, owner, "1777")
     read_only(folder, below=False)
 
 
 def enter(root: str) -> None:
-    """Make `root` the root folder and let go of the old one, so that nothing of the machine is left but what was bound."""
+    """Make `root` the root folder and let go of the old one, so that nothing of the machine is left but what was
+    bound.
+    """
     os.chdir(root)
-    if _libc.syscall(ctypes.c_long(PIVOT_ROOT[platform.machine()]), b".", b"."):  # the old root comes to lie over the new one
+    if _libc.syscall(
+        ctypes.c_long(PIVOT_ROOT[platform.machine()]), b".", b"."
+    ):  # the old root comes to lie over the new one
         raise SetupError(f"the system refused pivot_root ({os.strerror(ctypes.get_errno())})")
     if _libc.umount2(b".", DETACH):
         raise SetupError(f"the system refused to unmount the old root ({os.strerror(ctypes.get_errno())})")

@@ -1,4 +1,6 @@
-"""Carrying the output out: files and folders alone, no larger than the disk that they lay on, and nothing that leads elsewhere."""
+"""Carrying the output out: files and folders alone, no larger than the disk that they lay on, and nothing that leads
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,13 @@ import stat
 
 DEPTH = 100  # folders within each other
 SHOWN = 5  # of the entries that are left behind
-KINDS = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class _Copier:
@@ -16,15 +24,21 @@ class _Copier:
         self.room, self.refused = room, list[str]()
 
     def copy(self, source: int, target: int, above: str = "", depth: int = 0) -> None:
-        """Copy what the open folder `source` holds into `target`. No link is followed; rights and owners stay behind."""
+        """Copy what the open folder `source` holds into `target`.
+
+        No link is followed; rights and owners stay behind.
+        """
         for name in sorted(os.listdir(source)):
             path, facts = f"{above}{name}", os.stat(name, dir_fd=source, follow_symlinks=False)
             kind = stat.S_IFMT(facts.st_mode)
             if not name.isprintable():  # it could break a line of the report, or play with a terminal
-                self.refused.append(f"{ascii(path)} has a name that cannot be printed")
+                self.refused.append(f"{path!a} has a name that cannot be printed")
             elif kind == stat.S_IFDIR and depth < DEPTH:
                 os.mkdir(name, dir_fd=target)
-                inner, made = (os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder) for folder in (source, target))
+                inner, made = (
+                    os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                    for folder in (source, target)
+                )
                 try:
                     self.copy(inner, made, f"{path}/", depth + 1)
                 finally:
@@ -35,7 +49,9 @@ class _Copier:
             elif kind != stat.S_IFREG:
                 leads = f" to {ascii(os.readlink(name, dir_fd=source))[1:-1]}" if kind == stat.S_IFLNK else ""
                 self.refused.append(f"{path} is {KINDS.get(kind, 'no file')}{leads}")
-            elif facts.st_size > self.room:  # holes are filled and each name of a file is a file: what fitted there need not fit here
+            elif (
+                facts.st_size > self.room
+            ):  # holes are filled and each name of a file is a file: what fitted there need not fit here
                 self.refused.append(f"{path} is more than what fits, {facts.st_size} bytes")
             else:
                 self.room -= facts.st_size
@@ -46,7 +62,9 @@ class _Copier:
 
 
 def carry_out(source: str, target: int, room: int) -> str:
-    """Copy the folder `source` into the open folder `target`, `room` bytes at most; what was left behind, and why, or nothing."""
+    """Copy the folder `source` into the open folder `target`, `room` bytes at most; what was left behind, and why, or
+    nothing.
+    """
     copier, problem = _Copier(room), ""
     folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
     try:

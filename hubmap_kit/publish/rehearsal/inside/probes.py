@@ -1,4 +1,6 @@
-"""Proof, before the kernel starts, that the session is closed: no network, no way to the machine's files, inputs read-only."""
+"""Proof, before the kernel starts, that the session is closed: no network, no way to the machine's files, inputs
+read-only.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,13 @@ import confine
 from mounts import SetupError
 
 IFF_UP, SIOCGIFFLAGS, SIOCSIFFLAGS = 1, 0x8913, 0x8914
-ELSEWHERE = ("192.0.2.1", 443), ("1.1.1.1", 443)  # an address that is nobody's, and one that answers wherever there is a network
+ELSEWHERE = (
+    ("192.0.2.1", 443),
+    ("1.1.1.1", 443),
+)  # an address that is nobody's, and one that answers wherever there is a network
 NAME = "www.kaggle.com"
-# Mounts that a kernel may write to, each with a limit; what is mounted on single files of /dev are devices. The watcher's own /proc
-# lies below the kernel's, and nobody can take that one away.
+# Mounts that a kernel may write to, each with a limit; what is mounted on single files of /dev are devices. The
+# watcher's own /proc lies below the kernel's, and nobody can take that one away.
 WRITABLE = frozenset({"/proc", "/dev/shm", "/kaggle/working", "/kaggle/tmp", "/tmp", "/opt/venv", "/root"})
 SEEN, PATIENCE = "/opt/hook/rehearsal_seen.py", 120.0
 
@@ -38,8 +43,9 @@ def prove(spec: dict[str, Any]) -> dict[str, Any]:
         "read_only": {path: _write(path) for path in ("/kaggle/input", *spec["read_only"])},
         "absent": [path for path in spec["absent"] if not os.path.lexists(path)],
         "working_bytes": _room("/kaggle/working"),
-        **seen, "writable": [path for path in seen["writable"] if not _own(path)],
-    }  # fmt: skip
+        **seen,
+        "writable": [path for path in seen["writable"] if not _own(path)],
+    }
     if facts["interfaces"] != ["lo"]:
         raise SetupError(f"the sandbox has the network interfaces {facts['interfaces']} where only lo was expected")
     if "connected" in facts["connect"] or facts["lookup"] == "resolved":
@@ -60,10 +66,16 @@ def prove(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _without_rights(facts: dict[str, Any], spec: dict[str, Any]) -> None:
     """Raise SetupError for a right that a kernel would have, or an input that it would need one for."""
-    if [int(number, 16) for number in facts["capabilities"]] != [0] or not facts["no_new_privileges"] or not facts["filtered"]:
+    if (
+        [int(number, 16) for number in facts["capabilities"]] != [0]
+        or not facts["no_new_privileges"]
+        or not facts["filtered"]
+    ):
         raise SetupError("a program inside the sandbox keeps capabilities, or could get new ones")
     if not facts["remount"] or not facts["user_namespace"]:
-        raise SetupError(f"a program inside the sandbox can {'make namespaces' if facts['remount'] else 'change mounts'}")
+        raise SetupError(
+            f"a program inside the sandbox can {'make namespaces' if facts['remount'] else 'change mounts'}"
+        )
     if len(facts["processes"]) != 2:
         raise SetupError("a program inside the sandbox sees processes that are not its own")
     for path in facts["unreadable"]:
@@ -91,7 +103,7 @@ def lost_packets() -> int:
     """How often anything in this session, in any language, wanted to send where no route leads."""
     with open("/proc/net/snmp", encoding="ascii") as file:
         names, values = (line.split() for line in file if line.startswith("Ip:"))
-    lost = int(dict(zip(names, values))["OutNoRoutes"])
+    lost = int(dict(zip(names, values, strict=True))["OutNoRoutes"])
     if os.path.exists("/proc/net/snmp6"):  # not where IPv6 is switched off
         with open("/proc/net/snmp6", encoding="ascii") as file:
             lost += next(int(line.split()[1]) for line in file if line.startswith("Ip6OutNoRoutes"))
@@ -126,7 +138,7 @@ def _write(folder: str) -> str:
 
 
 def _own(path: str) -> bool:
-    return path in WRITABLE or path.startswith("/dev/") and not os.path.isdir(path)
+    return path in WRITABLE or (path.startswith("/dev/") and not os.path.isdir(path))
 
 
 def _room(path: str) -> int:

@@ -1,4 +1,6 @@
-"""What a kernel's Python sees of its session, as JSON: run by the watcher, confined as the kernel will be, before the kernel is."""
+"""What a kernel's Python sees of its session, as JSON: run by the watcher, confined as the kernel will be, before the
+kernel is.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,14 @@ def answer(result: int) -> str:
 def unreadable(paths: list[str]) -> list[str]:
     """The first file or folder that this user may not read, if there is one."""
     for folder in paths:
-        places = [folder, *(os.path.join(above, name) for above, below, names in os.walk(folder) for name in (*below, *names))]
+        places = [
+            folder,
+            *(os.path.join(above, name) for above, below, names in os.walk(folder) for name in (*below, *names)),
+        ]
         closed = [
-            path for path in places if not os.path.islink(path) and not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0))
+            path
+            for path in places
+            if not os.path.islink(path) and not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0))
         ]
         if closed:
             return closed[:1]

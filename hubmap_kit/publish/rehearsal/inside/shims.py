@@ -5,6 +5,7 @@ Chosen by HUBMAP_REHEARSAL_SHIM from SHIMS: name -> (module to wait for, what to
 
 from __future__ import annotations
 
+from contextlib import suppress
 from glob import glob
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,11 +22,19 @@ def p100(torch: ModuleType) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
-    facts = SimpleNamespace(name="Tesla P100-PCIE-16GB", major=6, minor=0, total_memory=16 << 30, multi_processor_count=56)
+    facts = SimpleNamespace(
+        name="Tesla P100-PCIE-16GB", major=6, minor=0, total_memory=16 << 30, multi_processor_count=56
+    )
     for name, value in (
-        ("is_available", True), ("device_count", 1), ("get_device_capability", CAPABILITY), ("get_device_name", facts.name),
-        ("get_device_properties", facts), ("get_arch_list", ARCHITECTURES), ("current_device", 0), ("is_initialized", True),
-    ):  # fmt: skip
+        ("is_available", True),
+        ("device_count", 1),
+        ("get_device_capability", CAPABILITY),
+        ("get_device_name", facts.name),
+        ("get_device_properties", facts),
+        ("get_arch_list", ARCHITECTURES),
+        ("current_device", 0),
+        ("is_initialized", True),
+    ):
         setattr(torch.cuda, name, lambda *_, _value=value, **__: _value)
     torch.cuda.init = torch.cuda._lazy_init = refuse
     for name in ("zeros", "ones", "rand", "randn", "tensor", "full", "empty", "arange", "eye"):
@@ -43,10 +52,8 @@ def network(_: ModuleType) -> None:
     """A library that asks for a newer version of itself and says nothing when it gets no answer."""
     from urllib.request import urlopen
 
-    try:
+    with suppress(OSError):
         urlopen("http://updates.example.org/latest", timeout=2)
-    except OSError:
-        pass
 
 
 def impatient(time: ModuleType) -> None:
@@ -55,7 +62,9 @@ def impatient(time: ModuleType) -> None:
 
 
 def leap(time: ModuleType) -> None:
-    """The session's clock leaps a day ahead once a training has its first checkpoint, as if the rest of the session had gone by."""
+    """The session's clock leaps a day ahead once a training has its first checkpoint, as if the rest of the session had
+    gone by.
+    """
     real, seen = time.monotonic, {"leapt": False, "looked": 0.0}
 
     def monotonic() -> float:
@@ -67,4 +76,9 @@ def leap(time: ModuleType) -> None:
     time.monotonic = monotonic  # type: ignore[attr-defined]
 
 
-SHIMS = {"leap": ("time", leap), "impatient": ("time", impatient), "p100": ("torch", p100), "network": ("hubmap_kit", network)}
+SHIMS = {
+    "leap": ("time", leap),
+    "impatient": ("time", impatient),
+    "p100": ("torch", p100),
+    "network": ("hubmap_kit", network),
+}

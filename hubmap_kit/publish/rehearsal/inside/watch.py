@@ -1,7 +1,8 @@
-"""Running the kernel under limits, and keeping the records that it cannot reach: its log, its uses of the network, what it left over.
+"""Running the kernel under limits, and keeping the records that it cannot reach: its log, its uses of the network, what
+it left over.
 
-Each limit is one that a hostile kernel meets as well. What no limit of its own covers (memory of the machine's kernel, files
-without a name) shows in how much memory and disk the machine has left, and ends the session, too.
+Each limit is one that a hostile kernel meets as well. What no limit of its own covers (memory of the machine's kernel,
+files without a name) shows in how much memory and disk the machine has left, and ends the session, too.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ class Log:
 
 
 class Notes:
-    """What the hooks of the session's Python processes say of the network. Nothing takes a note back; a forged one adds to the others."""
+    """What the hooks of the session's Python processes say of the network.
+
+    Nothing takes a note back; a forged one adds to the others.
+    """
 
     def __init__(self, line: socket.socket) -> None:
         self.line, self.found = line, dict[tuple[str, ...], dict[str, str]]()
@@ -79,7 +83,9 @@ class Notes:
 
 
 class Scratch:
-    """The room that the session may still take on the machine's disk: what has a name there, what has lost its name, whatever holds it."""
+    """The room that the session may still take on the machine's disk: what has a name there, what has lost its name,
+    whatever holds it.
+    """
 
     def __init__(self, limit: int) -> None:
         facts = os.statvfs(SCRATCH)
@@ -95,12 +101,18 @@ class Scratch:
             lost, most = f"{taken / GIB:.2f} GiB", f"{self.limit / GIB:.2f} GiB"
             return f"the disk of /tmp and /kaggle/tmp lost {lost}, more than the {most} that a session may take here"
         if self.most and files > self.most:
-            return f"{files} files came to the disk of /tmp and /kaggle/tmp, more than the {self.most} that a session may make here"
+            return (
+                f"{files} files came to the disk of /tmp and /kaggle/tmp, more than the {self.most} that a session may"
+                " make here"
+            )
         return ""
 
 
 class Meter(threading.Thread):
-    """Measures memory, and keeps tasks on the session's processors. Apart from all else, for a look at a process waits for that process."""
+    """Measures memory, and keeps tasks on the session's processors.
+
+    Apart from all else, for a look at a process waits for that process.
+    """
 
     def __init__(self, waiter: int) -> None:
         super().__init__(daemon=True)
@@ -116,7 +128,10 @@ class Meter(threading.Thread):
 
 
 def run(spec: dict[str, Any], log: Log, notes: Notes) -> dict[str, Any]:
-    """Run the kernel to its end or to a limit. Returns its exit code, seconds, peaks, what stopped it and why, and what it left over."""
+    """Run the kernel to its end or to a limit.
+
+    Returns its exit code, seconds, peaks, what stopped it and why, and what it left over.
+    """
     scratch, began = Scratch(spec["scratch_bytes"]), time.monotonic()
     kernel = confine.start(spec["argv"], spec["env"], WORKING, log.write, {notes.line.fileno(): notes.read})
     meter = Meter(kernel.pid)
@@ -137,15 +152,24 @@ def run(spec: dict[str, Any], log: Log, notes: Notes) -> dict[str, Any]:
             kernel.kill()
             break
     return {
-        "code": -signal.SIGKILL if kernel.code is None else kernel.code, "seconds": time.monotonic() - began, "peak_bytes": meter.peak,
-        "disk_bytes": max(disk, used(WORKING)), "stopped": stopped, "why": why, "left": left, "network": list(notes.found.values()),
-    }  # fmt: skip
+        "code": -signal.SIGKILL if kernel.code is None else kernel.code,
+        "seconds": time.monotonic() - began,
+        "peak_bytes": meter.peak,
+        "disk_bytes": max(disk, used(WORKING)),
+        "stopped": stopped,
+        "why": why,
+        "left": left,
+        "network": list(notes.found.values()),
+    }
 
 
 def _limit(spec: dict[str, Any], seconds: float, waiter: int, peak: int, log: Log, scratch: Scratch) -> tuple[str, str]:
     """Which limit was met, with a sentence where whoever set it cannot say more than this one."""
     if (tasks := _tasks(waiter)) > confine.TASKS:
-        return "processes", f"too many processes: {tasks} with their threads ran at once, more than {confine.TASKS}, and were ended"
+        return (
+            "processes",
+            f"too many processes: {tasks} with their threads ran at once, more than {confine.TASKS}, and were ended",
+        )
     if full := scratch.full():
         return "scratch", f"disk full: {full}, and the session was ended"
     if (free := memory_left()) < LEFT_BYTES:
@@ -194,16 +218,20 @@ def hold_to_cores(pids: list[str]) -> None:
 
 
 def memory(pids: list[str]) -> int:
-    """Bytes that all processes hold together and that lie in /dev/shm, each shared page once: what cannot be dropped when memory is short.
+    """Bytes that all processes hold together and that lie in /dev/shm, each shared page once: what cannot be dropped
+    when memory is short.
 
-    Files mapped into memory are left out, as they are where Kaggle's limit counts, and so is /kaggle/working, a disk there.
+    Files mapped into memory are left out, as they are where Kaggle's limit counts, and so is /kaggle/working, a disk
+    there.
     """
     unnamed = _unnamed(pids)
     return used(SHARED) + sum(unnamed.values()) + sum(_held(pid, unnamed) for pid in pids)
 
 
 def _unnamed(pids: list[str]) -> dict[int, int]:
-    """Files in memory that no folder shows (memfd_create), by number: their bytes, which no process need have mapped."""
+    """Files in memory that no folder shows (memfd_create), by number: their bytes, which no process need have
+    mapped.
+    """
     found, mine = {}, os.memfd_create("")
     device = os.fstat(mine).st_dev
     os.close(mine)
@@ -238,7 +266,9 @@ def _mapped(pid: str, unnamed: dict[int, int]) -> int:
         for line in file:
             if HEAD.match(line):
                 *_, number, path = [*line.split(maxsplit=5), ""][:6]
-                inside = path.startswith((f"{SHARED}/", f"{WORKING}/")) or path.startswith("/memfd:") and int(number) in unnamed
+                inside = path.startswith((f"{SHARED}/", f"{WORKING}/")) or (
+                    path.startswith("/memfd:") and int(number) in unnamed
+                )
             elif inside and line.startswith("Pss:"):
                 total += int(line.split()[1])
     return total
