@@ -12,7 +12,7 @@ from hubmap_kit.augment.stain import Reference, read_references
 from hubmap_kit.sample.slide import SlideSpec, draw
 
 UM_PER_PX = 1.0  # the embedded slides show a few units each at this scale
-ORGANS = {"spleen": "eosin", "kidney": "PAS"}
+STAIN_OF_ORGAN = {"spleen": "eosin", "kidney": "PAS"}
 SIDE, SEED, EACH = 480, 0, 4  # of the references that are drawn where no folder is named
 MEMBER = 9  # of the draws of one seed, so that no reference is also a picture that is drawn beside it
 
@@ -29,7 +29,7 @@ def embedded_references(size: int, seed: int, each: int = 1) -> list[Reference]:
     made = []
     for number in range(each):
         words = f" {number + 1}" if each > 1 else ""
-        for organ, stain in ORGANS.items():
+        for organ, stain in STAIN_OF_ORGAN.items():
             made.append(
                 Reference.of(drawn(organ, "Hubmap", size, (seed, MEMBER + number))[0], f"embedded {stain}{words}")
             )

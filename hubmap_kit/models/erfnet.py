@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 EPS = 1e-3  # of the batch norms, as published
-RATES = (2, 4, 8, 16)
+ERFNET_RATES = (2, 4, 8, 16)
 
 
 class Downsample(nn.Module):
@@ -55,7 +55,7 @@ class ErfnetEncoder(nn.Module):
             [
                 Downsample(3, 16),
                 nn.Sequential(Downsample(16, 64), *(Factorised(64, dropout=0.03) for _ in range(5))),
-                nn.Sequential(Downsample(64, 128), *(Factorised(128, rate, 0.3) for _ in range(2) for rate in RATES)),
+                nn.Sequential(Downsample(64, 128), *(Factorised(128, rate, 0.3) for _ in range(2) for rate in ERFNET_RATES)),
             ]
         )
 

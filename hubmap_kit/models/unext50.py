@@ -13,13 +13,13 @@ from torch.nn.functional import interpolate
 from hubmap_kit.models.layers import convolution
 from hubmap_kit.models.shuffle_unet import ShuffleBlock
 
-RATES = (1, 2, 3, 4)
+ATROUS_RATES = (1, 2, 3, 4)
 
 
 class AtrousPyramid(nn.Module):
     """The deepest map seen at several rates of dilation, and as a whole; (N, inputs, h, w) -> (N, outputs, h, w)."""
 
-    def __init__(self, inputs: int, outputs: int, rates: Sequence[int] = RATES) -> None:
+    def __init__(self, inputs: int, outputs: int, rates: Sequence[int] = ATROUS_RATES) -> None:
         super().__init__()
         inner = max(8, outputs // 2)
         self.views = nn.ModuleList(

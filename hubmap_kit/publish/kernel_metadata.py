@@ -26,7 +26,7 @@ RETIRED_SHAPES = (
     "tpuv2256",
 )  # Kaggle runs such a kernel on something else without a word
 RETIREMENT = "Kaggle retired the P100 on 2026-09-15 and runs such kernels on a T4 x2 without a word"
-METADATA = "kernel-metadata.json"
+KERNEL_METADATA = "kernel-metadata.json"
 # The repository that pinned kernels are reported to name; not tried on Kaggle itself.
 IMAGE = "gcr.io/kaggle-private-byod/python"
 _SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9][a-z0-9-]*")
@@ -45,7 +45,7 @@ class Sources:
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """The kernel-metadata.json of a kernel's folder. Raises PublishError when it is missing or malformed."""
-    path = folder / METADATA
+    path = folder / KERNEL_METADATA
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -97,7 +97,7 @@ def kernel_metadata(name: str, template: Mapping[str, Any], sources: Sources) ->
 def _check(values: Mapping[str, Any], name: str) -> None:
     from slugify import slugify  # what the Kaggle client itself asks
 
-    where, slug, title = f"kernels/{name}/{METADATA}", KERNELS[name], values.get("title")
+    where, slug, title = f"kernels/{name}/{KERNEL_METADATA}", KERNELS[name], values.get("title")
     if not isinstance(title, str) or slugify(title) != slug:
         raise PublishError(
             f"{where}: title is {title!r}, but Kaggle would not make the address '{slug}' of it; write a title that"

@@ -19,7 +19,7 @@ from hubmap_kit.errors import PublishError, did_you_mean
 from hubmap_kit.files import sweep, write_json, write_text
 from hubmap_kit.publish.kernel_metadata import (
     KERNELS,
-    METADATA,
+    KERNEL_METADATA,
     RETIREMENT,
     SHAPES,
     Sources,
@@ -252,7 +252,7 @@ def _write(target: Path, name: str, script: str, metadata: Mapping[str, Any]) ->
     if (
         folder.is_dir()
         and any(folder.iterdir())
-        and (not (folder / METADATA).is_file() or (target / "bootstrap.py").exists())
+        and (not (folder / KERNEL_METADATA).is_file() or (target / "bootstrap.py").exists())
     ):
         raise PublishError(
             f"{folder} is not a folder that a kernel was rendered into; choose another --out, nothing was written"
@@ -261,7 +261,7 @@ def _write(target: Path, name: str, script: str, metadata: Mapping[str, Any]) ->
     sweep(target, f".{name}.*.tmp*")
     try:
         write_text(temporary / f"{name}.py", script)
-        write_json(temporary / METADATA, metadata)
+        write_json(temporary / KERNEL_METADATA, metadata)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     finally:

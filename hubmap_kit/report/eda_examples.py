@@ -19,7 +19,7 @@ from hubmap_kit.report.html import Gallery, Picture, data_uri
 from hubmap_kit.report.overlays import TRUTH
 
 EACH = 3  # smallest and largest units of an organ
-SIDE = 304  # pixels of a picture's longer side
+EXAMPLE_SIDE = 304  # pixels of a picture's longer side
 ROOM = 0.2  # of the unit's longer side, around it
 Example = dict[str, Any]
 
@@ -103,7 +103,7 @@ def _alone(mask: np.ndarray, unit: np.ndarray, colour: str) -> np.ndarray:
 
 
 def _size(mask: np.ndarray) -> tuple[int, int]:
-    factor = SIDE / max(mask.shape)
+    factor = EXAMPLE_SIDE / max(mask.shape)
     return max(1, round(mask.shape[1] * factor)), max(1, round(mask.shape[0] * factor))
 
 

@@ -21,7 +21,7 @@ from hubmap_kit.errors import SlideError
 from hubmap_kit.progress import track
 
 log = logging.getLogger(__name__)
-SIDE = 1024  # pixels of the picture that colours are taken from: a slide's mean colour needs no more
+COLOUR_SIDE = 1024  # pixels of the picture that colours are taken from: a slide's mean colour needs no more
 COLOURS = ("red", "green", "blue")
 STAINS = tuple(f"stain{stain}_{colour}" for stain in (1, 2) for colour in COLOURS)
 
@@ -78,7 +78,7 @@ def _cut(pixels: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def _row(slide: Slide, pixels: np.ndarray) -> dict[str, object]:
-    factor = SIDE / max(pixels.shape[:2])
+    factor = COLOUR_SIDE / max(pixels.shape[:2])
     small = pixels if factor >= 1 else cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
     stained, vectors = tissue(small), stain_matrix(small)
     colour = [np.nan] * 3 if stained is None else small[stained].mean(0).tolist()

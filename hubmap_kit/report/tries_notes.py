@@ -13,13 +13,13 @@ from hubmap_kit.errors import TableError
 from hubmap_kit.files import write_json
 from hubmap_kit.report.ledger import locked
 
-NAME = "tries.json"
+NOTES = "tries.json"
 SCORES = ("public", "private")
 
 
 def read_notes(run: Path) -> dict[str, Any]:
     """What is kept of a run; empty where nothing was typed in. Raises TableError for a damaged file."""
-    path = run / NAME
+    path = run / NOTES
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -49,9 +49,9 @@ def keep_notes(run: Path, scores: str = "", note: str | None = None, ref: str = 
         changes["ref"] = ref.strip()
     if not (run / "config.yaml").is_file():
         raise TableError(f"{run} is no run folder (it has no config.yaml); name the run that the score belongs to")
-    with locked(run / NAME):
+    with locked(run / NOTES):
         kept = {key: value for key, value in {**read_notes(run), **changes}.items() if value is not None}
-        write_json(run / NAME, kept)
+        write_json(run / NOTES, kept)
     return kept
 
 

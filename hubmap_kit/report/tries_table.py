@@ -10,7 +10,7 @@ from pathlib import Path
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich import table as rich_tables
 from rich.text import Text
 
 from hubmap_kit.competition.organs import ORGANS
@@ -53,7 +53,7 @@ def render(rows: Sequence[Row], width: int, everything: bool = False) -> str:
         width = sum(widths.values()) + GAP * len(widths)
     else:
         columns = _fitting(columns, widths, width)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0), show_edge=False, collapse_padding=True)
+    table = rich_tables.Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0), show_edge=False, collapse_padding=True)
     for place, column in enumerate(columns):
         side = "right" if column.is_number else "left"
         last = place + 1 == len(columns)

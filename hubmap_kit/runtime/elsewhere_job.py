@@ -33,7 +33,7 @@ from hubmap_kit.training.run import folds_table
 from hubmap_kit.training.shift_fit import level_of
 
 log = logging.getLogger(__name__)
-FOLDER = "elsewhere"
+ELSEWHERE = "elsewhere"
 SHOWN = 9  # slides of the picture: the worst, some around the median, the best
 SIDE = 480  # pixels of a kept picture's longer side, about
 
@@ -74,9 +74,9 @@ def evaluate_on(
     _check_unseen(run, slides)
     team = [load_ensemble(run, choose_device(device), folds, overrides)]
     seen = [_judged(slide, team) for slide in track(slides, "elsewhere", "slide")]
-    table = _table(seen)
+    table = _elsewhere_table(seen)
     name = data.resolve().name if data.is_dir() else data.resolve().parent.name
-    written = run / FOLDER / f"{name}.csv", run / FOLDER / f"{name}.png"
+    written = run / ELSEWHERE / f"{name}.csv", run / ELSEWHERE / f"{name}.png"
     with atomic_path(written[0]) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6f")
     contact_sheet(written[1], _pictures(seen), 3)
@@ -119,7 +119,7 @@ def _judged(slide: Slide, team: Team) -> _Seen:
     return _Seen(slide, dice(mask, truth), dice_curve(threshold_counts(plane, truth)), picture)  # type: ignore[arg-type]
 
 
-def _table(seen: Sequence[_Seen]) -> pd.DataFrame:
+def _elsewhere_table(seen: Sequence[_Seen]) -> pd.DataFrame:
     organs = [each.slide.organ for each in seen]
     best = {
         organ: best_threshold(np.mean([each.curve for each in seen if each.slide.organ == organ], axis=0))

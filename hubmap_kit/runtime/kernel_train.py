@@ -16,7 +16,7 @@ from hubmap_kit.errors import CheckpointError, KernelError
 from hubmap_kit.runtime import mounts
 from hubmap_kit.runtime.accelerator import adapt, detect, profile
 from hubmap_kit.runtime.kernel import run_name
-from hubmap_kit.runtime.train_job import train
+from hubmap_kit.runtime import train_job
 from hubmap_kit.tiles.convert import fingerprint
 from hubmap_kit.training.clock import Clock
 from hubmap_kit.training.history import unfinished
@@ -54,7 +54,7 @@ def train_attached(
     )
     names = ",".join(str(device) for device in devices)
     try:
-        table = train(settings, out, list(folds) or None, resume, names, stores, clock, degrade=True)
+        table = train_job.train(settings, out, list(folds) or None, resume, names, stores, clock, degrade=True)
     except CheckpointError as error:
         if not resume:
             raise

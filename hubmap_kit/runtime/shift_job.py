@@ -44,7 +44,7 @@ from hubmap_kit.training.shift_fit import MixtureFit, fit_mixture, level_of
 
 log = logging.getLogger(__name__)
 BATTERIES = (HUBMAP,)
-FOLDER, TABLE_FILE, PAGE_FILE, PICTURE_FILE, FIT_FILE = "shift", "shift.csv", "shift.html", "shift.png", "shift.json"
+SHIFT, TABLE_FILE, PAGE_FILE, PICTURE_FILE, FIT_FILE = "shift", "shift.csv", "shift.html", "shift.png", "shift.json"
 THRESHOLDS_FILE, PLAIN_FILE = "thresholds.json", "thresholds.plain.json"
 REFERENCE_SIDE, REFERENCE_SEED = 480, 0  # of the embedded references
 
@@ -96,13 +96,13 @@ def evaluate_shifted(
         )
     counted = count_all(work, slides)
     fitted = read_thresholds(run)
-    table = _table(work, slides, counted, fitted)
+    table = _shift_table(work, slides, counted, fitted)
     with atomic_path(run / TABLE_FILE) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6f")
     fits = _fit(work, slides, counted, fitted) if fit else None
     results = Results(work.settings.name, table, fits, _notes(run, work, fitted, references))
     save_shift_picture(run / PICTURE_FILE, results)
-    save_shift_page(run / PAGE_FILE, results, _worst(work, slides, table, run / FOLDER) if pictures else [])
+    save_shift_page(run / PAGE_FILE, results, _worst(work, slides, table, run / SHIFT) if pictures else [])
     if fits is not None:
         _write_thresholds(run, fits, fitted)
         if gain_of(fits) < 0:
@@ -155,12 +155,12 @@ def _battery(
         shifts,
         looks,
         views or settings.inference.views,
-        run / FOLDER,
+        run / SHIFT,
         choose_device(device),
     )
 
 
-def _table(
+def _shift_table(
     work: Battery, slides: Sequence[Slide], counted: Mapping[tuple[str, str], Counted], fitted: Mapping[str, float]
 ) -> pd.DataFrame:
     by_id, rows = {slide.id: slide for slide in slides}, []

@@ -27,7 +27,7 @@ from hubmap_kit.sample.layers import Layers
 CRYPT_SPACING_UM = 98.0
 
 
-def paint(layers: Layers) -> None:
+def paint_largeintestine(layers: Layers) -> None:
     """Fill the layers with mucosa; the mask is each crypt up to its basement membrane (50 to 100 um across)."""
     muscle = _layers_of_the_wall(layers)
     _lamina_propria(layers, muscle)

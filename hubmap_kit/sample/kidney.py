@@ -12,7 +12,7 @@ from hubmap_kit.sample.vessels import scatter_vessels
 TUBULE_SPACING_UM = 54.0
 
 
-def paint(layers: Layers) -> None:
+def paint_kidney(layers: Layers) -> None:
     """Fill the layers with kidney; the mask is each glomerulus up to Bowman's capsule (150 to 200 um across)."""
     rng = layers.rng
     _tubules(layers)

@@ -11,7 +11,7 @@ from hubmap_kit.sample.vessels import scatter_vessels
 ALVEOLUS_SPACING_UM = 98.0
 
 
-def paint(layers: Layers) -> None:
+def paint_lung(layers: Layers) -> None:
     """Fill the layers with lung; the mask is each intact alveolus, its air space with the wall around it (80 to 150 um
     across).
 

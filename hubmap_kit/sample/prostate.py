@@ -9,7 +9,7 @@ from hubmap_kit.sample.layers import Layers
 from hubmap_kit.sample.vessels import Circle, scatter_vessels
 
 
-def paint(layers: Layers) -> None:
+def paint_prostate(layers: Layers) -> None:
     """Fill the layers with prostate; the mask is each acinus, lumen and epithelium (100 to 400 um across)."""
     rng = layers.rng
     _stroma(layers)

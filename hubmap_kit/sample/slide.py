@@ -17,11 +17,11 @@ from hubmap_kit.sample.layers import Layers
 
 PAINTERS: Mapping[str, Callable[[Layers], None]] = MappingProxyType(
     {
-        "kidney": kidney.paint,
-        "prostate": prostate.paint,
-        "largeintestine": intestine.paint,
-        "spleen": spleen.paint,
-        "lung": lung.paint,
+        "kidney": kidney.paint_kidney,
+        "prostate": prostate.paint_prostate,
+        "largeintestine": intestine.paint_largeintestine,
+        "spleen": spleen.paint_spleen,
+        "lung": lung.paint_lung,
     }
 )
 # The competition's page says "PAS or H&E" for HuBMAP without naming organs: PAS is the usual stain of kidney, H&E of

@@ -9,7 +9,7 @@ from hubmap_kit.sample.layers import Layers
 from hubmap_kit.sample.vessels import draw_vessel
 
 
-def paint(layers: Layers) -> None:
+def paint_spleen(layers: Layers) -> None:
     """Fill the layers with spleen; the mask is the white pulp (200 to 600 um across) at the middle of its fuzzy
     edge.
     """

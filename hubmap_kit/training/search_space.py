@@ -21,7 +21,7 @@ from hubmap_kit.config import Experiment
 from hubmap_kit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from optuna import Trial
+    import optuna
 
 # Trials are compared by the Dice of the same held-out slides, and their names and folders are the search's own.
 FIXED = ("data", "name")
@@ -44,7 +44,7 @@ class Dimension:
     high: float = 0.0
     step: int = 1
 
-    def suggest(self, trial: Trial) -> str:
+    def suggest(self, trial: optuna.Trial) -> str:
         """The trial's value of this setting, as the right side of `--set`."""
         if self.kind == "choice":
             return trial.suggest_categorical(self.key, self.choices)
