@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import click
 import typer
 
+from hubmap_kit import cli as publishing
+from hubmap_kit.cli import study as experimenting
+from hubmap_kit.cli.options import Device, Folds, Set, Stores
 from hubmap_kit.errors import HubmapError
-from hubmap_kit.options import Device, Folds, Set, Stores
 from hubmap_kit.processes import leave
-from hubmap_kit.publish import verbs as publishing
-from hubmap_kit.runtime import verbs as experimenting
 from hubmap_kit.words import INTERRUPTED, fold_numbers
 
 app = typer.Typer(
@@ -47,8 +47,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the embedded slides.")] = 0,
 ) -> None:
     """The whole journey on embedded slides: train two folds, predict, score, draw. Minutes on a CPU."""
+    from hubmap_kit.jobs.demo import demo as run
     from hubmap_kit.report.tables import oof_summary, source_summary
-    from hubmap_kit.runtime.demo_job import demo as run
 
     done = run(out, set_, device, seed)
     typer.echo(f"\n{oof_summary(done.oof)}\n\n{source_summary(done.test_scores)}\n")
@@ -87,7 +87,7 @@ def config(
         typer.echo("\n".join(f"{key:<27} {path}" for key, path in experiment.shipped().items()))
         return
     if organs:
-        from hubmap_kit.report.recipe import recipe_table
+        from hubmap_kit.report.tables import recipe_table
 
         typer.echo(recipe_table(experiment.load(name, set_)))
         return
@@ -127,11 +127,10 @@ def train(
         raise HubmapError(f"--config is missing; name one of {experiment.offered()}, or a YAML file")
     settings = experiment.load(config or str(kept), set_, data)
     numbers = fold_numbers(folds)
+    from hubmap_kit.jobs.train import auto_batched
+    from hubmap_kit.jobs.train import train as run
     from hubmap_kit.report.tables import oof_summary
-    from hubmap_kit.runtime.clock import SessionClock
-    from hubmap_kit.runtime.train_job import auto_batched
-    from hubmap_kit.runtime.train_job import train as run
-    from hubmap_kit.training.clock import OutOfTime
+    from hubmap_kit.training.clock import OutOfTime, SessionClock
 
     if auto_batch:
         settings = auto_batched(settings, out, device)
@@ -193,7 +192,7 @@ def evaluate(
     if on is not None:
         if shift or data:
             raise HubmapError("--on is an evaluation of its own; leave --shift and --data out")
-        from hubmap_kit.runtime.elsewhere_job import evaluate_on
+        from hubmap_kit.jobs.evaluate import evaluate_on
 
         judged = evaluate_on(run, on, [organ for organ in organs.split(",") if organ], None, set_, device)
         typer.echo(judged.summary)
@@ -202,14 +201,14 @@ def evaluate(
     if not shift and (shifts or references or views or fit):
         raise HubmapError("--shifts, --references, --views and --fit go with --shift; add --shift hubmap")
     if shift:
-        from hubmap_kit.runtime.shift_job import evaluate_shifted
+        from hubmap_kit.jobs.evaluate import evaluate_shifted
 
         found = evaluate_shifted(run, shift, data, set_, device, shifts, str(references or ""), views, fit, pictures)
         typer.echo(found.summary)
         typer.echo(f"written: {run}/shift.csv, shift.html, shift.png" + (", thresholds.json" if fit else ""))
         return
+    from hubmap_kit.jobs.train import evaluate as job
     from hubmap_kit.report.tables import oof_summary
-    from hubmap_kit.runtime.train_job import evaluate as job
 
     typer.echo(oof_summary(job(run, data, set_, device, stores, pictures)))
     typer.echo(f"written: {run}/oof.csv, thresholds.json, thresholds.png" + (", overlays/" if pictures else ""))
@@ -248,7 +247,7 @@ def predict(
     numbers = fold_numbers(folds)
     from hubmap_kit.inference.blend import runs_at
     from hubmap_kit.inference.governor import parse_deadline
-    from hubmap_kit.runtime.infer_job import predict as job
+    from hubmap_kit.jobs.predict import predict as job
 
     limit = parse_deadline(deadline) if deadline else None
     done = job(
@@ -282,7 +281,7 @@ def tune_thresholds(
     stores: Stores = None,
 ) -> None:
     """Fit thresholds and post-processing of each organ on a run's held-out slides."""
-    from hubmap_kit.runtime.tune_job import tune_thresholds as job
+    from hubmap_kit.jobs.tune import tune_thresholds as job
 
     typer.echo(job(run, data, set_, device, stores).summary)
     typer.echo(f"written: {run}/thresholds.json, postprocess.json, tune.png; 'hubmap predict' uses them")
@@ -306,7 +305,7 @@ def augment(
     ] = "classic",
 ) -> None:
     """Show one slide under each transform of a pipeline, mixing or stain method, masks outlined."""
-    from hubmap_kit.runtime.augment_job import preview as job
+    from hubmap_kit.jobs.augment import preview as job
 
     typer.echo(f"{out}: {job(preview, out, data, slide, references, size, seed, engine)} pictures")
 
@@ -325,7 +324,7 @@ def mosaic(
 ) -> None:
     """Make mosaics of four tiles as PNG pairs with a table of their sources."""
     from hubmap_kit import experiment
-    from hubmap_kit.runtime.augment_job import mosaics
+    from hubmap_kit.jobs.augment import mosaics
 
     typer.echo(
         f"{mosaics(experiment.load(config, set_, data), out, count, size, seed, same_organ, stores)}: {count} mosaics"
@@ -362,7 +361,7 @@ def eda(
     ] = None,
 ) -> None:
     """Explore a train.csv: one self-contained page, and tables per organ, slide and unit."""
-    from hubmap_kit.runtime.eda_job import eda as job
+    from hubmap_kit.jobs.eda import eda as job
 
     done = job(source, out, images)
     typer.echo(done.summary)
@@ -397,7 +396,7 @@ def tiles(
     settings = convert_config.load(config, set_)
     if not count and out is None:
         raise HubmapError("--out is missing; name the folder for the tiles, or count them with --count")
-    from hubmap_kit.runtime import tiles_job as job
+    from hubmap_kit.jobs import tiles as job
 
     if out is None or count:
         typer.echo(job.count(data, settings if config or set_ else None))

@@ -116,6 +116,6 @@ def install(folder, table):
         sys.exit(f"pip could not install the wheels of {folder}; its own lines above say why")
     sys.path.insert(0, target)
     os.environ["HUBMAP_BUILD_ID"] = table["build_id"]
-    from hubmap_kit.runtime import kernel  # the bundle's own: its folder comes first
+    from hubmap_kit.kernel import kernels as kernel
 
     return kernel

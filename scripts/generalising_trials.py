@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubmap_kit.competition.tables import read_train
-from hubmap_kit.runtime.joining_job import merge
-from hubmap_kit.runtime.restain_job import prepare as prepare_copies
-from hubmap_kit.runtime.restain_job import restain
+from hubmap_kit.jobs.external import merge
+from hubmap_kit.jobs.restain import prepare as prepare_copies
+from hubmap_kit.jobs.restain import restain
 from hubmap_kit.sample.generate import generate
 
 COLON = "colon"  # folder in OUT: the HPA slides of hubmap-mini and embedded ones

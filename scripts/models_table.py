@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 from benchmarks.document import replace
 
+from hubmap_kit.jobs.models import LEGEND
 from hubmap_kit.models import catalog
 from hubmap_kit.models.catalog import HEADER, NETWORKS
 from hubmap_kit.progress import track
-from hubmap_kit.runtime.models_job import LEGEND
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"

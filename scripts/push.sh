@@ -39,7 +39,7 @@ import sys
 from pathlib import Path
 
 from hubmap_kit.publish.bundle import BUILD_TOOLS, VENDORED
-from hubmap_kit.publish.pins import fetch
+from hubmap_kit.publish.bundle import fetch
 
 for name in (VENDORED, BUILD_TOOLS):
     fetch(Path(sys.argv[1]) / name)

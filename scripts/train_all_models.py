@@ -20,10 +20,10 @@ from benchmarks.machine import machine, versions
 from hubmap_kit import experiment
 from hubmap_kit.errors import ConfigError, HubmapError
 from hubmap_kit.files import atomic_path
+from hubmap_kit.jobs.train import train
 from hubmap_kit.models import catalog
 from hubmap_kit.models.catalog import NETWORKS, Network
 from hubmap_kit.progress import track
-from hubmap_kit.runtime.train_job import train
 from hubmap_kit.training.clock import OutOfTime, read_timing
 from hubmap_kit.training.history import METRICS_FILE, read_rows
 

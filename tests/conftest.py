@@ -26,8 +26,8 @@ FIRST = (
     "test_sandbox.py",
     "test_rehearsal_processes.py",
     "test_tune.py",
-    "test_blend_job.py",
-    "test_shift_job.py",
+    "test_blend.py",
+    "test_shift.py",
     "test_notebook.py",
     "test_demo.py",
 )

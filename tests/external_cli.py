@@ -7,13 +7,13 @@ from pathlib import Path
 import typer
 from typer.testing import CliRunner
 
-from hubmap_kit.runtime import external_verbs
+from hubmap_kit.cli import external
 
 
 def hubmap(*words: str | Path) -> str:
     """Run a verb; its output. What it raises goes on."""
     app = typer.Typer()
-    external_verbs.add_all(app)
+    external.add_all(app)
     done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=True)
     if done.exception is not None:
         raise done.exception

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hubmap_kit import build_id
 from hubmap_kit.publish.root import commit, repository
-from hubmap_kit.runtime import build_id
 
 
 def stage(folder: Path, content: bytes, sha: str | None = "of the checkout") -> str:

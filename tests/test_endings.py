@@ -21,8 +21,8 @@ from tiny import TINY, overrides
 
 from hubmap_kit import experiment, processes
 from hubmap_kit.config import Experiment
-from hubmap_kit.runtime.lr_find_job import lr_find
-from hubmap_kit.runtime.train_job import train
+from hubmap_kit.jobs.lr_find import lr_find
+from hubmap_kit.jobs.train import train
 from hubmap_kit.training.clock import OutOfTime
 
 pytestmark = pytest.mark.skipif(
@@ -76,7 +76,7 @@ def test_a_loader_that_nobody_closes_does_not_keep_a_process_alive(sample_data: 
         "from pathlib import Path\n"
         "from hubmap_kit import experiment\n"
         "from hubmap_kit.competition.tables import read_train\n"
-        "from hubmap_kit.tiles.convert import open_or_build\n"
+        "from hubmap_kit.tiles.store import open_or_build\n"
         "from hubmap_kit.training.dataset import TileDataset, build_loader\n"
         "data, stores, *changes = sys.argv[1:]\n"
         "settings = experiment.load('baseline', changes, data)\n"
@@ -125,7 +125,7 @@ def test_a_command_leaves_after_its_last_line(verb: str, sample_data: Path, tiny
     }
     # The verb has no smaller slides; its job has.
     small = (
-        "import sys, pathlib; from hubmap_kit.runtime.demo_job import demo; demo(pathlib.Path(sys.argv[1]),"
+        "import sys, pathlib; from hubmap_kit.jobs.demo import demo; demo(pathlib.Path(sys.argv[1]),"
         " sys.argv[2:], 'cpu', 0, 2, 256)"
     )
     command = [sys.executable, "-c", small] if verb == "demo" else [*HUBMAP, verb]

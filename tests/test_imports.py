@@ -14,25 +14,24 @@ import hubmap_kit
 PACKAGE = Path(hubmap_kit.__file__).parent
 # A room may import rooms of lower rank, and itself. Training validates with inference's windows, so it stands above it.
 RANK = {
-    "errors": 0,
-    "files": 0,
-    "progress": 0,
-    "processes": 0,
-    "config": 0,
-    "options": 0,
-    "words": 1,
-    "experiment": 1,
-    "competition": 1,
-    "sample": 2,
-    "tiles": 3,
-    "augment": 3,
-    "models": 3,
-    "inference": 4,
-    "training": 5,
-    "report": 6,
-    "runtime": 7,
-    "publish": 8,
-    "__main__": 9,
+    room: rank
+    for rank, rooms in enumerate(
+        (
+            "errors files progress processes config",
+            "words build_id experiment competition",
+            "sample",
+            "tiles augment models",
+            "inference",
+            "training",
+            "report",
+            "jobs",
+            "kernel publish",
+            "rehearsal",
+            "cli",
+            "__main__",
+        )
+    )
+    for room in rooms.split()
 }
 
 

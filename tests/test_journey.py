@@ -416,7 +416,7 @@ def test_a_slide_of_4500_px_stays_under_2_gib(tmp_path: Path) -> None:
         "from hubmap_kit.models.build import build\n"
         "from safetensors.torch import save_file\n"
         "from pathlib import Path\n"
-        "from hubmap_kit.runtime.infer_job import predict\n"
+        "from hubmap_kit.jobs.predict import predict\n"
         "run, settings = Path(sys.argv[1]), experiment.load('baseline', sys.argv[4:])\n"
         "write_yaml(run / 'config.yaml', experiment.dump(settings))\n"
         "(run / 'fold0').mkdir()\n"

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from hubmap_kit.augment.changes import jitter_on_device
-from hubmap_kit.augment.density import DAB, EOSIN, HAEMATOXYLIN
+from hubmap_kit.augment.stain import DAB, EOSIN, HAEMATOXYLIN
 from hubmap_kit.config import AugmentConfig
 
 Span = tuple[float, float]

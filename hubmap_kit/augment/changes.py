@@ -3,14 +3,95 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import cv2
 import numpy as np
 
-from hubmap_kit.augment.embedded import references_or_drawn
-from hubmap_kit.augment.resolution import Resolution
-from hubmap_kit.augment.stain import StainChange, needs_references
-from hubmap_kit.competition.organs import ORGANS
+from hubmap_kit.augment.stain import Reference, StainChange, needs_references, read_references
+from hubmap_kit.competition.organs import FACTS, ORGANS
 from hubmap_kit.config import AugmentConfig
+from hubmap_kit.sample.slide import SlideSpec, draw
+
+# Drawn slides as stain references, for where nobody has real ones: HuBMAP's spleen in haematoxylin and eosin, its
+# kidney in PAS.
+
+UM_PER_PX = 1.0  # the embedded slides show a few units each at this scale
+STAIN_OF_ORGAN = {"spleen": "eosin", "kidney": "PAS"}
+SIDE, SEED, EACH = 480, 0, 4  # of the references that are drawn where no folder is named
+MEMBER = 9  # of the draws of one seed, so that no reference is also a picture that is drawn beside it
+
+
+def drawn(organ: str, source: str, size: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """An embedded slide (S, S, 3) uint8 of an organ and its mask (S, S)."""
+    return draw(SlideSpec(organ, source, size, size, UM_PER_PX), np.random.default_rng(seed))
+
+
+def embedded_references(size: int, seed: int, each: int = 1) -> list[Reference]:
+    """`each` references of either stain, measured on drawn slides of `size` pixels; strengths vary as between
+    laboratories.
+    """
+    made = []
+    for number in range(each):
+        words = f" {number + 1}" if each > 1 else ""
+        for organ, stain in STAIN_OF_ORGAN.items():
+            made.append(
+                Reference.of(drawn(organ, "Hubmap", size, (seed, MEMBER + number))[0], f"embedded {stain}{words}")
+            )
+    return made
+
+
+def references_or_drawn(folder: str | Path) -> list[Reference]:
+    """The references of a folder, or, for an empty name, several drawn ones of either stain.
+
+    Raises ConfigError and SlideError.
+    """
+    return read_references(folder) if str(folder) else embedded_references(SIDE, SEED, EACH)
+
+
+# Detail that a coarser scanner would not have seen: a tile made small and large again. Its size and its mask stay.
+
+COARSEST, FINEST = 0.06, 0.4  # factors by which the first place made prostates smaller, about
+SMALLEST = 4  # pixels of a side that is left
+
+
+def coarsened(image: np.ndarray, factor: float) -> np.ndarray:
+    """An image (H, W, 3) uint8 with the detail of one that is `factor` times as large; unchanged for factors of 1 and
+    more.
+    """
+    height, width = image.shape[:2]
+    small = max(SMALLEST, round(width * factor)), max(SMALLEST, round(height * factor))
+    if small[0] >= width or small[1] >= height:
+        return image
+    return cv2.resize(
+        cv2.resize(image, small, interpolation=cv2.INTER_AREA), (width, height), interpolation=cv2.INTER_LINEAR
+    )
+
+
+class Resolution:
+    """The coarsening of an experiment: now and then to the pixel size of the organ's HuBMAP slides, prostates further
+    still.
+    """
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.hubmap = {organ: config.of(organ).hubmap_scale for organ in ORGANS}
+        self.prostate = config.coarse_prostate
+
+    def __bool__(self) -> bool:
+        return any(self.hubmap.values()) or self.prostate > 0
+
+    def __call__(self, image: np.ndarray, organ: str, um_per_px: float, random: np.random.Generator) -> np.ndarray:
+        """A tile (H, W, 3) uint8 of an organ, whose pixels are `um_per_px` wide now.
+
+        The same numbers are drawn for every organ.
+        """
+        hubmap, prostate = random.random(2)
+        factor = random.uniform(COARSEST, FINEST)
+        if organ == "prostate" and prostate < self.prostate:
+            return coarsened(image, factor)
+        if hubmap < self.hubmap[organ]:
+            return coarsened(image, um_per_px / FACTS[organ].um_per_px["Hubmap"])
+        return image
 
 
 class Changes:

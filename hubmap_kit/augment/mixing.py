@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from hubmap_kit.augment.density import STAINED, amount
 from hubmap_kit.augment.mosaic import mosaic
+from hubmap_kit.augment.stain import STAINED, amount
 from hubmap_kit.errors import ConfigError, did_you_mean
 
 Tile = tuple[np.ndarray, np.ndarray]

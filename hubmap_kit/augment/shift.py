@@ -20,8 +20,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from hubmap_kit.augment.density import density, keep_glass, light
-from hubmap_kit.augment.stain import TRANSFERS, Reference
+from hubmap_kit.augment.stain import TRANSFERS, Reference, density, keep_glass, light
 from hubmap_kit.competition.organs import FACTS, HPA_THICKNESS_UM
 from hubmap_kit.errors import ConfigError, did_you_mean
 

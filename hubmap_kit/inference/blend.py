@@ -22,7 +22,7 @@ from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.config import InferenceConfig
 from hubmap_kit.errors import CheckpointError
 from hubmap_kit.inference.ensemble import MODEL_FILE, Ensemble, fold_folders
-from hubmap_kit.models.weights_card import sha256
+from hubmap_kit.models.pretrained import sha256
 
 BLEND_FILE = "blend.json"
 FORMAT = 1

@@ -12,8 +12,7 @@ from hubmap_kit.competition import rle
 from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import TableError
-from hubmap_kit.inference.effort import ladder, network_passes
-from hubmap_kit.inference.ensemble import Ensemble
+from hubmap_kit.inference.ensemble import Ensemble, ladder, network_passes
 from hubmap_kit.inference.predict import segment
 from hubmap_kit.progress import bar
 

@@ -12,8 +12,7 @@ import torch
 
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.inference.blend import shares
-from hubmap_kit.inference.effort import Effort, ladder, network_passes, team_ladder
-from hubmap_kit.inference.ensemble import Ensemble
+from hubmap_kit.inference.ensemble import Effort, Ensemble, ladder, network_passes, team_ladder
 from hubmap_kit.inference.governor import Governor
 
 log = logging.getLogger(__name__)

@@ -22,9 +22,8 @@ from torch import nn
 from hubmap_kit.config import Triple
 from hubmap_kit.errors import ConfigError, WeightsError, did_you_mean
 from hubmap_kit.files import atomic_path
-from hubmap_kit.models.erfnet import ErfnetEncoder
-from hubmap_kit.models.pretrained import load_encoder
-from hubmap_kit.models.weights_card import UNKNOWN, Card, sha256, triple
+from hubmap_kit.models.decoders import ErfnetEncoder
+from hubmap_kit.models.pretrained import UNKNOWN, Card, load_encoder, sha256, triple
 
 log = logging.getLogger(__name__)
 OWN = {"erfnet": ErfnetEncoder}

@@ -11,23 +11,186 @@ import hashlib
 import io
 import logging
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.version import Version
+
+from hubmap_kit.build_id import BuildId, describe, sha256, write
 from hubmap_kit.errors import PublishError
 from hubmap_kit.files import write_text
-from hubmap_kit.publish.folders import check_flat, fresh_folder, put
-from hubmap_kit.publish.licences import licences
-from hubmap_kit.publish.pins import fetch, pip, requirements
 from hubmap_kit.publish.root import Commit, archive, commit, new_files, repository, tracked_files
-from hubmap_kit.publish.wheels import check_wheels, open_wheel
-from hubmap_kit.runtime.build_id import BuildId, describe, write
+from hubmap_kit.publish.staging import check_flat, fresh_folder, put
+from hubmap_kit.publish.wheels import Wheel, check_wheels, open_wheel
+
+# LICENSES.md of the code bundle: who made each wheel and under which terms, with the texts that the wheels carry.
+
+OWN = "hubmap-kit"
+_FILES = ("licen", "copying", "notice", "authors")
+
+
+def licences(wheels: Sequence[Wheel]) -> str:
+    """The text of LICENSES.md. Raises PublishError for a wheel of others that comes without its terms."""
+    sections = [_section(wheel) for wheel in sorted(wheels, key=lambda wheel: wheel.name)]
+    return "\n\n".join(["# Licences of the wheels in this dataset", *sections]) + "\n"
+
+
+def _section(wheel: Wheel) -> str:
+    texts = wheel.texts(*_FILES)
+    terms = _terms(wheel)
+    if wheel.name != OWN and (terms is None or not texts):
+        raise PublishError(
+            f"{wheel.path} does not carry its licence (name: {terms}, files: {len(texts)}); ship a release that does"
+        )
+    lines = [f"## {wheel.name} {wheel.version}", f"- Licence: {terms or 'none stated'}", f"- File: {wheel.path.name}"]
+    source = _source(wheel)
+    if source:
+        lines.append(f"- Source: {source}")
+    blocks = [f"### {name}\n\n```text\n{text.strip()}\n```" for name, text in texts.items()]
+    return "\n\n".join([lines[0], "\n".join(lines[1:]), *blocks])
+
+
+def _terms(wheel: Wheel) -> str | None:
+    """The licence's name: the SPDX expression, else the old License field, else the classifiers."""
+    metadata = wheel.metadata
+    old = (metadata.license or "").strip()
+    classifiers = [line.rpartition(" :: ")[2] for line in metadata.classifiers or () if line.startswith("License ::")]
+    return metadata.license_expression or (old if old and "\n" not in old else None) or ", ".join(classifiers) or None
+
+
+def _source(wheel: Wheel) -> str | None:
+    """Where the source lives: the project's repository or home page, else its page in the package index."""
+    urls = {label.lower(): url for label, url in (wheel.metadata.project_urls or {}).items()}
+    for label in ("source", "source code", "repository", "homepage"):
+        if label in urls:
+            return urls[label]
+    return wheel.metadata.home_page or (
+        None if wheel.name == OWN else f"https://pypi.org/project/{wheel.name}/{wheel.version}/"
+    )
+
+
+# Requirement files: wheels pinned by hash, fetched into a cache of the user; and the list of what Kaggle's image holds.
 
 log = logging.getLogger(__name__)
+_HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})\b")
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One wheel that a requirement file names: canonical name, version, sha256 of its file."""
+
+    name: str
+    version: Version
+    sha256: str
+
+
+def requirements(path: Path) -> list[Requirement]:
+    """The requirements of a pip requirement or constraint file, hashes and comments left out.
+
+    Raises PublishError for other lines.
+    """
+    found = []
+    for line in _lines(path):
+        try:
+            found.append(Requirement(_HASH.sub("", line).strip()))
+        except InvalidRequirement as error:
+            raise PublishError(f"{path}: '{line}' is no requirement; expected name==version") from error
+    return found
+
+
+def pins(path: Path) -> list[Pin]:
+    """The wheels that a file names as `name==version --hash=sha256:...`.
+
+    Raises PublishError for a line without version or hash.
+    """
+    found = []
+    for line, requirement in zip(_lines(path), requirements(path), strict=True):
+        digest = _HASH.search(line)
+        exact = [clause.version for clause in requirement.specifier if clause.operator == "=="]
+        if digest is None or len(exact) != 1 or len(requirement.specifier) != 1:
+            raise PublishError(
+                f"{path}: '{line}' does not pin one wheel; expected name==version --hash=sha256:<64 hex digits>"
+            )
+        found.append(Pin(canonicalize_name(requirement.name), Version(exact[0]), digest[1]))
+    return found
+
+
+def fetch(path: Path, cache: Path | None = None) -> list[Path]:
+    """The pinned wheels of a requirement file, from the cache or else from the package index; hashed at every use.
+
+    `cache` is hubmap_kit/wheels in the user's cache folder by default. Raises PublishError when a wheel cannot be had.
+    """
+    folder = cache or default_cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = pins(path)
+    found = [_cached(pin, folder) for pin in wanted]
+    if None in found:
+        _download(path, folder)
+        found = [_cached(pin, folder) for pin in wanted]
+    missing = [f"{pin.name} {pin.version}" for pin, wheel in zip(wanted, found, strict=True) if wheel is None]
+    if missing:
+        raise PublishError(
+            f"{path}: the package index has no wheel of {missing[0]} with the pinned sha256; correct the pin"
+        )
+    return [wheel for wheel in found if wheel is not None]
+
+
+def default_cache() -> Path:
+    """The user's cache of wheels."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hubmap_kit" / "wheels"
+
+
+def _cached(pin: Pin, folder: Path) -> Path | None:
+    for path in sorted(folder.glob("*.whl")):
+        name, version, *_ = parse_wheel_filename(path.name)
+        if (name, version) == (pin.name, pin.version):
+            if sha256(path) == pin.sha256:
+                return path
+            log.warning("%s does not have the pinned sha256; it is fetched again", path)
+    return None
+
+
+def _download(path: Path, folder: Path) -> None:
+    log.info("fetching the wheels of %s into %s", path.name, folder)
+    with tempfile.TemporaryDirectory(dir=folder) as fresh:
+        failure = pip("download", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(path), "-d", fresh)
+        if failure:
+            raise PublishError(
+                f"{path}: its wheels could not be fetched ({failure}); connect to the network once, they are kept"
+            )
+        for wheel in Path(fresh).iterdir():
+            os.replace(wheel, folder / wheel.name)
+
+
+def pip(*arguments: str, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> str | None:
+    """Run pip; None when it did its work, else the line of its output that says why not."""
+    command = [sys.executable, "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
+    if not done.returncode:
+        return None
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    errors = (
+        [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines or ["pip said nothing"]
+    )
+    return errors[-1][:200]
+
+
+def _lines(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
 LICENCES = "LICENSES.md"
 VENDORED, BUILD_TOOLS, IMAGE = (
     "hubmap_kit/publish/vendored.txt",

@@ -17,9 +17,9 @@ from hubmap_kit import experiment
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import PublishError, did_you_mean
 from hubmap_kit.files import sweep, write_json, write_text
-from hubmap_kit.publish.kernel_metadata import (
-    KERNELS,
+from hubmap_kit.publish.metadata import (
     KERNEL_METADATA,
+    KERNELS,
     RETIREMENT,
     SHAPES,
     Sources,

@@ -12,17 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hubmap_kit.build_id import KINDS
 from hubmap_kit.errors import PublishError, finding
 from hubmap_kit.publish import quota, records
 from hubmap_kit.publish.answers import a_check, check_private
 from hubmap_kit.publish.client import AnswerLost, Kaggle, KaggleRefusal, KaggleUnavailable, KernelPush, SessionsBusy
-from hubmap_kit.publish.kernel_metadata import RETIREMENT, SHAPES, read_metadata, retired
 from hubmap_kit.publish.kernels import LONGEST_HOURS, rendered_constants
-from hubmap_kit.publish.metadata import slug as dataset_slug
+from hubmap_kit.publish.metadata import RETIREMENT, SHAPES, dataset_slug, read_metadata, retired
 from hubmap_kit.publish.ready import UNREADY, served
 from hubmap_kit.publish.records import Intent, Pushed
 from hubmap_kit.publish.session import kernel_page
-from hubmap_kit.runtime.build_id import KINDS
 
 log = logging.getLogger(__name__)
 LOST_LOOKS = 3  # at a kernel's number for a push whose answer was lost

@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubmap_kit import build_id
+from hubmap_kit.build_id import FILE, BuildId
 from hubmap_kit.errors import KernelError, PublishError, finding
 from hubmap_kit.progress import bar
 from hubmap_kit.publish.client import DatasetState, Kaggle, KaggleRefusal, KaggleUnavailable
 from hubmap_kit.publish.session import dataset_page
-from hubmap_kit.runtime import build_id
-from hubmap_kit.runtime.build_id import FILE, BuildId
 
 log = logging.getLogger(__name__)
 # What Kaggle calls a dataset that it still works on. Another word says nothing: BUILD_ID.json decides.

@@ -111,8 +111,7 @@ def _tiles(settings: Experiment, slides: int) -> float:
 
 def _slower(settings: Experiment) -> tuple[float, str]:
     """How many times longer a tile takes than one of 512 px takes UNIT, and by what."""
-    from hubmap_kit.models.catalog import costs
-    from hubmap_kit.models.sizes import MIB
+    from hubmap_kit.models.catalog import MIB, costs
     from hubmap_kit.training.memory import size_of
 
     unit, size = costs()[UNIT], size_of(settings)

@@ -9,12 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hubmap_kit.report.eda_plots import INK, drawing
+from hubmap_kit.report.drawings import INK, colour, drawing
 from hubmap_kit.report.html import Block, Note, Picture, Section, Table, page
 from hubmap_kit.report.tables import text_table
-from hubmap_kit.report.tries_curves import colour
-from hubmap_kit.training.blend_fit import Step
-from hubmap_kit.training.blend_score import OrganBlend
+from hubmap_kit.training.blend import OrganBlend, Step
 
 DARK_TEXT, LIGHT_TEXT = "#101214", "#fdfdfe"  # on coloured cells, the same on light and dark pages
 CROSSED = (

@@ -10,12 +10,9 @@ import pandas as pd
 
 from hubmap_kit.competition.organs import FACTS, ORGANS
 from hubmap_kit.competition.tables import Slide
-from hubmap_kit.report import eda_plots
-from hubmap_kit.report.eda_data import Tables
-from hubmap_kit.report.eda_examples import Example, galleries
-from hubmap_kit.report.eda_parts import NECK
-from hubmap_kit.report.eda_pixels import COLOURS, Pixels
-from hubmap_kit.report.eda_units import PUBLISHED_OUTLINES, PUBLISHED_SLIDES
+from hubmap_kit.report import drawings
+from hubmap_kit.report.eda_findings import COLOURS, Example, Pixels, galleries
+from hubmap_kit.report.eda_tables import NECK, PUBLISHED_OUTLINES, PUBLISHED_SLIDES, Tables
 from hubmap_kit.report.html import Block, Cell, Note, Section, Swatch, Table
 
 MOST_ODDITIES = 12  # rows of one kind on the page; the CSV has all
@@ -69,7 +66,7 @@ def _organs(found: Findings) -> list[Block]:
     ]
     total = ["all", "", f"{len(found.slides)}", "100.0%"]
     return [
-        eda_plots.organs_drawing(found.tables),
+        drawings.organs_drawing(found.tables),
         Table(["organ", "unit", "slides", "share"], [*rows, total], text_columns=2),
     ]
 
@@ -95,7 +92,7 @@ def _donors(tables: Tables) -> list[Block]:
             ]
         )
     header = ["organ", "male", "female", "unknown", "with age", "mean age", "range"]
-    blocks: list[Block] = [eda_plots.people_drawing(tables), Table(header, rows)]
+    blocks: list[Block] = [drawings.people_drawing(tables), Table(header, rows)]
     if known < len(slides):
         blocks.insert(
             0,
@@ -131,7 +128,7 @@ def _sizes(tables: Tables) -> list[Block]:
     ]
     header = ["source", "organ", "slides", "pixel size, µm", "usual", "thickness, µm", "usual"]
     return [
-        eda_plots.sizes_drawing(tables),
+        drawings.sizes_drawing(tables),
         Table(["height x width, px", "slides", "share"], shown),
         Table(header, usual, "Usual: what the competition's data page says of that source and organ.", text_columns=2),
     ]
@@ -159,7 +156,7 @@ def _coverage(found: Findings) -> list[Block]:
         "fragments",
         "per slide",
     ]
-    return [eda_plots.coverage_drawing(found.tables), Table(header, rows), *_counting(found)]
+    return [drawings.coverage_drawing(found.tables), Table(header, rows), *_counting(found)]
 
 
 def _counting(found: Findings) -> list[Block]:
@@ -223,7 +220,7 @@ def _shapes(found: Findings) -> list[Block]:
         "Median (10th to 90th percentile). Diameter: of the disc of equal area. Length and breadth: axes of the ellipse"
         " with equal second moments."
     )
-    return [eda_plots.shapes_drawing(found.tables), Table(header, rows, note)]
+    return [drawings.shapes_drawing(found.tables), Table(header, rows, note)]
 
 
 _SHAPE_COLUMNS = (

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hubmap_kit.report.curves import COLOURS
-from hubmap_kit.report.eda_plots import INK, drawing
+from hubmap_kit.report.drawings import INK, drawing
 from hubmap_kit.report.html import Block, Note, Picture, Section, Table, write_page
-from hubmap_kit.training.search import LEAST_TRIALS, Outcome
-from hubmap_kit.training.search_space import Dimension
+from hubmap_kit.training.search import LEAST_TRIALS, Dimension, Outcome
 
 COMPLETE, PRUNED, FAILED, BEST = "#3d8fd1", COLOURS[4], "#8a929b", COLOURS[1]  # the blue stands out on dark pages too
 # From a grey that light and dark pages both show to the colour of the best: bad trials recede.

@@ -19,10 +19,10 @@ from hubmap_kit.augment.shift import HUBMAP, IN_WORDS, PLAIN, SHIFTS
 from hubmap_kit.competition.organs import FACTS, ORGANS
 from hubmap_kit.files import atomic_path
 from hubmap_kit.report.curves import COLOURS, DPI
-from hubmap_kit.report.eda_plots import INK, drawing
+from hubmap_kit.report.drawings import INK, drawing
 from hubmap_kit.report.html import Block, Note, Picture, Section, Table, data_uri, write_page
 from hubmap_kit.report.tables import text_table
-from hubmap_kit.training.shift_fit import MixtureFit
+from hubmap_kit.training.counts import MixtureFit
 
 ALL = "all"
 WORST = 5

@@ -16,8 +16,7 @@ from hubmap_kit.files import atomic_path
 from hubmap_kit.report.curves import COLOURS, DPI
 from hubmap_kit.report.tables import text_table
 from hubmap_kit.training.counts import THRESHOLDS
-from hubmap_kit.training.tune import OrganResult, Scores
-from hubmap_kit.training.tune_sweep import CANDIDATES, grid_of
+from hubmap_kit.training.tune import CANDIDATES, OrganResult, Scores, grid_of
 
 GREY = "#777777"
 HEADER = ("organ", "slides", "threshold", "tuned", "Dice", "tuned", "crossed", "tuned", "after the threshold")

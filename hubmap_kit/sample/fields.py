@@ -5,6 +5,8 @@ Lengths are pixels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -156,3 +158,152 @@ def place(
         y, x = np.unravel_index(int(np.argmax(room)), room.shape)
         placed.append((float(x), float(y), radii[0]))
     return placed
+
+
+# The unstained slide: how much of each tissue component lies at each pixel, and the mask of the units.
+
+COMPONENTS = ("nuclei", "cytoplasm", "fibre", "mucin", "blood", "marker")
+
+
+@dataclass
+class Layers:
+    """Component maps `(H, W)` float32, about 0 to 1, on one physical grid.
+
+    `nuclei` chromatin; `cytoplasm` cell bodies; `fibre` collagen, muscle and basement membranes; `mucin` what PAS turns
+    magenta; `blood` red cells; `marker` what this slide's antibody binds besides; `tissue` 0..1 coverage; `mask` 1
+    inside a unit; `grain` clumps of chromatin inside every nucleus.
+    """
+
+    rng: np.random.Generator
+    tissue: Array
+    um_per_px: float
+    components: dict[str, Array] = field(default_factory=dict)
+    mask: NDArray[np.uint8] = field(init=False)
+    grain: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mask = np.zeros(self.shape, np.uint8)
+        self.grain = smooth_noise(self.rng, self.shape, self.px(1.6), 1)
+        for name in COMPONENTS:
+            self.components[name] = np.zeros(self.shape, np.float32)
+
+    @property
+    def shape(self) -> Shape:
+        """Height and width in pixels."""
+        return self.tissue.shape[0], self.tissue.shape[1]
+
+    @property
+    def inside(self) -> NDArray[np.bool_]:
+        """Where there is tissue rather than glass."""
+        return self.tissue > 0.5
+
+    def px(self, um: float) -> float:
+        """Micrometres as pixels."""
+        return um / self.um_per_px
+
+    def room(self) -> Array:
+        """Distance of each pixel to the edge of the tissue, in pixels."""
+        return depth(self.inside.astype(np.uint8))
+
+    def clear(self, where: Array) -> None:
+        """Take every component away where `where` is 1."""
+        keep = 1 - where
+        for name in COMPONENTS:
+            self.components[name] *= keep
+
+    def add(self, name: str, amount: Array) -> None:
+        """Add an amount of a component."""
+        self.components[name] += amount.astype(np.float32, copy=False)
+
+    def points(self, spacing_um: float, where: NDArray[np.bool_], keep: float = 1.0) -> Array:
+        """Packed points `(n, 2)` that lie where `where` holds, each kept with probability `keep`."""
+        points = hex_points(self.rng, self.shape, self.px(spacing_um))
+        return points[at(where, points) & (self.rng.random(len(points)) < keep)]
+
+    def draw_nuclei(
+        self,
+        points: Array,
+        radius_um: float,
+        stretch: float = 1.25,
+        angles: Array | None = None,
+        dark: tuple[float, float] = (0.55, 1.0),
+    ) -> None:
+        """Draw one oval nucleus of about `radius_um` at each point, along `angles` (degrees) or turned at random."""
+        ink = np.zeros(self.shape, np.uint8)
+        count = len(points)
+        angles = self.rng.uniform(0, 180, count) if angles is None else angles + self.rng.normal(0, 12, count)
+        size = self.px(radius_um) * self.rng.lognormal(0, 0.16, count)
+        ratio = np.sqrt(stretch * self.rng.lognormal(0, 0.12, count))
+        tone = (255 * self.rng.uniform(*dark, count)).astype(int)
+        scale = 2**SUBPIXEL_BITS
+        centres = np.round(points * scale).astype(int)
+        axes = np.maximum(np.round(np.stack([size * ratio, size / ratio], 1) * scale), 4).astype(int)
+        for centre, axis, angle, colour in zip(
+            centres.tolist(), axes.tolist(), angles.tolist(), tone.tolist(), strict=True
+        ):
+            cv2.ellipse(ink, centre, axis, angle, 0, 360, colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
+        drawn = cv2.GaussianBlur(ink, (0, 0), max(self.px(0.35), 0.3)).astype(np.float32) / 255
+        drawn *= 1 + np.float32(0.14) * self.grain
+        np.maximum(self.components["nuclei"], drawn, out=self.components["nuclei"])
+
+    def draw_red_cells(self, points: Array) -> None:
+        """Draw a disc of about 6 um at each point into the blood map."""
+        ink = np.zeros(self.shape, np.uint8)
+        radius = max(int(self.px(2.9) * 16), 6)
+        for x, y in np.round(points * 16).astype(int).tolist():
+            cv2.circle(ink, (x, y), radius, 210, -1, cv2.LINE_AA, 4)
+        beside = 1 - np.minimum(
+            self.components["nuclei"], 1
+        )  # red cells have no nucleus and lie between those that have
+        self.add("blood", beside * cv2.GaussianBlur(ink, (0, 0), 0.7).astype(np.float32) / 255)
+
+
+# Where the tissue lies in the frame: a punched core as in HPA, or a section with a cut edge as in HuBMAP.
+
+
+def core(rng: np.random.Generator, shape: Shape) -> Array:
+    """Coverage `(H, W)`, 0 to 1, of a tissue microarray core: a disc with a frayed rim and sometimes a bite out of
+    it.
+    """
+    height, width = shape
+    side = min(shape)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    centre_x, centre_y = width / 2 + rng.normal(0, 0.012) * side, height / 2 + rng.normal(0, 0.012) * side
+    reach = np.hypot((x - centre_x) / (width / side) ** 0.7, (y - centre_y) / (height / side) ** 0.7)
+    radius = side * rng.uniform(0.425, 0.455)
+    frayed = 0.008 * smooth_noise(rng, shape, side / 5) + 0.0045 * smooth_noise(rng, shape, side / 60, 3)
+    inside = radius - reach + side * frayed
+    if rng.random() < 0.5:
+        angle, bite = rng.uniform(0, 2 * np.pi), side * rng.uniform(0.04, 0.09)
+        from_bite = np.hypot(x - centre_x - radius * np.cos(angle), y - centre_y - radius * np.sin(angle))
+        inside = np.minimum(inside, from_bite - bite + 3 * side * frayed)
+    return soft_step(inside, max(side / 300, 1.0))
+
+
+def section(rng: np.random.Generator, shape: Shape) -> Array:
+    """Coverage `(H, W)`, 0 to 1, of a section that runs out of the frame on most sides and ends in one or two cut
+    edges.
+    """
+    height, width = shape
+    side = min(shape)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    frayed = 0.017 * smooth_noise(rng, shape, side / 3) + 0.004 * smooth_noise(rng, shape, side / 50, 3)
+    inside = np.full(shape, side, np.float32)
+    first = rng.uniform(0, 2 * np.pi)
+    for angle in [first, first + rng.uniform(1.2, 2.2)][: int(rng.integers(1, 3))]:
+        outward = (x - width / 2) * np.float32(np.cos(angle)) + (y - height / 2) * np.float32(np.sin(angle))
+        inside = np.minimum(inside, side * rng.uniform(0.36, 0.44) - outward + side * frayed)
+    return soft_step(inside, max(side / 300, 1.0))
+
+
+def debris(rng: np.random.Generator, shape: Shape) -> Array:
+    """A few dust specks and shreds on the glass, 0 to 1."""
+    specks = np.zeros(shape, np.uint8)
+    side = min(shape)
+    for _ in range(int(rng.integers(8, 24))):
+        x, y = int(rng.uniform(0, shape[1])), int(rng.uniform(0, shape[0]))
+        size = max(int(rng.exponential(side / 500)), 1)
+        cv2.ellipse(
+            specks, (x, y), (size, max(size // 2, 1)), float(rng.uniform(0, 180)), 0, 360, int(rng.uniform(60, 200)), -1
+        )
+    return cv2.GaussianBlur(specks, (0, 0), 0.8).astype(np.float32) / 255

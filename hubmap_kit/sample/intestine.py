@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 from hubmap_kit.sample.fields import (
     SUBPIXEL_BITS,
     Array,
+    Layers,
     at,
     blob,
     depth,
@@ -22,7 +23,6 @@ from hubmap_kit.sample.fields import (
     smooth_noise,
     soft_step,
 )
-from hubmap_kit.sample.layers import Layers
 
 CRYPT_SPACING_UM = 98.0
 

@@ -6,11 +6,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 
 from hubmap_kit.competition import slides as slide_files
@@ -18,14 +22,17 @@ from hubmap_kit.competition.folds import assign_folds
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import ScaleConfig
 from hubmap_kit.errors import RleError, SlideError, StoreError
+from hubmap_kit.processes import become_worker, sigterm_held_back
 from hubmap_kit.progress import bar
 from hubmap_kit.tiles import store as files
 from hubmap_kit.tiles.background import TissueMap, mask_box, tissue_map
-from hubmap_kit.tiles.convert import decode_for, fingerprint
 from hubmap_kit.tiles.convert_config import ConvertConfig
 from hubmap_kit.tiles.finishing import (
     Conversion,
+    Growing,
+    discard,
     found,
+    growing,
     is_plain,
     remove_strangers,
     table_name,
@@ -34,10 +41,69 @@ from hubmap_kit.tiles.finishing import (
     write_table,
 )
 from hubmap_kit.tiles.grid import box_shares
-from hubmap_kit.tiles.growing import Growing, discard, growing
-from hubmap_kit.tiles.pictures import Picture, cut, plan, tile_corners, union
-from hubmap_kit.tiles.processes import over_processes
-from hubmap_kit.tiles.writers import FolderWriter, NoWriter, StoreWriter, Writer
+from hubmap_kit.tiles.store import decode_for, fingerprint
+from hubmap_kit.tiles.writers import (
+    FolderWriter,
+    NoWriter,
+    Picture,
+    StoreWriter,
+    Writer,
+    cut,
+    plan,
+    tile_corners,
+    union,
+)
+
+# Work on many slides in several processes: a bounded number at a time, so that memory does not grow with the slides.
+
+T = TypeVar("T")
+AHEAD = 2  # tasks handed out per process
+
+
+def over_processes(work: Callable[[T], None], tasks: Sequence[T], jobs: int) -> Iterator[None]:
+    """Do `work` for each task in `jobs` processes (1: in this one), and yield once for every task that is done, in any
+    order.
+
+    The first error ends it. Raises StoreError when a process dies, which is what an out-of-memory killer does.
+    """
+    if jobs <= 1 or len(tasks) <= 1:
+        for task in tasks:
+            work(task)
+            yield
+        return
+    # A forked process would inherit locks that OpenCV's or pyarrow's threads hold.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context, initializer=_start_worker) as pool:
+        try:
+            yield from _hand_out(pool, work, tasks, jobs * AHEAD)
+        except BrokenProcessPool as error:
+            raise StoreError(
+                "a process of the conversion was killed, as happens where memory is short; run again with fewer --jobs,"
+                " it goes on"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _hand_out(pool: ProcessPoolExecutor, work: Callable[[T], None], tasks: Sequence[T], most: int) -> Iterator[None]:
+    running: set[Future[None]] = set()
+    for task in tasks:
+        if len(running) >= most:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+        with sigterm_held_back():
+            running.add(pool.submit(work, task))
+    while running:
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+
+
+def _start_worker() -> None:
+    become_worker()
+    cv2.setNumThreads(0)
+
 
 PIXELS = 1  # raised when the same settings begin to give other pixels
 VAL_FOLDS = 5

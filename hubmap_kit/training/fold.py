@@ -28,11 +28,10 @@ from hubmap_kit.training import checkpoint, history
 from hubmap_kit.training.averaging import KeepLast, average_files
 from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing, was_told
 from hubmap_kit.training.dataset import DrawSampler, TileDataset, build_loader
-from hubmap_kit.training.gpu import GpuFacts, line
 from hubmap_kit.training.history import CHECKPOINT_FILE, METRICS_FILE, Row, read_rows, write_rows
 from hubmap_kit.training.learner import Batch, Learner
-from hubmap_kit.training.objective import Slides
-from hubmap_kit.training.sinks import Sink, open_sinks
+from hubmap_kit.training.losses import Slides
+from hubmap_kit.training.sinks import GpuFacts, Sink, line, open_sinks
 from hubmap_kit.training.validate import validate
 from hubmap_kit.training.world import ALONE, World
 

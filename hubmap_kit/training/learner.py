@@ -22,8 +22,8 @@ from hubmap_kit.errors import HubmapError
 from hubmap_kit.models.build import build, normalise
 from hubmap_kit.models.device import autocast_dtype
 from hubmap_kit.training.averaging import EqualAverage, is_averaged
+from hubmap_kit.training.losses import About, Objective, logits_of
 from hubmap_kit.training.memory import is_out_of_memory
-from hubmap_kit.training.objective import About, Objective, logits_of
 from hubmap_kit.training.optim import StepSchedule, build_optimizer, set_frozen
 from hubmap_kit.training.world import ALONE, World
 

@@ -14,7 +14,7 @@ from hubmap_kit.config import Experiment, ModelConfig
 from hubmap_kit.errors import ConfigError, HubmapError
 from hubmap_kit.inference.on_device import is_out_of_memory
 from hubmap_kit.models.build import build
-from hubmap_kit.models.sizes import CONTEXT_GIB, GIB, SLACK, Size, measure
+from hubmap_kit.models.catalog import CONTEXT_GIB, GIB, SLACK, Size, measure
 
 __all__ = ["is_out_of_memory", "largest_batch"]
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def largest_batch(
 def _trains(settings: Experiment, device: torch.device, size: int) -> bool:
     """Whether two steps on `size` random tiles go well; the second one has the optimiser's moments too."""
     from hubmap_kit.training.learner import Batch, Learner
-    from hubmap_kit.training.objective import About
+    from hubmap_kit.training.losses import About
 
     side = settings.tiles.size
     try:

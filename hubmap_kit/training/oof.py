@@ -19,9 +19,8 @@ from hubmap_kit.errors import CheckpointError
 from hubmap_kit.files import atomic_path, write_json
 from hubmap_kit.inference.ensemble import COUNTS_FILE, Ensemble, fold_folders
 from hubmap_kit.progress import track
-from hubmap_kit.tiles.convert import decode_for
 from hubmap_kit.tiles.scaling import resize_plane
-from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.tiles.store import TileStore, decode_for
 from hubmap_kit.training import counts as sweep
 from hubmap_kit.training.history import METRICS_FILE, fold_number, unfinished
 

@@ -2,34 +2,149 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
+from hubmap_kit.augment.stain import Reference
 from hubmap_kit.competition.folds import assign_folds, read_folds, write_folds
-from hubmap_kit.competition.lineage import judged_slides
+from hubmap_kit.competition.lineage import judged, judged_slides
+from hubmap_kit.competition.organs import ORGANS, SOURCES
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import DataConfig, Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError, TableError
+from hubmap_kit.files import write_text
 from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE, fold_folders, load_fold
-from hubmap_kit.inference.normalise import STAIN_FILE
+from hubmap_kit.inference.normalise import FORMAT, STAIN_FILE, as_plain
 from hubmap_kit.inference.views import view_transforms
-from hubmap_kit.tiles.convert import open_or_build
-from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.tiles.conversion import convert
+from hubmap_kit.tiles.convert_config import ConvertConfig, load
+from hubmap_kit.tiles.finishing import open_conversion
+from hubmap_kit.tiles.store import TileStore, open_or_build
 from hubmap_kit.training import oof
 from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing, was_told
-from hubmap_kit.training.converted import converted_store
 from hubmap_kit.training.fold import FoldTask, FoldTrainer, OnEpoch
 from hubmap_kit.training.history import CHECKPOINT_FILE, unfinished
-from hubmap_kit.training.stain_record import write_stain_references
 from hubmap_kit.training.world import ALONE, World
 
+# Training tiles out of a conversion of the slides, instead of out of the slides themselves.
+
 log = logging.getLogger(__name__)
+
+
+def check_conversion(settings: Experiment) -> ConvertConfig | None:
+    """The conversion that an experiment trains on, if it names one.
+
+    Raises ConfigError where the two do not go together.
+    """
+    name = settings.data.conversion
+    if not name:
+        return None
+    config, tiles, scale = load(name), settings.tiles, settings.scale
+    if not config.stored:
+        raise ConfigError(
+            f"data.conversion is {name}, whose format is {config.format}; training reads stores, so set its format to"
+            " store"
+        )
+    if config.tiled and (config.size, config.overlap) != (tiles.size, tiles.overlap):
+        raise ConfigError(
+            f"data.conversion is {name}, with tiles of {config.size} px and overlap {config.overlap:g}, but tiles.size"
+            f" is {tiles.size} and tiles.overlap {tiles.overlap:g}; set both alike"
+        )
+    if config.kind in ("grid", "pad") and (scale.policy, scale.reduce, scale.organs) != ("reduce", config.reduce, {}):
+        raise ConfigError(
+            f"data.conversion is {name}, at reduce {config.reduce}, but held-out slides would be predicted at another"
+            f" scale; set scale.policy=reduce and scale.reduce={config.reduce}"
+        )
+    return config
+
+
+def converted_store(settings: Experiment, slides: Sequence[Slide], stores: Path) -> TileStore | None:
+    """The store of `data.conversion`, made if it is not in `stores` yet; None where the experiment names none.
+
+    Held-out slides are always predicted whole, as inference does it, at the experiment's `scale`.
+    """
+    config = check_conversion(settings)
+    if config is None:
+        return None
+    made = convert(slides, stores, config)
+    log.info("training tiles: conversion %s in %s", settings.data.conversion, made.folder)
+    return open_conversion(made.folder, config) if config.tiled else TileStore(made.folder, settings.tiles)
+
+
+# The colours that a run has learnt from: one typical training slide of each organ, for inference.normalise.
+
+CANDIDATES = 12  # slides of an organ that are measured
+PIXELS = 1 << 18  # of a slide that are measured, about: whole rows, evenly spread
+
+
+def write_stain_references(run: Path, store: TileStore, slides: Sequence[Slide], folds: Mapping[str, int]) -> None:
+    """Write stain_references.json: by organ the medoid of its training slides, and the medoid of those of other folds.
+
+    Measured at the store's scale, on which networks look at slides. HPA slides count where an organ has any; copies
+    with other stains, whose `parent` is there as well, never do. An organ whose slides show too little tissue is left
+    out.
+    """
+    originals = judged({slide.id: slide.parent for slide in slides})
+    learnt = {slide.id for slide in slides if slide.id in folds and slide.id in originals and slide.weight > 0}
+    organs = {}
+    for organ in ORGANS:
+        measured = _measured(store, _candidates(store, organ, learnt))
+        if measured:
+            organs[organ] = [as_plain(reference, folds[reference.name]) for reference in _chosen(measured, folds)]
+            log.debug(
+                "%s: %s", organ, ", ".join(f"slide {entry['slide']} of fold {entry['fold']}" for entry in organs[organ])
+            )
+    write_text(run / STAIN_FILE, json.dumps({"format": FORMAT, "organs": organs}) + "\n")
+
+
+def medoid(references: Sequence[Reference]) -> Reference:
+    """The one whose mean colour in CIE Lab is nearest to all others': unlike a mean, no odd slide moves it far, and it
+    is a real slide.
+    """
+    means = np.stack([reference.mean for reference in references])
+    distances = np.linalg.norm(means[:, None] - means[None], axis=2).sum(axis=1)
+    return references[int(distances.argmin())]
+
+
+def _chosen(measured: Sequence[Reference], folds: Mapping[str, int]) -> list[Reference]:
+    first = medoid(measured)
+    others = [reference for reference in measured if folds[reference.name] != folds[first.name]]
+    return [first, medoid(others)] if others else [first]
+
+
+def _candidates(store: TileStore, organ: str, learnt: set[str]) -> list[int]:
+    """Row numbers of an organ's slides in the store, evenly spread among them."""
+    table = store.slides[(store.slides["organ"] == organ) & store.slides["id"].isin(learnt)]
+    hpa = table[table["data_source"] == SOURCES[0]]
+    rows = (hpa if len(hpa) else table).index.to_numpy()
+    places = np.linspace(0, len(rows) - 1, min(len(rows), CANDIDATES)).round().astype(int)
+    return [int(row) for row in rows[places]]
+
+
+def _measured(store: TileStore, rows: Sequence[int]) -> list[Reference]:
+    found = []
+    for row in rows:
+        name = str(store.slides["id"][row])
+        try:
+            found.append(Reference.of(_some_rows(store.image(row)), name))
+        except ConfigError as error:
+            log.debug("slide %s is no stain reference: %s", name, error)
+    return found
+
+
+def _some_rows(image: np.ndarray) -> np.ndarray:
+    """Every n-th row of a slide, about PIXELS pixels. An odd n meets every row of the 8 x 8 blocks of a JPEG."""
+    return np.ascontiguousarray(image[:: -(-image.shape[0] * image.shape[1] // PIXELS) | 1])
+
+
 SECONDS_A_SLIDE = 1.0  # to resize and count a plane of 3000 x 3000 pixels, beside the network
 
 

@@ -27,9 +27,8 @@ from hubmap_kit.competition import rle
 from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import ScaleConfig
-from hubmap_kit.sample.writing import write_tiff
-from hubmap_kit.tiles.convert import build, open_or_build
-from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.sample.generate import write_tiff
+from hubmap_kit.tiles.store import TileStore, build, open_or_build
 from hubmap_kit.training.dataset import TileDataset
 
 SIZE, BATCH, SLIDES = 512, 16, 4

@@ -15,8 +15,7 @@ from benchmarks.measure import Comparison, check_equal, compare, limit
 from hubmap_kit.config import Experiment, InferenceConfig, ModelConfig
 from hubmap_kit.inference.ensemble import Ensemble
 from hubmap_kit.models.build import normalise
-from hubmap_kit.models.fastest import FORMS, Form
-from hubmap_kit.models.fuse import fuse
+from hubmap_kit.models.fastest import FORMS, Form, fuse
 
 SIZE, OVERLAP = 512, 0.25
 DIFFERENCE = 1e-5  # of a probability, that memory order and folding may make

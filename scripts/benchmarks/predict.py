@@ -22,7 +22,7 @@ from hubmap_kit.config import ModelConfig
 from hubmap_kit.files import write_json, write_yaml
 from hubmap_kit.inference.ensemble import Ensemble, load_ensemble
 from hubmap_kit.inference.predict import predict_slides
-from hubmap_kit.sample.writing import write_tiff
+from hubmap_kit.sample.generate import write_tiff
 
 # Sides in pixels, as mixed as the hidden slides: prostate of HuBMAP is the smallest, HPA the largest group.
 SIDES = (

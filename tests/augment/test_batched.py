@@ -19,12 +19,11 @@ from tiny import TINY
 from hubmap_kit import experiment
 from hubmap_kit.augment import batched, classic
 from hubmap_kit.augment.batched import RANGES, Batched, Ranges, draw_affine, draw_colours, jitter_stains
-from hubmap_kit.augment.density import DAB, EOSIN, HAEMATOXYLIN
+from hubmap_kit.augment.stain import DAB, EOSIN, HAEMATOXYLIN
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import ModelConfig
 from hubmap_kit.models.build import normalise
-from hubmap_kit.tiles.convert import open_or_build
-from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.tiles.store import TileStore, open_or_build
 from hubmap_kit.training.fold import FoldTask, FoldTrainer
 
 MODEL = ModelConfig()

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from hubmap_kit.augment.batched import from_settings
-from hubmap_kit.augment.changes import Changes, jitter_on_device
-from hubmap_kit.augment.density import stain_matrix
-from hubmap_kit.augment.embedded import drawn, embedded_references
+from hubmap_kit.augment.changes import Changes, drawn, embedded_references, jitter_on_device
+from hubmap_kit.augment.stain import stain_matrix
 from hubmap_kit.config import AugmentConfig
 from hubmap_kit.errors import ConfigError
 

@@ -14,8 +14,7 @@ from hubmap_kit.augment.mosaic import mosaic, mosaic_batch, mosaic_tiles
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import ScaleConfig, TilesConfig
 from hubmap_kit.errors import HubmapError, StoreError
-from hubmap_kit.tiles.convert import open_or_build
-from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.tiles.store import TileStore, open_or_build
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubmap_kit.augment.resolution import Resolution, coarsened
+from hubmap_kit.augment.changes import Resolution, coarsened
 from hubmap_kit.competition.organs import FACTS, ORGANS
 from hubmap_kit.config import AugmentConfig
 

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubmap_kit.augment.density import amount, density, light, stain_matrix
 from hubmap_kit.augment.shift import HUBMAP, PLAIN, SHIFTS, STEPS, Looks, names_of, preview_shift, shifted
-from hubmap_kit.augment.stain import Reference
+from hubmap_kit.augment.stain import Reference, amount, density, light, stain_matrix
 from hubmap_kit.competition.organs import FACTS, ORGANS
 from hubmap_kit.errors import ConfigError
-from hubmap_kit.runtime.augment_job import embedded_references
+from hubmap_kit.jobs.augment import embedded_references
 from hubmap_kit.sample.slide import SlideSpec, draw
 from hubmap_kit.tiles.scaling import resize_image, resize_mask
 

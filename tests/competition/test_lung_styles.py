@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hubmap_kit.competition.lung_styles import LISTS, THIRD_PLACE, TYPE_TWO, dropped, odd, weighted
+from hubmap_kit.competition.external import LISTS, THIRD_PLACE, TYPE_TWO, dropped, odd, weighted
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.errors import TableError
 

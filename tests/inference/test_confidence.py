@@ -11,7 +11,7 @@ import pytest
 from hubmap_kit.competition import rle
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.competition.tables import read_train
-from hubmap_kit.inference.confidence import COVERAGE, Rules, Scores, agreement, confidence, inside
+from hubmap_kit.jobs.labellers import COVERAGE, Rules, Scores, agreement, confidence, inside
 
 GOOD = Scores(0.45, 0.9, 0.95, 0.05)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hubmap_kit import experiment
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.config import InferenceConfig
-from hubmap_kit.inference.effort import Effort, full_effort, ladder, network_passes, team_ladder, windows_along
+from hubmap_kit.inference.ensemble import Effort, full_effort, ladder, network_passes, team_ladder, windows_along
 from hubmap_kit.inference.windows import plan_axis
 
 

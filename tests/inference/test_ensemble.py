@@ -20,8 +20,7 @@ from torch import nn
 from hubmap_kit import experiment
 from hubmap_kit.config import Experiment, ScaleConfig
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError
-from hubmap_kit.inference.effort import Effort
-from hubmap_kit.inference.ensemble import Ensemble, fold_folders, load_ensemble, read_thresholds
+from hubmap_kit.inference.ensemble import Effort, Ensemble, fold_folders, load_ensemble, read_thresholds
 from hubmap_kit.inference.on_device import CPU_PIXELS, Limits, is_out_of_memory, reduce_by_area
 from hubmap_kit.models.build import build
 

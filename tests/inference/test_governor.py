@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from hubmap_kit import experiment
 from hubmap_kit.competition.tables import Slide
 from hubmap_kit.errors import ConfigError
-from hubmap_kit.inference.cost import CostModel
-from hubmap_kit.inference.effort import Effort, ladder, network_passes
-from hubmap_kit.inference.governor import Governor, parse_deadline
+from hubmap_kit.inference.ensemble import Effort, ladder, network_passes
+from hubmap_kit.inference.governor import CostModel, Governor, parse_deadline
 from hubmap_kit.inference.simulation import HPA_SIDE, PRIVATE, Machine, Simulated, best_possible, real_mix, simulate
 
 SETTINGS = experiment.load(

@@ -26,8 +26,15 @@ from hubmap_kit.competition import rle
 from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.tables import Slide, read_test
 from hubmap_kit.errors import CheckpointError
-from hubmap_kit.inference.effort import Effort, full_effort, ladder, network_passes
-from hubmap_kit.inference.ensemble import Ensemble, load_ensemble, load_fold
+from hubmap_kit.inference.ensemble import (
+    Effort,
+    Ensemble,
+    full_effort,
+    ladder,
+    load_ensemble,
+    load_fold,
+    network_passes,
+)
 from hubmap_kit.inference.normalise import STAIN_FILE, as_plain, read_references, references_of, restained
 from hubmap_kit.inference.predict import predict_slides
 from hubmap_kit.sample.slide import SlideSpec, draw

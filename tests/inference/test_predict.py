@@ -22,8 +22,7 @@ from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.submission import SubmissionWriter
 from hubmap_kit.competition.tables import Slide, read_test
 from hubmap_kit.errors import SubmissionError
-from hubmap_kit.inference.effort import Effort, network_passes
-from hubmap_kit.inference.ensemble import Ensemble, load_ensemble
+from hubmap_kit.inference.ensemble import Effort, Ensemble, load_ensemble, network_passes
 from hubmap_kit.inference.predict import duration, predict_slides, segment
 
 CPU = torch.device("cpu")

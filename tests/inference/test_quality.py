@@ -12,8 +12,7 @@ from hubmap_kit.competition import rle
 from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.tables import read_test, read_train
 from hubmap_kit.errors import TableError
-from hubmap_kit.inference.effort import Effort
-from hubmap_kit.inference.ensemble import load_ensemble
+from hubmap_kit.inference.ensemble import Effort, load_ensemble
 from hubmap_kit.inference.predict import segment
 from hubmap_kit.inference.quality import quality_table
 

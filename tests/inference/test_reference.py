@@ -16,8 +16,7 @@ from torch import nn
 
 from hubmap_kit import experiment
 from hubmap_kit.competition import slides as slide_files
-from hubmap_kit.inference.effort import Effort
-from hubmap_kit.inference.ensemble import Ensemble
+from hubmap_kit.inference.ensemble import Effort, Ensemble
 from hubmap_kit.inference.windows import plan_axis
 from hubmap_kit.models.build import build
 from hubmap_kit.models.fastest import Tuner

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from hubmap_kit.competition import slides as slide_files
 from hubmap_kit.competition.tables import Slide, read_test, read_train
-from hubmap_kit.inference.tissue import CELL, MARGIN_UM, tissue_map, windows_with_tissue
-from hubmap_kit.inference.windows import plan
-from hubmap_kit.tiles.convert import decode_for
+from hubmap_kit.inference.windows import CELL, MARGIN_UM, plan, tissue_map, windows_with_tissue
 from hubmap_kit.tiles.scaling import resize_mask
+from hubmap_kit.tiles.store import decode_for
 
 GLASS = (244, 243, 245)
 

@@ -17,12 +17,10 @@ from torchvision import models as published
 from hubmap_kit import experiment
 from hubmap_kit.config import ModelConfig
 from hubmap_kit.errors import ConfigError
+from hubmap_kit.jobs.models import model_details, models_table
 from hubmap_kit.models import catalog
-from hubmap_kit.models.architectures import ARCHITECTURES
-from hubmap_kit.models.build import build
-from hubmap_kit.models.catalog import HEADER, NETWORKS
-from hubmap_kit.models.sizes import GIB, MIB, Saved, Size, measure, multiply_adds
-from hubmap_kit.runtime.models_job import model_details, models_table
+from hubmap_kit.models.build import ARCHITECTURES, build
+from hubmap_kit.models.catalog import GIB, HEADER, MIB, NETWORKS, Saved, Size, measure, multiply_adds
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BY_NAME = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hubmap_kit.config import ModelConfig
 from hubmap_kit.models.build import build
-from hubmap_kit.models.fuse import agrees, fuse
+from hubmap_kit.models.fastest import agrees, fuse
 
 
 def lived_in(network: nn.Module, seed: int = 0) -> nn.Module:

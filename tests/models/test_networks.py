@@ -22,13 +22,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.config import ModelConfig
 from hubmap_kit.errors import ConfigError
-from hubmap_kit.models.architectures import ARCHITECTURES
-from hubmap_kit.models.build import CHANNELS, build
-from hubmap_kit.models.erfnet import ErfnetDecoder, ErfnetEncoder
-from hubmap_kit.models.fuse import agrees, fuse
-from hubmap_kit.models.heads import ORGAN_COUNT, Outputs
-from hubmap_kit.models.layers import PixelShuffleUp, SelfAttention
-from hubmap_kit.models.network import Network, pad_by_mirror, use_group_norm
+from hubmap_kit.models.build import ARCHITECTURES, CHANNELS, build
+from hubmap_kit.models.decoders import ErfnetDecoder, ErfnetEncoder, PixelShuffleUp, SelfAttention
+from hubmap_kit.models.fastest import agrees, fuse
+from hubmap_kit.models.network import ORGAN_COUNT, Network, Outputs, pad_by_mirror, use_group_norm
 
 
 class Case(NamedTuple):

@@ -25,11 +25,11 @@ from torch import nn
 from hubmap_kit import experiment
 from hubmap_kit.config import ModelConfig
 from hubmap_kit.errors import HubmapError, WeightsError
-from hubmap_kit.models import weights_card
+from hubmap_kit.jobs.models import pack, packed_lines
+from hubmap_kit.models import pretrained
 from hubmap_kit.models.build import build
 from hubmap_kit.models.packing import Given, pack_file
 from hubmap_kit.models.pretrained import load_encoder, resampled
-from hubmap_kit.runtime.pretrained_job import pack, packed_lines
 
 GIVEN = Given((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -162,7 +162,7 @@ def fitting(**more: object) -> ModelConfig:
 
 
 def test_a_card_says_what_it_was_told(packed: Path) -> None:
-    card = weights_card.read(packed / "resnet18.safetensors")
+    card = pretrained.read(packed / "resnet18.safetensors")
     assert card is not None
     assert (card.encoder, card.mean, card.std, card.source, card.licence) == (
         "resnet18",
@@ -245,7 +245,7 @@ class Hub(SimpleHTTPRequestHandler):
 server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Hub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 from hubmap_kit.errors import WeightsError
-from hubmap_kit.runtime.pretrained_job import pack
+from hubmap_kit.jobs.models import pack
 pack(["tu-test_resnet", "resnet18"], Path("out"))
 server.shutdown()
 server.server_close()
@@ -291,7 +291,7 @@ def test_the_real_clients_pack_from_a_hub_and_without_one_end_in_a_sentence(tmp_
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         f"{name}{end}" for name in ("tu-test_resnet", "resnet18") for end in (".safetensors", ".json")
     }
-    card = weights_card.read(tmp_path / "out" / "resnet18.safetensors")
+    card = pretrained.read(tmp_path / "out" / "resnet18.safetensors")
     assert card is not None
     assert (card.mean, card.std, card.tag, card.source) == (
         (0.1, 0.2, 0.3),
@@ -300,7 +300,7 @@ def test_the_real_clients_pack_from_a_hub_and_without_one_end_in_a_sentence(tmp_
         "smp-hub/resnet18.imagenet",
     )
     config = timm.get_pretrained_cfg("test_resnet")
-    card = weights_card.read(tmp_path / "out" / "tu-test_resnet.safetensors")
+    card = pretrained.read(tmp_path / "out" / "tu-test_resnet.safetensors")
     assert card is not None
     assert (card.mean, card.std, card.tag, card.licence) == (
         tuple(config.mean),

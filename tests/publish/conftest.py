@@ -5,12 +5,10 @@ failures.
 from __future__ import annotations
 
 import base64
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +21,6 @@ import warm
 from kaggle_double import Double
 from kaggle_double.server import KEY, TOKEN
 from kaggle_double.state import Dataset, DatasetVersion
-
-from hubmap_kit.publish.rehearsal.image import Image
 
 WRITES = {
     "StartBlobUpload",
@@ -180,16 +176,3 @@ def hold(builds: tuple[Path, Path]) -> Callable[[Double], Dataset]:
         return dataset
 
     return held
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """An environment without any package: the interpreter of the tests alone."""
-    folder = tmp_path_factory.mktemp("bare")
-    return Image(
-        folder,
-        folder,
-        Path(os.path.realpath(sys._base_executable)),
-        Path(sys.base_prefix).resolve(),
-        sysconfig.get_python_version(),
-    )

@@ -17,12 +17,12 @@ import pytest
 from packaging.requirements import Requirement
 
 import hubmap_kit
+from hubmap_kit.build_id import read, verify
 from hubmap_kit.errors import PublishError
 from hubmap_kit.publish import bundle as bundling
-from hubmap_kit.publish import pins
-from hubmap_kit.publish.folders import check_flat, fresh_folder
+from hubmap_kit.publish import bundle as pins
+from hubmap_kit.publish.staging import check_flat, fresh_folder
 from hubmap_kit.publish.wheels import check_wheels, open_wheel
-from hubmap_kit.runtime.build_id import read, verify
 
 ROOT = Path(hubmap_kit.__file__).resolve().parents[1]
 COMMITTED = ("setup.py", "README.md", "constraints.txt", "datasets-meta", "hubmap_kit")

@@ -581,7 +581,7 @@ def play(name: str, case: Case, tmp: Path) -> list[dict[str, Any]]:
     from kaggle_double import Double
     from staged_builds import stage, stage_weights
 
-    from hubmap_kit.runtime import build_id
+    from hubmap_kit import build_id
 
     def too_long(*_: Any) -> None:
         raise TooLong(f"{name} has not ended")

@@ -19,10 +19,10 @@ from kaggle_double.kernels import log
 from kaggle_double.server import KEY
 from staged_builds import stage, stage_weights
 
+from hubmap_kit import build_id
 from hubmap_kit.publish.records import last_push
 from hubmap_kit.publish.root import repository
 from hubmap_kit.publish.script import constants_of
-from hubmap_kit.runtime import build_id
 
 ROOT = repository()
 

@@ -24,14 +24,13 @@ from hubmap_kit import experiment
 from hubmap_kit.__main__ import main
 from hubmap_kit.config import Experiment, TrainingConfig
 from hubmap_kit.errors import PublishError
-from hubmap_kit.models.sizes import GIB
-from hubmap_kit.publish.fitting import held, memory_lines
-from hubmap_kit.publish.plan import WEEK, Job, Session, Terms, lay_out
+from hubmap_kit.models.catalog import GIB
+from hubmap_kit.publish.plan import WEEK, Job, Session, Terms, held, lay_out, memory_lines
 from hubmap_kit.publish.quota import Budget
 from hubmap_kit.publish.speed import estimate
 from hubmap_kit.training.learner import Batch, Learner
+from hubmap_kit.training.losses import About
 from hubmap_kit.training.memory import STATES, batch_that_fits, copies_of, step_memory
-from hubmap_kit.training.objective import About
 from hubmap_kit.training.optim import build_optimizer
 
 NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)

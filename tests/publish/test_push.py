@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hubmap_kit.runtime import build_id
+from hubmap_kit import build_id
 
 Kaggle = Callable[..., Any]
 REF = "alice/hubmap-kit-pretrained"

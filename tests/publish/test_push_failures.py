@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from kaggle_double.server import TOKEN
 
+from hubmap_kit import build_id
 from hubmap_kit.files import write_json
-from hubmap_kit.runtime import build_id
 
 Kaggle = Callable[..., Any]
 Record = Callable[[str, Any], None]

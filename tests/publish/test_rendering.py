@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from kaggle_double import Double
 from staged_builds import stage
 
+from hubmap_kit import build_id
 from hubmap_kit.__main__ import main
 from hubmap_kit.errors import PublishError
-from hubmap_kit.publish.kernel_metadata import Sources, kernel_metadata, read_metadata
+from hubmap_kit.publish.metadata import Sources, kernel_metadata, read_metadata
 from hubmap_kit.publish.root import repository
 from hubmap_kit.publish.script import bake, constants_of
-from hubmap_kit.runtime import build_id
 
 ROOT = repository()
 SCRIPTS = {name: (ROOT / "kernels" / name / f"{name}.py").read_text() for name in ("train", "infer", "tiles")}

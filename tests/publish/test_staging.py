@@ -19,16 +19,15 @@ from safetensors.torch import load_file, save_file
 from tiny import TINY
 
 from hubmap_kit import experiment
+from hubmap_kit.build_id import KINDS, read, unfold, verify
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.errors import HubmapError, PublishError, StoreError, WeightsError
 from hubmap_kit.files import write_yaml
 from hubmap_kit.inference.ensemble import load_ensemble
 from hubmap_kit.models.build import build
-from hubmap_kit.publish.metadata import check, dataset_metadata, slug, write_metadata
+from hubmap_kit.publish.metadata import check, dataset_metadata, dataset_slug, write_metadata
 from hubmap_kit.publish.staging import stage_pretrained, stage_tiles, stage_weights
-from hubmap_kit.runtime.build_id import KINDS, read, unfold, verify
-from hubmap_kit.tiles.convert import open_or_build
-from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.tiles.store import TileStore, open_or_build
 
 LOCAL = ("data.folder=/home/somebody/secret/hubmap", "model.encoder_weights=/home/somebody/weights/b1.pth")
 
@@ -347,7 +346,7 @@ def test_the_real_client_takes_every_kinds_metadata(
     kind: str, client: Callable[[dict[str, object]], str | None], tmp_path: Path
 ) -> None:
     values = json.loads(write_metadata(tmp_path, kind, "alice").read_text())
-    assert values["id"] == f"alice/hubmap-kit-{kind}" and slug(kind) == f"hubmap-kit-{kind}"
+    assert values["id"] == f"alice/hubmap-kit-{kind}" and dataset_slug(kind) == f"hubmap-kit-{kind}"
     assert values["isPrivate"] is True and values == dataset_metadata(kind, "alice")
     assert client(values) is None
 

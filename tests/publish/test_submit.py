@@ -16,8 +16,8 @@ import warm
 from kaggle_double import Double
 from kaggle_double.server import KEY
 
+from hubmap_kit import build_id
 from hubmap_kit.publish.root import commit, repository
-from hubmap_kit.runtime import build_id
 
 
 @dataclass

@@ -19,8 +19,8 @@ from made_runs import DICE, made_run
 from scipy import stats
 
 from hubmap_kit.errors import CheckpointError, TableError
+from hubmap_kit.jobs.runs import compare
 from hubmap_kit.report.compare import UNSET, by_organ, dice_by_organ, difference, differing, pairs, same_split
-from hubmap_kit.runtime.tries_job import compare
 
 BETTER = {"a": 0.45, "b": 0.95, "c": 0.5, "d": 0.9}
 

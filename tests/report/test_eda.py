@@ -24,10 +24,10 @@ from scipy import ndimage
 from hubmap_kit.competition import rle
 from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.errors import HubmapError, RleError, SlideError, TableError
+from hubmap_kit.jobs.eda import Eda, eda
 from hubmap_kit.report import html
-from hubmap_kit.report.eda_plots import DARK_LINE
-from hubmap_kit.report.eda_units import PUBLISHED_OUTLINES, PUBLISHED_SLIDES
-from hubmap_kit.runtime.eda_job import Eda, eda
+from hubmap_kit.report.drawings import DARK_LINE
+from hubmap_kit.report.eda_tables import PUBLISHED_OUTLINES, PUBLISHED_SLIDES
 
 FETCHING = {"src", "srcset", "href", "data", "poster", "action", "background", "cite", "formaction", "manifest", "ping"}
 Row = dict[str, str]

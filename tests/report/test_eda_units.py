@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from hubmap_kit.report.eda_parts import NECK, parts
-from hubmap_kit.report.eda_units import Unit, count
+from hubmap_kit.report.eda_tables import NECK, Unit, count, parts
 
 EIGHT, FOUR = np.ones((3, 3), int), np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])
 masks = arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=24), elements=st.integers(0, 1))

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubmap_kit.errors import TableError
-from hubmap_kit.report import ledger
+from hubmap_kit.report import submissions
 
 WORDS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=20)
 CELLS = WORDS | st.floats(allow_nan=False) | st.none() | st.integers()
-ROWS = st.lists(st.dictionaries(st.sampled_from(ledger.COLUMNS), CELLS), max_size=4)
+ROWS = st.lists(st.dictionaries(st.sampled_from(submissions.COLUMNS), CELLS), max_size=4)
 
 
 def plain(path: Path) -> list[dict[str, str]]:
@@ -31,12 +31,12 @@ def test_rows_come_back_in_order_one_line_each(
 ) -> None:
     path = tmp_path_factory.mktemp("ledger") / "deep" / "ledger.csv"
     for row in rows:
-        ledger.append(path, row)
+        submissions.append(path, row)
     found = plain(path) if rows else []
-    assert found == ledger.read(path)
+    assert found == submissions.read(path)
     assert len(found) == len(rows)
     for cells, row in zip(found, rows, strict=True):
-        for column in ledger.COLUMNS:
+        for column in submissions.COLUMNS:
             value = row.get(column)
             if isinstance(value, float):
                 assert float(cells[column]) == pytest.approx(value, rel=1e-5)
@@ -48,10 +48,10 @@ def test_rows_come_back_in_order_one_line_each(
 def test_a_row_is_completed_in_place_and_added_columns_stay(tmp_path: Path) -> None:
     path = tmp_path / "ledger.csv"
     for ref in (11, 12):
-        ledger.append(path, {"ref": ref, "status": ledger.PENDING, "message": f"try {ref}"})
+        submissions.append(path, {"ref": ref, "status": submissions.PENDING, "message": f"try {ref}"})
     text = path.read_text().splitlines()
     path.write_text("\n".join([text[0] + ",note", text[1] + ",mine", text[2] + ","]) + "\n")
-    assert ledger.complete(path, 11, status="COMPLETE", public_score=0.5)
+    assert submissions.complete(path, 11, status="COMPLETE", public_score=0.5)
     first, second = plain(path)
     assert (first["status"], first["public_score"], first["message"], first["note"]) == (
         "COMPLETE",
@@ -59,22 +59,22 @@ def test_a_row_is_completed_in_place_and_added_columns_stay(tmp_path: Path) -> N
         "try 11",
         "mine",
     )
-    assert [row["ref"] for row in ledger.pending(path)] == ["12"] and second["message"] == "try 12"
+    assert [row["ref"] for row in submissions.pending(path)] == ["12"] and second["message"] == "try 12"
     before = path.read_text()
-    assert not ledger.complete(path, 99, status="COMPLETE")
+    assert not submissions.complete(path, 99, status="COMPLETE")
     assert path.read_text() == before
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ref,status\n1,PENDING\n", "\x00\x01", 'time_utc,"run\n', ",".join(ledger.COLUMNS) + "\n1,2\n"]
+    "text", ["", "ref,status\n1,PENDING\n", "\x00\x01", 'time_utc,"run\n', ",".join(submissions.COLUMNS) + "\n1,2\n"]
 )
 def test_a_damaged_ledger_is_named_and_left_as_it_is(text: str, tmp_path: Path) -> None:
     path = tmp_path / "ledger.csv"
     path.write_text(text)
     for change in (
-        lambda: ledger.append(path, {"ref": 1}),
-        lambda: ledger.complete(path, 1),
-        lambda: ledger.pending(path),
+        lambda: submissions.append(path, {"ref": 1}),
+        lambda: submissions.complete(path, 1),
+        lambda: submissions.pending(path),
     ):
         with pytest.raises(TableError, match="ledger.csv"):
             change()
@@ -84,8 +84,8 @@ def test_a_damaged_ledger_is_named_and_left_as_it_is(text: str, tmp_path: Path) 
 
 def test_writers_at_the_same_time_lose_no_row(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom hubmap_kit.report import ledger\n"
-        "for number in range(20): ledger.append(Path(sys.argv[1]), {'ref': f'{sys.argv[2]}-{number}'})\n"
+        "import sys\nfrom pathlib import Path\nfrom hubmap_kit.report import submissions\n"
+        "for number in range(20): submissions.append(Path(sys.argv[1]), {'ref': f'{sys.argv[2]}-{number}'})\n"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "ledger.csv"), str(number)]) for number in range(3)
@@ -97,14 +97,14 @@ def test_writers_at_the_same_time_lose_no_row(tmp_path: Path) -> None:
 
 
 def test_the_out_of_fold_dice_of_a_run(tmp_path: Path) -> None:
-    assert ledger.oof_dice(tmp_path) is None
+    assert submissions.oof_dice(tmp_path) is None
     (tmp_path / "oof.csv").write_text("id,dice\na,0.25\nb,0.75\nc,0.5\n")
-    assert ledger.oof_dice(tmp_path) == 0.5
+    assert submissions.oof_dice(tmp_path) == 0.5
     (tmp_path / "oof.csv").write_text("id,dice\na,good\n")
     with pytest.raises(TableError, match="oof.csv"):
-        ledger.oof_dice(tmp_path)
+        submissions.oof_dice(tmp_path)
 
 
 def test_an_unknown_column_is_a_mistake_of_the_caller(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="score"):
-        ledger.append(tmp_path / "ledger.csv", {"score": 1})
+        submissions.append(tmp_path / "ledger.csv", {"score": 1})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hubmap_kit.report.pseudo_sheet import Shown, save_sheet, spread
+from hubmap_kit.report.overlays import Shown, save_sheet, spread
 
 
 @pytest.mark.parametrize(("count", "most", "expected"), [(3, 5, [0, 1, 2]), (9, 3, [0, 4, 8]), (5, 1, [0]), (0, 4, [])])

@@ -13,8 +13,7 @@ from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.config import PostprocessChoices
 from hubmap_kit.report.curves import COLOURS
 from hubmap_kit.report.thresholds import in_words, save_tuning, tune_summary
-from hubmap_kit.training.tune import Choice, OrganResult, Scores
-from hubmap_kit.training.tune_sweep import CANDIDATES, SlideScores, grid_of
+from hubmap_kit.training.tune import CANDIDATES, Choice, OrganResult, Scores, SlideScores, grid_of
 
 
 def result_of(

@@ -22,12 +22,13 @@ from rich.cells import cell_len
 
 from hubmap_kit import experiment
 from hubmap_kit.errors import HubmapError, TableError
+from hubmap_kit.jobs.runs import list_tries, note_try
 from hubmap_kit.models.build import build
-from hubmap_kit.report import ledger, tries, tries_table
-from hubmap_kit.report.tries_columns import COLUMNS, SCORE, Column, text
-from hubmap_kit.report.tries_find import labels
-from hubmap_kit.report.tries_notes import keep_notes, read_notes
-from hubmap_kit.runtime.tries_job import list_tries, note_try
+from hubmap_kit.report import runs as runs_list
+from hubmap_kit.report import submissions
+from hubmap_kit.report.run_columns import COLUMNS, SCORE, Column, text
+from hubmap_kit.report.run_folder import labels
+from hubmap_kit.report.submissions import keep_notes, read_notes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -44,7 +45,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def row_of(folder: Path, name: str = "good", **options: Any) -> dict[str, Any]:
-    (row,) = [row for row in tries.collect([folder], **options).rows if row["run"] == name]
+    (row,) = [row for row in runs_list.collect([folder], **options).rows if row["run"] == name]
     return row
 
 
@@ -66,30 +67,30 @@ def test_a_real_run_is_told_as_it_is(tiny_run: Path) -> None:
         64,
     )
     assert row["conversion"] == "3.2 um/px" and row["machine"].startswith("cpu") and row["begun"].startswith("20")
-    assert tries.collect([tiny_run]).problems == []
+    assert runs_list.collect([tiny_run]).problems == []
 
 
 def test_the_first_team_published_26(tmp_path: Path) -> None:
-    rows = tries.collect([tmp_path]).rows
+    rows = runs_list.collect([tmp_path]).rows
     dice = [44.72, 39.98, 72.94, 72.79, 74.16, 80.97, 69.32, 70.38, 62.03, 77.45, 77.45, 78.95, 72.6]
     scores = [0.14, 0.27, 0.25, 0.18, 0.30, 0.44, 0.51, 0.52, 0.56, 0.58, 0.59, 0.60, 0.61, 0.62, 0.63, 0.64, 0.66]
     assert len(rows) == 26 and {row["whose"] for row in rows} == {"theirs"}
     assert sorted(round(100 * row["cv"], 2) for row in rows if row["cv"] is not None) == sorted(dice)
     assert sorted(row["lb"] for row in rows if row["lb"] is not None) == sorted(scores)
-    assert tries.collect([tmp_path], theirs=False).rows == []
+    assert runs_list.collect([tmp_path], theirs=False).rows == []
 
 
 def test_ours_and_theirs_sort_together(runs: Path) -> None:
     note_try(runs / "good", "public=0.655")
-    names = [row["run"] for row in tries.collect([runs], sort="lb").rows]
+    names = [row["run"] for row in runs_list.collect([runs], sort="lb").rows]
     assert names[:3] == ["fastai 13", "good", "fastai 12"] and names.index("other") > names.index("MMSeg 2")
-    by_lr = [row["lr"] for row in tries.collect([runs], sort="lr").rows]
+    by_lr = [row["lr"] for row in runs_list.collect([runs], sort="lr").rows]
     known = [lr for lr in by_lr if lr is not None]
     assert known == sorted(known) and by_lr[len(known) :] == [None] * (len(by_lr) - len(known))
-    turned = [row["lr"] for row in tries.collect([runs], sort="-lr").rows]
+    turned = [row["lr"] for row in runs_list.collect([runs], sort="-lr").rows]
     assert turned[: len(known)] == known[::-1]
     with pytest.raises(TableError, match="did you mean 'lr'"):
-        tries.collect([runs], sort="lrr")
+        runs_list.collect([runs], sort="lrr")
 
 
 def cut(name: str) -> Callable[[Path], object]:
@@ -142,11 +143,11 @@ def test_runs_that_are_not_done_say_how_far_they_came(runs: Path) -> None:
     fresh = runs / "fresh"
     fresh.mkdir()
     shutil.copy(good / "config.yaml", fresh)
-    found = {row["run"]: row for row in tries.collect([runs], theirs=False).rows}
+    found = {row["run"]: row for row in runs_list.collect([runs], theirs=False).rows}
     assert found["good"]["state"] == "fold 1 after epoch 1 of 3" and found["good"]["done"] == "1/2…"
     assert found["other"]["state"] == "1 of 2 folds finished" and found["other"]["done"] == "1/2"
     assert found["fresh"]["state"] == "not begun" and "cv" not in found["fresh"]
-    assert tries.collect([runs]).problems == []
+    assert runs_list.collect([runs]).problems == []
 
 
 def test_runs_are_found_however_deep_and_once(runs: Path, tmp_path: Path) -> None:
@@ -154,10 +155,10 @@ def test_runs_are_found_however_deep_and_once(runs: Path, tmp_path: Path) -> Non
     shutil.copytree(runs / "good", runs / "good" / "inside")
     shutil.copytree(runs / "good", runs / ".hidden" / "good")
     os.symlink(runs, runs / "deep" / "loop")
-    found = tries.collect([runs, runs / "good", tmp_path / "runs"], theirs=False)
+    found = runs_list.collect([runs, runs / "good", tmp_path / "runs"], theirs=False)
     assert sorted(row["run"] for row in found.rows) == ["er/good", "other", "runs/good"]
     with pytest.raises(TableError, match="nowhere"):
-        tries.collect([tmp_path / "nowhere"])
+        runs_list.collect([tmp_path / "nowhere"])
 
 
 @given(
@@ -174,7 +175,7 @@ def test_names_are_unlike_and_ends_of_their_paths(parts: list[tuple[str, ...]]) 
 @given(st.integers(20, 260))
 def test_the_terminal_is_not_overrun(width: int) -> None:
     rows = [
-        *tries.first_team(),
+        *runs_list.first_team(),
         {
             "run": "a run with a long name that goes on",
             "whose": "ours",
@@ -183,7 +184,7 @@ def test_the_terminal_is_not_overrun(width: int) -> None:
             "note": "漢字 " * 30,
         },
     ]
-    lines = tries_table.render(rows, width).splitlines()
+    lines = runs_list.render(rows, width).splitlines()
     assert max(map(cell_len, lines)) <= max(width, 22) and len(lines) == len(rows) + 2
 
 
@@ -202,7 +203,7 @@ def test_the_csv_holds_what_the_list_holds(runs: Path, tmp_path: Path) -> None:
     list_tries([runs], csv=tmp_path / "t.csv")
     with open(tmp_path / "t.csv", newline="", encoding="utf-8") as handle:
         cells = list(csv.DictReader(handle))
-    rows = tries.collect([runs]).rows
+    rows = runs_list.collect([runs]).rows
     assert len(cells) == len(rows) == 28
     for cell, row in zip(cells, rows, strict=True):
         for column in COLUMNS:
@@ -266,7 +267,9 @@ def test_a_damaged_note_is_left_as_it_is(runs: Path) -> None:
 
 def submitted(table: Path, run: str, public: float | None, ref: int, status: str = "COMPLETE") -> None:
     private = None if public is None else public - 0.1
-    ledger.append(table, {"run": run, "ref": ref, "status": status, "public_score": public, "private_score": private})
+    submissions.append(
+        table, {"run": run, "ref": ref, "status": status, "public_score": public, "private_score": private}
+    )
 
 
 def test_submissions_find_their_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,11 +277,11 @@ def test_submissions_find_their_run(runs: Path, monkeypatch: pytest.MonkeyPatch)
     submitted(runs / "ledger.csv", "runs/good", 0.4, 1)
     submitted(runs / "ledger.csv", str(runs / "good"), 0.6, 2)
     submitted(runs / "ledger.csv", "/gone/on/another/machine/good", 0.5, 3)
-    submitted(runs / "ledger.csv", "runs/good", None, 4, ledger.PENDING)
-    submitted(runs / "ledger.csv", "runs/good", None, 5, ledger.REFUSED)
+    submitted(runs / "ledger.csv", "runs/good", None, 4, submissions.PENDING)
+    submitted(runs / "ledger.csv", "runs/good", None, 5, submissions.REFUSED)
     submitted(runs / "other" / "ledger.csv", "", 0.3, 6)
     submitted(runs / "ledger.csv", "", 0.35, 7)
-    found = tries.collect([runs], theirs=False)
+    found = runs_list.collect([runs], theirs=False)
     rows = {row["run"]: row for row in found.rows}
     good, other = rows["good"], rows["other"]
     assert (good["public"], good["private"], good["submissions"], good["submitted"]) == (
@@ -290,7 +293,7 @@ def test_submissions_find_their_run(runs: Path, monkeypatch: pytest.MonkeyPatch)
     assert (other["public"], other["submissions"]) == (0.3, 1)
     assert len(found.problems) == 1 and "has 1 row without" in found.problems[0]
     note_try(runs / "other", ref="7")
-    found = tries.collect([runs / "other"], theirs=False)
+    found = runs_list.collect([runs / "other"], theirs=False)
     assert (found.rows[0]["public"], found.rows[0]["submissions"], found.problems) == (0.35, 2, [])
     note_try(runs / "other", "public=0.61,private=0.58", "typed in")
     assert [row_of(runs, "other")[key] for key in ("public", "private", "lb", "note")] == [0.61, 0.58, 0.61, "typed in"]

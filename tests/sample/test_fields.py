@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from hubmap_kit.sample import fields, outline
-from hubmap_kit.sample.writing import write_tiff
+from hubmap_kit.sample import fields
+from hubmap_kit.sample.generate import write_tiff
 
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.tuples(st.integers(8, 90), st.integers(8, 90))
@@ -88,7 +88,7 @@ def test_depth_is_the_exact_distance(seed: int, shape: tuple[int, int]) -> None:
 @given(seeds, st.integers(100, 220), st.floats(0.8, 1.25))
 def test_tissue_leaves_glass_and_covers_the_middle(seed: int, height: int, ratio: float) -> None:
     width = round(height * ratio)
-    for cut in (outline.core, outline.section):
+    for cut in (fields.core, fields.section):
         tissue = cut(np.random.default_rng(seed), (height, width))
         assert tissue.shape == (height, width) and tissue.min() == 0 and tissue.max() == 1
         assert tissue[height // 2, width // 2] == 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hubmap_kit.sample import stains
-from hubmap_kit.sample.layers import Layers
+from hubmap_kit.sample import slide
+from hubmap_kit.sample.fields import Layers
 
 SHAPE = (64, 96)
 
@@ -18,8 +18,8 @@ def density(component: str, amount: float, stain: str) -> np.ndarray:
         rng = np.random.default_rng(5)
         layers = Layers(rng, np.ones(SHAPE, np.float32), 1.0)
         layers.add(component, np.full(SHAPE, filled, np.float32))
-        how = stains.recipe(rng, stain)
-        light.append(stains.stained(layers, how, np.zeros(SHAPE, np.float32)))
+        how = slide.recipe(rng, stain)
+        light.append(slide.stained(layers, how, np.zeros(SHAPE, np.float32)))
     return -np.log10(light[1] / light[0]).mean(axis=(0, 1))
 
 
@@ -49,12 +49,12 @@ def test_bare_glass_stays_bright() -> None:
     rng = np.random.default_rng(0)
     layers = Layers(rng, np.zeros(SHAPE, np.float32), 1.0)
     layers.add("nuclei", np.ones(SHAPE, np.float32))
-    how = stains.recipe(rng, "eosin")
-    image = stains.exposed(rng, stains.stained(layers, how, np.zeros(SHAPE, np.float32)), how)
+    how = slide.recipe(rng, "eosin")
+    image = slide.exposed(rng, slide.stained(layers, how, np.zeros(SHAPE, np.float32)), how)
     assert image.dtype == np.uint8 and image.min() > 220
 
 
 def test_two_slides_of_one_stain_differ() -> None:
     rng = np.random.default_rng(0)
-    first, second = stains.recipe(rng, "eosin"), stains.recipe(rng, "eosin")
+    first, second = slide.recipe(rng, "eosin"), slide.recipe(rng, "eosin")
     assert first.other != second.other and first.second != second.second

@@ -20,14 +20,13 @@ from hubmap_kit.competition.folds import assign_folds
 from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.config import ScaleConfig, TilesConfig
 from hubmap_kit.errors import HubmapError, RleError, SlideError, StoreError
+from hubmap_kit.jobs import tiles
+from hubmap_kit.kernel.mounts import inputs
 from hubmap_kit.publish.push import check_staged
-from hubmap_kit.runtime import tiles_job
-from hubmap_kit.runtime.mounts import inputs
 from hubmap_kit.tiles.conversion import convert
-from hubmap_kit.tiles.convert import fingerprint, open_or_build
 from hubmap_kit.tiles.convert_config import ConvertConfig
 from hubmap_kit.tiles.finishing import open_conversion
-from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.tiles.store import TileStore, fingerprint, open_or_build
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -195,7 +194,7 @@ def test_an_error_half_way_keeps_what_is_done(tmp_path: Path, mini: list[Slide])
 
 def test_a_dataset_is_ready_to_be_pushed_and_found_by_a_kernel(tmp_path: Path, shared_data: Path) -> None:
     config = ConvertConfig(size=256, reduce=2, format="dataset")
-    made = tiles_job.tiles(shared_data / "hubmap-mini", tmp_path / "input" / "tiles", config)
+    made = tiles.tiles(shared_data / "hubmap-mini", tmp_path / "input" / "tiles", config)
     assert check_staged(made.folder, "tiles").kind == "tiles"
     slides = read_train(shared_data / "hubmap-mini/train.csv")
     store = inputs(tmp_path / "input", tmp_path / "scratch").store(fingerprint(slides, ScaleConfig(reduce=2)))
@@ -206,11 +205,11 @@ def test_a_dataset_is_ready_to_be_pushed_and_found_by_a_kernel(tmp_path: Path, s
     assert sorted(path.name for path in (tmp_path / "input").iterdir()) == ["tiles"]
     before = hashes(made.folder)
     assert (
-        tiles_job.tiles(shared_data / "hubmap-mini", made.folder, config).counts == made.counts
+        tiles.tiles(shared_data / "hubmap-mini", made.folder, config).counts == made.counts
         and hashes(made.folder) == before
     )
     with pytest.raises(StoreError, match="not the dataset of these slides"):
-        tiles_job.tiles(shared_data / "hubmap-mini", made.folder, config.model_copy(update={"reduce": 1}))
+        tiles.tiles(shared_data / "hubmap-mini", made.folder, config.model_copy(update={"reduce": 1}))
 
 
 def glass(slide: Slide, path: Path, height: int = 200, width: int = 200) -> Slide:
@@ -257,7 +256,7 @@ def test_a_canvas_that_cuts_units_off_says_so(
     tmp_path: Path, shared_data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = ConvertConfig(kind="crop", canvas=200, keep_scale=True, format="png")
-    made = tiles_job.tiles(shared_data / "hubmap-mini", tmp_path / "out", config)
+    made = tiles.tiles(shared_data / "hubmap-mini", tmp_path / "out", config)
     assert 0.05 < made.counts.mask_kept < 0.95 and f"cut off {100 * (1 - made.counts.mask_kept):.2f} %" in caplog.text
     shown = sum(int(np.asarray(Image.open(path)).sum()) for path in (made.folder / "masks").iterdir())
     whole = sum(
@@ -274,6 +273,6 @@ def test_places_that_are_taken_or_missing(tmp_path: Path, mini: list[Slide]) -> 
         convert(mini, tmp_path / "full", ConvertConfig(format="png"))
     for data in (tmp_path / "full", tmp_path / "nowhere"):
         with pytest.raises(HubmapError, match=str(data)):
-            tiles_job.tiles(data, tmp_path / "out", ConvertConfig())
+            tiles.tiles(data, tmp_path / "out", ConvertConfig())
     with pytest.raises(StoreError, match="is a file"):
-        tiles_job.tiles(tmp_path, tmp_path / "full" / "notes.txt", ConvertConfig())
+        tiles.tiles(tmp_path, tmp_path / "full" / "notes.txt", ConvertConfig())

@@ -16,8 +16,7 @@ from pycocotools import mask as coco
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import ScaleConfig, TilesConfig
 from hubmap_kit.errors import SlideError
-from hubmap_kit.tiles.convert import decode_for, fingerprint, open_or_build
-from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.tiles.store import TileStore, decode_for, fingerprint, open_or_build
 
 SMALL = TilesConfig(size=64)
 
@@ -151,7 +150,7 @@ from pathlib import Path
 from hubmap_kit.competition import slides
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import ScaleConfig, TilesConfig
-from hubmap_kit.tiles.convert import open_or_build
+from hubmap_kit.tiles.store import open_or_build
 rows, true_read = read_train(sys.argv[1]), slides.read
 def read(path):
     if path == rows[-1].path:

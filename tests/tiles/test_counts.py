@@ -9,7 +9,7 @@ import pytest
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.tiles.conversion import convert
 from hubmap_kit.tiles.convert_config import ConvertConfig
-from hubmap_kit.tiles.counts import PUBLISHED, count, count_table, count_text
+from hubmap_kit.tiles.writers import PUBLISHED, count, count_table, count_text
 
 
 def test_the_published_counts(shared_data: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hubmap_kit.tiles.convert_config import ConvertConfig
 from hubmap_kit.tiles.grid import axis_starts
-from hubmap_kit.tiles.pictures import cut, plan, tile_corners, union
+from hubmap_kit.tiles.writers import cut, plan, tile_corners, union
 
 KINDS, PADS = ("grid", "resize", "crop", "crop+grid", "pad"), ("reflect", "white", "mean")
 

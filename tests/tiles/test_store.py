@@ -13,8 +13,7 @@ import pytest
 
 from hubmap_kit.config import ScaleConfig, TilesConfig
 from hubmap_kit.errors import StoreError
-from hubmap_kit.tiles.convert import open_or_build
-from hubmap_kit.tiles.store import TileStore, is_finished, mirror
+from hubmap_kit.tiles.store import TileStore, is_finished, mirror, open_or_build
 
 SIZES = ((90, 131), (40, 57), (200, 64))  # widths that do and do not fill whole bytes of mask bits
 

@@ -14,7 +14,7 @@ import pytest
 
 from hubmap_kit.__main__ import main
 from hubmap_kit.tiles.convert_config import ConvertConfig, load
-from hubmap_kit.tiles.growing import growing
+from hubmap_kit.tiles.finishing import growing
 
 VERB = [sys.executable, "-m", "hubmap_kit", "tiles"]
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubmap_kit.training.blend_fit import (
+from hubmap_kit.training.blend import (
     Pixels,
+    blend_organ,
     crossed,
     curves,
     distance,
@@ -19,9 +20,9 @@ from hubmap_kit.training.blend_fit import (
     greedy,
     group,
     joined,
+    likeness,
     objective,
 )
-from hubmap_kit.training.blend_score import blend_organ, likeness
 from hubmap_kit.training.counts import dice_curve, threshold_counts
 
 Slide = tuple[np.ndarray, np.ndarray]  # planes (runs, h, w) uint8, truth (h, w) bool

@@ -17,8 +17,8 @@ from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError
 from hubmap_kit.files import write_yaml
-from hubmap_kit.runtime.train_job import train
-from hubmap_kit.tiles.convert import open_or_build
+from hubmap_kit.jobs.train import train
+from hubmap_kit.tiles.store import open_or_build
 from hubmap_kit.training import checkpoint
 from hubmap_kit.training.clock import OutOfTime
 from hubmap_kit.training.fold import FoldTask, FoldTrainer

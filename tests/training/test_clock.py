@@ -13,7 +13,7 @@ from tiny import TINY
 from hubmap_kit import experiment
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError
-from hubmap_kit.runtime.train_job import train
+from hubmap_kit.jobs.train import train
 from hubmap_kit.training import checkpoint
 from hubmap_kit.training.clock import Clock, OutOfTime, longest, read_timing
 

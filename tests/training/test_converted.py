@@ -14,10 +14,9 @@ from hubmap_kit import experiment
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import ConfigError
-from hubmap_kit.runtime.lr_find_job import lr_find
-from hubmap_kit.training.converted import check_conversion, converted_store
+from hubmap_kit.jobs.lr_find import lr_find
 from hubmap_kit.training.dataset import TileDataset
-from hubmap_kit.training.run import plan, train_fold
+from hubmap_kit.training.run import check_conversion, converted_store, plan, train_fold
 
 PLAIN = (
     "scale.policy=reduce",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hubmap_kit.training.gpu import GpuFacts, line, visible
+from hubmap_kit.training.sinks import GpuFacts, line, visible
 
 MARKS = ["GPU-aaaa1111-0000", "GPU-bbbb2222-0000", "GPU-bbcc3333-0000"]
 ONE, TWO = torch.device("cuda:0"), torch.device("cuda:1")

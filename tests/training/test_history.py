@@ -18,7 +18,7 @@ from tiny import TINY
 
 from hubmap_kit import experiment
 from hubmap_kit.config import Experiment, TrainingConfig
-from hubmap_kit.runtime.train_job import evaluate, train
+from hubmap_kit.jobs.train import evaluate, train
 from hubmap_kit.training.clock import OutOfTime
 from hubmap_kit.training.history import is_over, read_rows, unfinished, write_rows
 

@@ -23,19 +23,17 @@ from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import ConfigError, HubmapError
 from hubmap_kit.inference.on_device import unit_logits
+from hubmap_kit.jobs.preflight import check_experiment
+from hubmap_kit.jobs.train import auto_batched
 from hubmap_kit.models.build import build
-from hubmap_kit.models.heads import Outputs
-from hubmap_kit.runtime.preflight import check_experiment
-from hubmap_kit.runtime.train_job import auto_batched
-from hubmap_kit.tiles.convert import open_or_build
-from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.models.network import Outputs
+from hubmap_kit.tiles.store import TileStore, open_or_build
 from hubmap_kit.training import learner as learner_module
 from hubmap_kit.training.dataset import TileDataset
 from hubmap_kit.training.fold import FoldTask, FoldTrainer
 from hubmap_kit.training.learner import Batch, Learner
-from hubmap_kit.training.losses import build_loss
+from hubmap_kit.training.losses import About, Objective, Slides, build_loss
 from hubmap_kit.training.memory import largest_batch, with_largest_batch
-from hubmap_kit.training.objective import About, Objective, Slides
 from hubmap_kit.training.world import World
 
 CPU = torch.device("cpu")

@@ -20,8 +20,7 @@ from hubmap_kit import experiment
 from hubmap_kit.competition.folds import assign_folds, write_folds
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.errors import ConfigError, HubmapError
-from hubmap_kit.runtime.lr_find_job import lr_find
-from hubmap_kit.training.lr_finder import preserved, steepest, sweep, valley
+from hubmap_kit.jobs.lr_find import lr_find, preserved, steepest, sweep, valley
 
 CPU = torch.device("cpu")
 

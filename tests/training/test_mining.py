@@ -19,8 +19,7 @@ from hubmap_kit import experiment
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError
-from hubmap_kit.tiles.convert import open_or_build
-from hubmap_kit.tiles.store import TileStore
+from hubmap_kit.tiles.store import TileStore, open_or_build
 from hubmap_kit.training.dataset import TileDataset, build_loader
 from hubmap_kit.training.fold import FoldTask, FoldTrainer
 from hubmap_kit.training.losses import build_loss

@@ -20,9 +20,18 @@ from tiny import TINY
 
 from hubmap_kit import experiment
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError
-from hubmap_kit.runtime.search_job import Found, search
-from hubmap_kit.training.search import LEAST_TRIALS, Outcome, Pruned, Search, Trial, Watch
-from hubmap_kit.training.search_space import check_space, parse, read_space
+from hubmap_kit.jobs.search import Found, search
+from hubmap_kit.training.search import (
+    LEAST_TRIALS,
+    Outcome,
+    Pruned,
+    Search,
+    Trial,
+    Watch,
+    check_space,
+    parse,
+    read_space,
+)
 
 optuna = pytest.importorskip("optuna")
 SPACE = ["training.lr=log:1e-4:1e-1", "training.loss=bce+dice,0.5*bce+dice", "training.batch_size=int:2:8:2"]
@@ -324,7 +333,7 @@ def test_the_same_call_again_trains_nothing_and_more_trials_go_on(whole: Found, 
 def test_killed_in_a_trial_it_goes_on_inside_it(whole: Found, sample_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code = (
-        "import sys; from pathlib import Path; from hubmap_kit.runtime.search_job import search\nsearch('baseline',"
+        "import sys; from pathlib import Path; from hubmap_kit.jobs.search import search\nsearch('baseline',"
         f" Path(sys.argv[1]), {SPACE!r}, overrides={SETTINGS!r}, data=sys.argv[2], trials=1, device='cpu')"
     )
     metrics = out / "trials" / "1" / "fold0" / "metrics.csv"

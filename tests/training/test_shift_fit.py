@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hubmap_kit.training.counts import HALF, THRESHOLDS, best_threshold
-from hubmap_kit.training.shift_fit import fit_mixture, level_of
+from hubmap_kit.training.counts import HALF, THRESHOLDS, best_threshold, fit_mixture, level_of
 
 
 def curves(centres: list[float], width: float = 0.2) -> np.ndarray:

@@ -21,7 +21,7 @@ from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.inference.normalise import STAIN_FILE, read_references
 from hubmap_kit.sample.slide import SlideSpec, draw
 from hubmap_kit.tiles.scaling import scaled_shape
-from hubmap_kit.training.stain_record import CANDIDATES, PIXELS, medoid, write_stain_references
+from hubmap_kit.training.run import CANDIDATES, PIXELS, medoid, write_stain_references
 
 TISSUE = draw(SlideSpec("kidney", "HPA", 96, 96, 1.0), np.random.default_rng(0))[0]
 GLASS = np.full((96, 96, 3), 246, np.uint8)

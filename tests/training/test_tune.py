@@ -21,10 +21,20 @@ from hubmap_kit.config import InferenceConfig, PostprocessConfig
 from hubmap_kit.errors import CheckpointError, ConfigError
 from hubmap_kit.inference.ensemble import load_ensemble, read_thresholds
 from hubmap_kit.inference.postprocess import choices_for, read_fitted, threshold_for, to_mask, with_fitted
-from hubmap_kit.runtime.tune_job import tune_thresholds
+from hubmap_kit.jobs.tune import tune_thresholds
 from hubmap_kit.training.counts import THRESHOLDS, best_threshold
-from hubmap_kit.training.tune import Choice, Scores, band, fit_organ, tune
-from hubmap_kit.training.tune_sweep import CANDIDATES, LEVELS, SlideScores, grid_of, score_slide
+from hubmap_kit.training.tune import (
+    CANDIDATES,
+    LEVELS,
+    Choice,
+    Scores,
+    SlideScores,
+    band,
+    fit_organ,
+    grid_of,
+    score_slide,
+    tune,
+)
 
 STEPS = 3  # a candidate that does something
 
