@@ -695,7 +695,7 @@ def higher_limits() -> Any:
 
 @probe
 def sizes() -> Any:
-    """Everything that can be written to, with its room in bytes and in files."""
+    """Everything that can be written to, with its size in bytes and in files."""
     found = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
@@ -834,7 +834,7 @@ REFUSED = set(
     ]
 )
 NOTHING = "0" * 16
-# Everything that can be written to: its room in bytes; None for the machine's disk, which the watcher looks at.
+# Everything that can be written to: its size in bytes; None for the machine's disk, which the watcher looks at.
 CAPACITY = {
     "/root": 2 << 30,
     "/opt/venv": 2 << 30,

@@ -106,7 +106,13 @@ Draw = Callable[[HiddenSlide, np.random.Generator], Drawing]
 
 
 def make_hidden(
-    folder: Path, slides: int = 12, faults: bool = True, seed: int = 0, data: Path | None = None, largest: int = LARGEST
+    folder: Path,
+    slides: int = 12,
+    *,
+    faults: bool = True,
+    seed: int = 0,
+    data: Path | None = None,
+    largest: int = LARGEST,
 ) -> HiddenSet:
     """Write test.csv, test_images/ and sample_submission.csv into `folder`/mount, the masks to `folder`/truth/ and
     truth.csv.

@@ -93,8 +93,14 @@ def make_inputs(workspace: Workspace, request: Request) -> Inputs:
 
 def requested_hidden(workspace: Workspace, request: Request) -> HiddenSet:
     """The hidden test set that was asked for."""
-    folder = workspace.out / "hidden"
-    return make_hidden(folder, request.slides, request.faults, request.seed, request.data, request.largest)
+    return make_hidden(
+        workspace.out / "hidden",
+        request.slides,
+        faults=request.faults,
+        seed=request.seed,
+        data=request.data,
+        largest=request.largest,
+    )
 
 
 def make_sample(folder: Path, seed: int, slides_per_organ: int, size: int) -> Path:
