@@ -86,8 +86,15 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["hubmap_kit", "hubmap_kit.*"]),
     package_data={
-        "hubmap_kit": ["configs/*.yaml", "models/*.csv", "notebooks/*.ipynb", "report/*.csv"],
-        "hubmap_kit.rehearsal": ["inside/*.py"],  # a folder that is run, not a package
+        "hubmap_kit": [
+            "configs/*.yaml",
+            "models/*.csv",
+            "notebooks/*.ipynb",
+            "report/*.csv",
+            "report/*.j2",
+            "report/*.js",
+            "rehearsal/inside/*.py",  # a folder that is run, not a package
+        ]
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -174,7 +174,7 @@ def ledger(
     csv: Annotated[Path | None, typer.Option(help="Write all columns as CSV.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page: sortable tables, loss curves.")] = None,
     theirs: Annotated[
-        bool, typer.Option("--theirs/--no-theirs", help="Show the 26 tries that the first team published beside ours.")
+        bool, typer.Option("--theirs/--no-theirs", help="Show the 26 runs that the first team published beside ours.")
     ] = True,
     everything: Annotated[bool, typer.Option("--all", help="All columns, however wide.")] = False,
     sort: Annotated[
@@ -193,11 +193,11 @@ def ledger(
     ref: Annotated[
         str,
         typer.Option(
-            metavar="NUMBER", help="Keep the number of a run's submission, which finds its row in ledger.csv."
+            metavar="NUMBER", help="Keep the number of a run's submission, which finds its row in submissions.csv."
         ),
     ] = "",
 ) -> None:
-    """List all tries: settings, Dice, scores, time, beside the first team's. Or keep a run's scores and note."""
+    """List all runs: settings, Dice, scores, time, beside the first team's. Or keep a run's scores and note."""
     from hubmap_kit.jobs import runs as job
 
     if score or ref or note is not None:
@@ -205,10 +205,10 @@ def ledger(
             raise HubmapError(
                 "--score, --note and --ref are about one run; name it, as in 'hubmap ledger RUN --score public=0.61'"
             )
-        typer.echo(job.note_try(runs[0], score, note, ref))  # type: ignore[index]
+        typer.echo(job.note_run(runs[0], score, note, ref))  # type: ignore[index]
         return
     typer.echo(
-        job.list_tries(
+        job.list_runs(
             runs or (), csv, html, theirs, everything, sort, curves, shutil.get_terminal_size((120, 24)).columns
         )
     )
