@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hubmap_kit.cli.options import fold_numbers
 from hubmap_kit.errors import PublishError, finding
-from hubmap_kit.words import check_folds, fold_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
     from hubmap_kit.config import Experiment
-    from hubmap_kit.publish.plan import Session
+    from hubmap_kit.publish.plan import Part, Session
     from hubmap_kit.publish.quota import Budget
 
 GPUS = {"t4x2": 2, "p100": 1, "cpu": 1}
-
-
-def add(app: typer.Typer) -> None:
-    """Add `hubmap plan`."""
-    app.command()(plan)
 
 
 def plan(
@@ -58,13 +53,15 @@ def plan(
     from datetime import datetime
 
     from hubmap_kit import experiment
+    from hubmap_kit.competition.folds import check_folds
     from hubmap_kit.publish.plan import Job, Terms, lay_out, memory_lines
     from hubmap_kit.publish.speed import estimate
 
     if accelerator not in GPUS:
         raise PublishError(f"--accelerator is '{accelerator}'; expected {', '.join(GPUS)}")
     settings = experiment.load(config, set_)
-    numbers = _numbers(folds, settings)
+    count = settings.data.n_folds
+    numbers = tuple(check_folds(fold_numbers(folds), range(count), source=f"data.n_folds is {count}, which gives"))
     speed = estimate(settings, accelerator, run, slides, stored)
     budget, note = (None, "no GPU, no quota") if accelerator == "cpu" else _budget(offline)
     now = datetime.now(UTC)
@@ -117,14 +114,6 @@ def _fitted(
         return [], [f"as it is, it cannot be planned: {error}", *lines]
 
 
-def _numbers(text: str, settings: Experiment) -> tuple[int, ...]:
-    asked = fold_numbers(text)
-    if asked is None:
-        return tuple(range(settings.data.n_folds))
-    check_folds(asked, settings.data.n_folds)
-    return tuple(sorted(set(asked)))
-
-
 def _budget(offline: bool) -> tuple[Budget, str]:
     """The quota that Kaggle tells, or the usual one where it cannot be asked, and a sentence on it."""
     from hubmap_kit.publish import quota
@@ -165,7 +154,7 @@ def _table(sessions: list[Session], gpus: int) -> str:
     )
 
 
-def _part(part) -> str:  # type: ignore[no-untyped-def]
+def _part(part: Part) -> str:
     epochs = f"{part.first}-{part.last}" if part.last >= part.first else ""
     return f"fold {part.fold}: {' + '.join(filter(None, [epochs, 'oof' if part.finishes else '']))}"
 

@@ -11,13 +11,8 @@ from typing import Annotated
 
 import typer
 
+from hubmap_kit.cli.options import INTERRUPTED
 from hubmap_kit.errors import RehearsalError
-from hubmap_kit.words import INTERRUPTED
-
-
-def add(app: typer.Typer) -> None:
-    """Add `hubmap rehearse`."""
-    app.command()(rehearse)
 
 
 def rehearse(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hubmap_kit.cli.options import INTERRUPTED
 from hubmap_kit.errors import PublishError
-from hubmap_kit.words import INTERRUPTED
 
 if TYPE_CHECKING:
     from hubmap_kit.publish.client import Kaggle, Submission
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 # In the ref of a row without an answer, where Kaggle did not tell which submission was the latest before it.
 UNKNOWN = "unknown"
-
-
-def add(app: typer.Typer) -> None:
-    """Add `hubmap submit`."""
-    app.command()(submit)
 
 
 def submit(

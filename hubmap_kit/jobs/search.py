@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from hubmap_kit import experiment
+from hubmap_kit.competition.folds import check_folds
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError
@@ -26,7 +27,7 @@ from hubmap_kit.processes import sigterm_noticed
 from hubmap_kit.report.search_page import save_search_page, short_text
 from hubmap_kit.report.tables import text_table
 from hubmap_kit.training.clock import Clock, OutOfTime
-from hubmap_kit.training.run import check_folds, split
+from hubmap_kit.training.run import split
 from hubmap_kit.training.search import Dimension, Outcome, Pruned, Search, Trial, Watch, check_space, read_space
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def search(
     base, space = load([]), read_space(words, file)
     check_space(space, load)
     choose_devices(device)
-    numbers = check_folds(folds, split(read_train(train.train_csv(base)), base.data, out))
+    numbers = check_folds(folds, split(read_train(train.train_csv(base)), base.data, out).values())
     if out.is_file() or (
         out.is_dir() and not (out / STUDY_FILE).is_file() and any(each.name != LOCK_FILE for each in out.iterdir())
     ):
