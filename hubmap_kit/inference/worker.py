@@ -109,6 +109,7 @@ class Worker:
         return self._network_s_before + _network_seconds(self._team)
 
     def __call__(self, slide: Slide, pixels: np.ndarray | None) -> Predicted:
+        """Predict a slide of `pixels` (H, W, 3) uint8; where this device fails, the spare one takes over."""
         try:
             return self._predict(slide, pixels)
         except RuntimeError as error:

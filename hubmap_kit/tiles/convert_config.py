@@ -88,14 +88,17 @@ class ConvertConfig(Section):
 
     @property
     def tiled(self) -> bool:
+        """Whether pictures are cut into tiles."""
         return self.kind in TILED
 
     @property
     def cropped(self) -> bool:
+        """Whether pictures are cut to the tissue first."""
         return self.kind in CROPPED
 
     @property
     def stored(self) -> bool:
+        """Whether the result is a tile store rather than picture files."""
         return self.format in ("store", "dataset")
 
     @property

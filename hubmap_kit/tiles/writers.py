@@ -40,7 +40,9 @@ class Writer(Protocol):
 
     def write(
         self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]
-    ) -> dict[str, Any]: ...
+    ) -> dict[str, Any]:
+        """Write one slide; arguments and result as the class says."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class NoWriter:
     def write(
         self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]
     ) -> dict[str, Any]:
+        """Nothing; see Writer.write."""
         return {"files": {}}
 
 
@@ -66,6 +69,7 @@ class StoreWriter:
     def write(
         self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]
     ) -> dict[str, Any]:
+        """Write the picture and its mask into the store's files; see Writer.write."""
         places = (
             (files.IMAGES, self.image_offset, np.ascontiguousarray(image)),
             (files.MASKS, self.mask_offset, np.packbits(mask, axis=1)),
@@ -96,6 +100,7 @@ class FolderWriter:
     def write(
         self, slide: Slide, image: np.ndarray, mask: np.ndarray, corners: np.ndarray, size: tuple[int, int]
     ) -> dict[str, Any]:
+        """Write each tile and its mask as files; see Writer.write."""
         label = mask * np.uint8(FACTS[slide.organ].index) if self.organ_labels else mask
         names, written = [], {}
         for row, col in corners.tolist():
