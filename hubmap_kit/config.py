@@ -16,6 +16,7 @@ Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 # The competition's names; written out because this module imports no other room (a test compares them with
 # competition.organs).
 OrganName = Literal["kidney", "prostate", "largeintestine", "spleen", "lung"]
+Rung = Literal["normalise", "overlap", "views", "folds", "reduce"]
 
 
 class Section(BaseModel):
@@ -378,8 +379,8 @@ class InferenceConfig(Section):
     postprocess: PostprocessConfig = Field(
         default_factory=PostprocessConfig, description="what happens to a mask after the threshold"
     )
-    ladder: list[Literal["normalise", "overlap", "views", "folds", "reduce"]] = Field(
-        default_factory=lambda: ["normalise", "overlap", "views", "folds", "reduce"],
+    ladder: list[Rung] = Field(
+        default_factory=lambda: list(get_args(Rung)),
         description="what is given up, in this order and step by step, where a deadline would be missed",
     )
     tolerated_failures: Share = Field(

@@ -180,7 +180,8 @@ class Ensemble:
         micrometres wide.
         """
         effort = effort or self.full_effort
-        scaled = scaled_shape(*slide.shape[:2], um_per_px, self.experiment.scale, organ)
+        height, width = slide.shape[:2]
+        scaled = scaled_shape(height, width, um_per_px, self.experiment.scale, organ)
         shape = reduced_shape(scaled, effort.reduce)
         return resize_plane(
             self._predict(slide, shape, um_per_px * slide.shape[0] / shape[0], effort, organ, source), slide.shape[:2]
@@ -340,7 +341,7 @@ def load_network(settings: Experiment, fold: Path, device: torch.device) -> nn.M
         raise CheckpointError(
             f"{path} does not hold the network of its config.yaml ({reason}); train this fold again"
         ) from error
-    return network.eval().to(device, memory_format=torch.channels_last)
+    return network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
 
 
 def read_thresholds(run: Path) -> dict[str, float]:

@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-T, R, W, F = TypeVar("T"), TypeVar("R"), TypeVar("W"), TypeVar("F")
+T = TypeVar("T")
+R = TypeVar("R")
+W = TypeVar("W")
+F = TypeVar("F")
 GRACE_S = 10.0  # how long a run that fails waits for its threads; a device may be in the middle of a long slide
 
 

@@ -42,9 +42,9 @@ def drop_small(mask: np.ndarray, pixels: float) -> np.ndarray:
     """A new mask without the parts that have fewer than `pixels` pixels; the holes of a part do not count."""
     if _is_ragged(mask):
         _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8, ltype=cv2.CV_32S)
-        large = stats[:, cv2.CC_STAT_AREA] >= pixels
-        large[0] = False  # label 0 is the background
-        return large.astype(np.uint8).take(labels)
+        large = (stats[:, cv2.CC_STAT_AREA] >= pixels).astype(np.uint8)
+        large[0] = 0  # label 0 is the background
+        return large[np.asarray(labels)]
     outlines, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if not outlines:
         return np.zeros_like(mask)
@@ -111,7 +111,9 @@ def threshold_for(organ: str, source: str, fitted: Mapping[str, float], config: 
     The first of: the config's own for source and organ, the config's own for the organ, the one fitted for organ and
     source (key "kidney/HPA"), the one fitted for the organ ("kidney"), the config's default.
     """
-    own = config.source_thresholds.get(source, {}).get(organ, config.thresholds.get(organ))
+    by_organ: Mapping[str, float] = dict(config.thresholds)
+    by_source: Mapping[str, Mapping[str, float]] = dict(config.source_thresholds)
+    own = by_source.get(source, {}).get(organ, by_organ.get(organ))
     if own is not None:
         return own
     return fitted.get(f"{organ}/{source}", fitted.get(organ, config.threshold))
@@ -119,7 +121,8 @@ def threshold_for(organ: str, source: str, fitted: Mapping[str, float], config: 
 
 def choices_for(organ: str, config: InferenceConfig) -> PostprocessChoices:
     """What happens to the masks of an organ."""
-    return config.postprocess.organs.get(organ, config.postprocess)
+    by_organ: Mapping[str, PostprocessChoices] = dict(config.postprocess.organs)
+    return by_organ.get(organ, config.postprocess)
 
 
 def to_mask(plane: np.ndarray, threshold: float, organ: str, config: InferenceConfig) -> np.ndarray:

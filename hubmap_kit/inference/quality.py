@@ -38,7 +38,7 @@ def quality_table(ensemble: Ensemble, slides: Sequence[Slide]) -> pd.DataFrame:
                 started = time.perf_counter()
                 mask = segment(slide, pixels, [ensemble], (effort,))
                 seconds[row, column] = time.perf_counter() - started
-                dice[row, column] = rle.dice(rle.encode(mask), slide.rle)
+                dice[row, column] = rle.dice(rle.encode(mask), slide.rle or "")
                 progress.update(1)
     passes = np.array([sum(network_passes(slide, ensemble.experiment, effort) for slide in known) for effort in steps])
     return pd.DataFrame(

@@ -134,7 +134,7 @@ class _Rerun(Generic[E]):
         while busy:
             self.now, device, done = heapq.heappop(busy)
             slide, effort, seconds = done or (None, None, 0.0)
-            if effort is not None:
+            if slide is not None and effort is not None:
                 ended = self.now
                 self.governor.observe(slide, effort, seconds)
             elif slide is not None:

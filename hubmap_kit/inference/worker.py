@@ -161,6 +161,7 @@ class Worker:
         """Learn the device's speed at the cheapest effort, warmed up; on a machine that is fast enough that is
         nothing.
         """
+        assert self._governor is not None
         cheapest = self._governor.probe_effort
         self._use_device()
         if cheapest is None or self._governor.hopeless():

@@ -102,7 +102,7 @@ def _draw(
         pixels = slide_files.read(slide.path)
         masks = [rle.decode(table[slide.id], *pixels.shape[:2]) for table in (truth, predicted)]
         title = f"{slide.organ} ({slide.source}, {slide.um_per_px:g} um/px), Dice {dice[slide.id]:.2f}"
-        items.append((pixels, *masks, title))
+        items.append((pixels, masks[0], masks[1], title))
         if slide.source == "Hubmap":
             save_overlay(folder / "overlays" / f"{slide.organ}.png", *items[-1])
     contact_sheet(folder / "overview.png", items, columns=len(ORGANS))

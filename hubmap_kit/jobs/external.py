@@ -234,7 +234,7 @@ def _descent(table: Path | None) -> dict[str, str]:
 
 def _against(folder: Path, files: Mapping[str, Path]) -> dict[str, str]:
     """Content id -> id of those slides of a data folder that have the size of one of the files."""
-    sizes = set(_sizes(files.values()))
+    sizes = set(_sizes(list(files.values())))
     slides = [
         slide
         for slide in read_train(folder / TRAIN if folder.is_dir() else folder)

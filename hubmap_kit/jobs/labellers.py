@@ -250,7 +250,8 @@ def label(slide: Slide, pixels: np.ndarray, voices: Sequence[Voice]) -> Labelled
             total += plane / np.float32(len(members) * len(of_run))
     mask = mask_of(slide, total, team)
     scores = Scores(confidence(total, pixels), inside(total, mask), agreement(masks), float(mask.mean()))
-    return Labelled(rle.encode(mask), *mask.shape, scores)
+    height, width = mask.shape
+    return Labelled(rle.encode(mask), height, width, scores)
 
 
 def _parents(run: Path, folder: Path) -> dict[str, str]:

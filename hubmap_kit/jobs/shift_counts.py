@@ -124,7 +124,8 @@ def count_all(battery: Battery, slides: Sequence[Slide]) -> dict[tuple[str, str]
                     progress.set_postfix_str(f"fold {number} {slide.organ} {slide.id} {shift}", refresh=False)
                     made = battery.made(slide, shift, pixels, mask)
                     counts = threshold_counts(battery.plane(ensemble, slide, shift, made), made.mask)
-                    counted = Counted(counts, *made.mask.shape, made.um_per_px)
+                    height, width = made.mask.shape
+                    counted = Counted(counts, height, width, made.um_per_px)
                     _write(battery.path(slide, shift), counted, marks(slide, shift))
                     done[slide.id, shift] = counted
                     progress.update(1)

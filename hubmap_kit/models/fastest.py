@@ -146,7 +146,8 @@ class Form:
         Works in place, beside the copying that memory order needs.
         """
         chosen = folded if self.folded and folded is not None else network
-        return chosen.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        return chosen.to(memory_format=order)  # type: ignore[call-overload]  # torch's stubs lack this form
 
 
 # The first one is taken unless another one is clearly faster: on most machines it is the fastest.

@@ -231,10 +231,9 @@ class Kaggle(DatasetCalls, KernelCalls):
         )
         spans = answer.part("gpuQuota")
         # A duration of zero may be left out.
-        used, total = (spans.seconds(name) if spans.has(name) else 0.0 for name in ("timeUsed", "totalTimeAllowed"))
-        return Quota(
-            *(None if span is None else span / 3600 for span in (used, total)), answer.moment("quotaRefreshTime")
-        )
+        seconds = [spans.seconds(name) if spans.has(name) else 0.0 for name in ("timeUsed", "totalTimeAllowed")]
+        used, total = (None if span is None else span / 3600 for span in seconds)
+        return Quota(used, total, answer.moment("quotaRefreshTime"))
 
     def submit_code(self, competition: str, kernel_ref: str, version: int, file: str, message: str) -> int:
         """Submit a kernel version's output file to a code competition; returns the submission's number.

@@ -196,7 +196,7 @@ def _look(watch: Watch) -> _Look:
             return nothing
 
     status = ask(watch.kaggle.kernel_status, KernelStatus("", ""))
-    text: str | None = ask(watch.kaggle.kernel_log, None)  # type: ignore[arg-type]
+    text = ask(watch.kaggle.kernel_log, None)
     if len(refused) == 2 or (refused and refused[0].status == 401):
         raise refused[0]
     return _Look(status, text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hubmap_kit.errors import PublishError
 
@@ -64,17 +65,12 @@ def _parse(source: str, name: str) -> ast.Module:
 def _literals(tree: ast.Module) -> dict[str, ast.expr]:
     found: dict[str, ast.expr] = {}
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if (
-            len(targets) == 1
-            and isinstance(targets[0], ast.Name)
-            and targets[0].id.isupper()
-            and node.value is not None
-            and _is_literal(node.value)
-        ):
-            found[targets[0].id] = node.value
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        name = targets[0]
+        if len(targets) == 1 and isinstance(name, ast.Name) and name.id.isupper() and _is_literal(node.value):
+            found[name.id] = node.value
     return found
 
 
@@ -184,6 +180,6 @@ def _line_offsets(source: str) -> list[int]:
     return offsets
 
 
-def _span(node: ast.AST, offsets: list[int]) -> tuple[int, int]:
+def _span(node: Any, offsets: list[int]) -> tuple[int, int]:
     # The ast module counts columns in bytes of UTF-8.
     return offsets[node.lineno - 1] + node.col_offset, offsets[node.end_lineno - 1] + node.end_col_offset

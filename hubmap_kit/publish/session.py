@@ -21,7 +21,7 @@ TOKEN_PREFIX = "KGAT_"
 INSTALL_HELP = "run scripts/push.sh, which installs it, or: pip install -e '.[push]'"
 
 
-def sign_in(pause_s: float):  # type: ignore[no-untyped-def]  # the class comes with the lazy import
+def sign_in(pause_s: float) -> Any:  # the class comes with the lazy import
     """A signed-in client.
 
     Raises PublishError without credentials, on refused ones, and where the package is not installed.
@@ -173,7 +173,7 @@ class Session:
         """The pages of a list, each asked for with the token of the one before. A list that never ends is cut."""
         before, token = Answer(), ""
         for number in range(1, MOST_PAGES + 1):
-            page = self.ask(what, lambda sdk, at=token: call(sdk, at))
+            page = self.ask(what, lambda sdk, at=token: call(sdk, at))  # type: ignore[misc]  # a default in a lambda
             if number > 1 and page.same(before, but_for="nextPageToken"):
                 break
             yield page

@@ -133,7 +133,7 @@ def find_lost(kaggle: Kaggle, lost: Lost, competition: str = COMPETITION) -> int
     found = [one.ref for one in listed if _may_be(one, lost) and one.message is not None and one.ref is not None]
     if len(found) == 1 or (found and lost.after is not None):
         return min(ref for ref in found if ref is not None)
-    unclear = found or [one for one in listed if _may_be(one, lost)]
+    unclear = bool(found) or any(_may_be(one, lost) for one in listed)
     missing = lost.after not in (None, 0) and lost.after not in [one.ref for one in listed]
     if unclear or missing or not settled(lost.asked):
         why = (

@@ -84,7 +84,7 @@ def tissue_map(image: np.ndarray) -> TissueMap:
     otsu, _ = cv2.threshold(saturation, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     red, green, blue = cv2.split(small)
     darkest = cv2.min(cv2.min(red, green), blue)
-    tint = min(float(np.median(saturation[darkest >= _brightest(darkest) - BRIGHT])), MOST_TINT)
+    tint = min(float(np.median(np.asarray(saturation)[darkest >= _brightest(darkest) - BRIGHT])), MOST_TINT)
     tissue = (saturation > np.clip(otsu, tint + PALEST, tint + STRONGEST)) | (darkest < DARK)
     return TissueMap(tissue.astype(np.uint8), height, width)
 

@@ -313,7 +313,8 @@ def _picture(config: ConvertConfig, slide: Slide, mask: np.ndarray, tissue: Tiss
             f"{slide.path} shows no tissue, only glass, so there is nothing to crop to; drop its row or choose another"
             " convert.kind"
         )
-    return plan(config, *mask.shape, box)
+    height, width = mask.shape
+    return plan(config, height, width, box)
 
 
 def _facts(slide: Slide, picture: Picture, mask: np.ndarray) -> dict[str, Any]:

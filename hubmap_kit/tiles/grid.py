@@ -109,7 +109,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _of_slide(number: int, record: Mapping[str, Any], mask: np.ndarray, tiles: TilesConfig) -> pd.DataFrame:
-    corners = grid(*mask.shape, tiles.size, tiles.overlap)
+    height, width = mask.shape
+    corners = grid(height, width, tiles.size, tiles.overlap)
     per_row, per_col = int(record["height"]) / mask.shape[0], int(record["width"]) / mask.shape[1]
     return pd.DataFrame(
         {
