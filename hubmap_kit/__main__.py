@@ -20,6 +20,8 @@ GO_ON = {
     **dict.fromkeys(("tiles", "tune", "blend", "external"), "; the same command goes on"),
 }
 
+PUSH_PACKAGES = ("kaggle", "kagglesdk", "packaging", "requests", "six", "urllib3")  # of the extra "push"
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point.
@@ -38,6 +40,14 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(
             f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the free"
             " disk space",
+            error,
+        )
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in PUSH_PACKAGES:
+            raise
+        _fail(
+            f"{error.name}, which everything about Kaggle needs, is not installed; run scripts/push.sh, which installs"
+            " it, or: pip install -e '.[push]'",
             error,
         )
     except RuntimeError as error:

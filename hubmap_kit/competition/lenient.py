@@ -224,7 +224,9 @@ def _header(records: list[list[str]], files: _Files) -> tuple[list[str], list[li
     No names where the header says none that is known, or is missing.
     """
     for place, cells in enumerate(records[:_TOP]):
-        if any(_column(cell) for cell in cells) and not any(_is_category(cell) for cell in cells):
+        # Beside a column id and without a number, columns may be named after organs.
+        named = "id" in map(str.lower, map(str.strip, cells)) and all(math.isnan(_number(cell)) for cell in cells)
+        if any(_column(cell) for cell in cells) and (named or not any(_is_category(cell) for cell in cells)):
             above = [row for row in records[:place] if len(row) == len(cells) > 1]  # shorter ones are a title
             return cells, [*above, *(row for row in records[place + 1 :] if row != cells)]
     first = records[0]
@@ -276,16 +278,23 @@ def _hits(rows: Sequence[Sequence[str]], place: int, is_hit: Callable[[str], obj
 def _aligned(cells: list[str], width: int, columns: Mapping[str, int], files: _Files, delimiter: str) -> list[str]:
     """A row with as many cells as there are columns.
 
-    Too many come from delimiters in the id, or are more than there should be at the end: whichever puts most cells
-    where they belong.
+    Too many come from delimiters in the id or another cell, or are more than there should be at the end; too few, from
+    a cell that is missing: whichever puts most cells where they belong.
     """
     last = max((place for place, cell in enumerate(cells) if cell.strip()), default=0)
     cells = cells[: max(width, last + 1)]
     extra, place = len(cells) - width, columns["id"]
-    if extra <= 0:
-        return [*cells, *[""] * -extra]
+    if extra < 0:
+        starts = range(len(cells), -1, -1)
+        filled = [[*cells[:start], *[""] * -extra, *cells[start:]] for start in starts]
+        return max(filled, key=lambda row: bool(files.find(row[place])))
     ends = range(place + 1, place + 2 + min(extra, _MOST_EXTRA))
     joined = [[*cells[:place], delimiter.join(cells[place:end]), *cells[end:]] for end in ends]
+    if 0 < extra <= _MOST_EXTRA:
+        joined += [
+            [*cells[:start], delimiter.join(cells[start : start + extra + 1]), *cells[start + extra + 1 :]]
+            for start in range(width)
+        ]
 
     def fit(row: Sequence[str]) -> int:
         cell = {column: row[place] for column, place in columns.items()}

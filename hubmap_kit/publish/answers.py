@@ -85,7 +85,7 @@ class Answer:
     def text(self, name: str) -> str:
         """A text, or a number as text; empty where there is none."""
         value = self._values.get(_spelling(name))
-        return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+        return printable(str(value)) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
     def word(self, name: str) -> str:
         """The value of an enumeration in upper case and without the name of its type: CANCEL_ACKNOWLEDGED; empty where
@@ -136,7 +136,12 @@ class Answer:
 
     def texts(self, name: str) -> list[str]:
         """The texts of a list that are not empty."""
-        return [item for item in self._list(name) if isinstance(item, str) and item]
+        return [printable(item) for item in self._list(name) if isinstance(item, str) and item]
+
+    def odd_list(self, name: str) -> bool:
+        """Whether a field that should be a list of objects holds anything else."""
+        value = self._values.get(_spelling(name))
+        return value is not None and not (isinstance(value, list) and len(self.parts(name)) == len(value))
 
     def same(self, other: Answer, but_for: str) -> bool:
         """Whether two answers hold the same, one field apart."""
@@ -148,6 +153,11 @@ class Answer:
     def _list(self, name: str) -> list[Any]:
         value = self._values.get(_spelling(name))
         return value if isinstance(value, list) else []
+
+
+def printable(text: str) -> str:
+    """A text that can be written as UTF-8: escaped halves of a character are joined, single ones replaced."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _spelling(name: Any) -> str:

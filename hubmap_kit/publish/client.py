@@ -154,7 +154,7 @@ def _taken(answer: Any, what: str) -> None:
 
     fields = answer_of(answer)
     said, status = one_line(fields.text("error")), fields.word("status")
-    if status != "OK" and (said or status in ("ERROR", "FAILED")):
+    if status in ("ERROR", "FAILED") or (said and not status):
         raise PublishError(f"Kaggle did not take {what} ({said or status.lower()}); mend that, then run this again")
     if status != "OK":
         log.info("Kaggle answers '%s' to %s, which is neither yes nor no; what it shows decides", status.lower(), what)
@@ -274,12 +274,15 @@ class Kaggle(DatasetCalls, KernelCalls):
             return sdk.competitions.competition_api_client.list_submissions(request)
 
         def read(pages: Iterator[Answer]) -> Iterator[Listed]:
-            for one in (one for page in pages for one in page.parts("submissions")):
-                yield Listed(
-                    one.number("ref") or None,
-                    one.text("description") if one.has("description") else None,
-                    one.moment("date"),
-                )
+            for page in pages:
+                for one in page.parts("submissions"):
+                    yield Listed(
+                        one.number("ref") or None,
+                        one.text("description") if one.has("description") else None,
+                        one.moment("date"),
+                    )
+                if page.odd_list("submissions"):
+                    yield Listed(None, None, None)  # something that cannot be read
 
         return list(read(self.pages("the list of submissions", ask)))
 

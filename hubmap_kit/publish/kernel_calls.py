@@ -11,7 +11,7 @@ from typing import Any
 
 from hubmap_kit.errors import PublishError, finding
 from hubmap_kit.files import atomic_path
-from hubmap_kit.publish.answers import Answer, AnswerLost
+from hubmap_kit.publish.answers import Answer, AnswerLost, printable
 from hubmap_kit.publish.session import Session, kernel_page, one_line
 
 _SOURCES = ("dataset", "competition", "kernel", "model")
@@ -77,8 +77,9 @@ class KernelCalls(Session):
                     raise SessionsBusy(f"{finding(error)}; {_FREE}") from error
                 raise
         said, version = one_line(answer.text("error")), answer.number("versionNumber") or 0
-        if said and version:
-            raise AnswerLost(f"Kaggle names version {version} of kernel {ref} and an error ({said})")
+        there = f"version {version}" if version else answer.text("ref") or answer.text("url")
+        if said and there:
+            raise AnswerLost(f"Kaggle names {there} of kernel {ref} and an error ({said})")
         if said:
             busy = _BUSY.search(said)
             advice = _FREE if busy else "mend that, then push again"
@@ -239,10 +240,13 @@ def plain_log(text: str) -> str:
         return text
     tail = text[end:]
     if cut := re.search(r'"data"\s*:\s*"((?:[^"\\]|\\[^u]|\\u[0-9a-fA-F]{4})*)', tail):
-        pieces.append(json.loads(f'"{cut[1]}"', strict=False))
+        try:
+            pieces.append(json.loads(f'"{cut[1]}"', strict=False))
+        except ValueError:  # an escape that JSON does not know
+            pieces.append(cut[1])
     else:
         pieces += _whole_lines(tail + "\n")
-    return ("" if any("\n" in piece for piece in pieces) else "\n").join(pieces)
+    return printable(("" if any("\n" in piece for piece in pieces) else "\n").join(pieces))
 
 
 def _whole_lines(between: str) -> list[str]:

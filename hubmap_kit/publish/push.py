@@ -233,7 +233,8 @@ def _compared(client: Kaggle, name: str, build: BuildId, state: DatasetState, fo
         return Plan("version" if force else "ask", found, version)
     if (held.build.build_id, held.build.files) != (build.build_id, build.files):
         return Plan("version", f"{there} holds build {held.build.build_id}, this one is {build.build_id}", version)
-    if lacks := lacking(client, name, build):
+    lacks = lacking(client, name, build)
+    if lacks and FILE not in lacks:  # it was downloaded just now, so a list without it is not to be trusted
         return Plan("version", f"{there} lacks {', '.join(lacks)}", version)
     if force:
         return Plan("version", f"{there} holds the same build, but --force is given", version)

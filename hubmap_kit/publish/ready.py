@@ -187,7 +187,7 @@ def _lack(client: Kaggle, wanted: Wanted, build: BuildId, state: DatasetState) -
     if (held.build.build_id, held.build.files) != (build.build_id, build.files):
         return _Lack(f"{is_there}, but a download still gives build {held.build.build_id} instead of {build.build_id}")
     lacks = lacking(client, wanted.name, build)
-    if lacks:
+    if lacks and FILE not in lacks:  # it was downloaded just now, so a list without it is not to be trusted
         return _Lack(
             f"{is_there}, but lacks {', '.join(lacks)}", f"look at {page}, then run this again to upload it anew"
         )

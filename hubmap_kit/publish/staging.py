@@ -23,7 +23,7 @@ from typing import Any
 
 from hubmap_kit.build_id import FILE, METADATA, describe, flat_name, unfold, write
 from hubmap_kit.errors import PublishError, StoreError
-from hubmap_kit.files import sweep, write_json, write_yaml
+from hubmap_kit.files import atomic_path, sweep, write_json, write_yaml
 from hubmap_kit.publish.root import build_folder
 
 # Dataset folders on their way up: built under a temporary name, flat, and free of what Kaggle would change or leave
@@ -347,7 +347,8 @@ def _add_weights(growing: Growing, source: Path) -> None:
 
     tensors = {name: value.contiguous().clone() for name, value in read_tensors(source).items()}
     target = growing.place(f"{source.stem}.safetensors")
-    save_file(tensors, target, {"format": "pt"})
+    with atomic_path(target) as temporary:
+        save_file(tensors, temporary, {"format": "pt"})
     log.info("%s is written as %s: Kaggle may unpack torch files", source, target.name)
 
 

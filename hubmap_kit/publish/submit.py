@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 COMPETITION = "hubmap-organ-segmentation"
 FACTS = "kernel.json"  # what a kernel of the kit says about its own run
 LATE_LOOKS = 3  # in the list of submissions for one whose answer was lost
+GRACE = timedelta(days=1)  # for clocks and zones
 _FORCED = ", or hand it in all the same with --force"
 
 
@@ -130,7 +131,7 @@ def find_lost(kaggle: Kaggle, lost: Lost, competition: str = COMPETITION) -> int
     """
     page = submissions_page(competition)
     listed = kaggle.submissions(competition)
-    found = [one.ref for one in listed if _may_be(one, lost) and one.message is not None and one.ref is not None]
+    found = [one.ref for one in listed if _may_be(one, lost) and _says(one, lost) and one.ref is not None]
     if len(found) == 1 or (found and lost.after is not None):
         return min(ref for ref in found if ref is not None)
     unclear = bool(found) or any(_may_be(one, lost) for one in listed)
@@ -184,17 +185,24 @@ def wait(kaggle: Kaggle, ref: int, pause_s: float, hours: float) -> Submission |
     return None
 
 
+def _says(one: Listed, lost: Lost) -> bool:
+    return one.message is not None and " ".join(one.message.split()) == lost.message
+
+
 def _may_be(one: Listed, lost: Lost) -> bool:
     """Whether an entry of Kaggle's list can be the lost submission.
 
     What cannot be read speaks neither for it nor against it.
     """
-    if one.message is not None and " ".join(one.message.split()) != lost.message:
+    if one.message is not None and not _says(one, lost) and lost.after is None:
         return False
+    # Kaggle may show a message in another form: whatever came after all that were known, and is in no row here, can
+    # be it.
     if one.ref is not None and (str(one.ref) in lost.known or (lost.after is not None and one.ref <= lost.after)):
         return False
-    # A day's grace for clocks and zones.
-    return lost.after is not None or one.date is None or one.date > lost.asked - timedelta(days=1)
+    if one.date is None or one.date > lost.asked - GRACE:
+        return True
+    return lost.after is not None and _says(one, lost)
 
 
 def _complete(kaggle: Kaggle, entry: Entry, name: str) -> bool:

@@ -167,7 +167,10 @@ def keep_output(step: Step, target: Path) -> dict[str, Path]:
 def read_rendered(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Name, metadata and constants of a rendered kernel. Raises RehearsalError for a folder that holds none."""
     if not (folder / "kernel-metadata.json").is_file():
-        raise RehearsalError(f"{folder} holds no rendered kernel; render it with 'hubmap kernels {folder.name}'")
+        raise RehearsalError(
+            f"{folder} holds no rendered kernel; render it with 'hubmap kernels {folder.name}', or without an"
+            " account 'hubmap kernels {folder.name} --owner NAME'"
+        )
     constants = rendered_constants(folder)
     if not constants.get("BUILD_ID"):
         raise RehearsalError(f"{folder} names no build, so it was not rendered; run 'hubmap kernels {folder.name}'")

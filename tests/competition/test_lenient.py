@@ -432,3 +432,19 @@ def test_where_there_is_no_table_the_ids_are_those_of_the_sample_or_of_the_files
     (tmp_path / "sample_submission.csv").write_text(SAMPLE)
     assert ids_of(path) == ["11", "3"]
     assert [slide.organ for slide in read_test_leniently(path)] == [UNKNOWN] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "ids"),
+    [
+        ("id,kidney,largeintestine,lung,prostate,spleen,pixel_size\n7,1,0,0,0,0,0.5\n21,0,0,1,0,0,0.5\n", ["7", "21"]),
+        ("id,HPA,organ\n7,1,kidney\n21,0,lung\n", ["7", "21"]),
+        ("organ,data_source,id\nprostate,7\nkidney,HPA,21\n", ["7", "21"]),
+        ("organ,id\nlarge intestine, colon,21\nkidney,7\n", ["21", "7"]),
+    ],
+)
+def test_columns_named_after_organs_and_cells_too_few_or_too_many(content: str, ids: list[str], tmp_path: Path) -> None:
+    pictures(tmp_path, "7.tiff", "21.tiff")
+    path = tmp_path / "test.csv"
+    path.write_text(content)
+    assert ids_of(path) == ids

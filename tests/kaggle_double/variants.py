@@ -169,6 +169,14 @@ VARIANTS: dict[str, Variant] = {
     "save_no_version": without("SaveKernel", "versionNumber"),
     "save_null_version": put("SaveKernel", versionNumber=None),
     "save_version_and_error": put("SaveKernel", error="Some tags were not saved"),
+    "save_ref_and_error": Variant(
+        "SaveKernel",
+        "carried out, with a ref and an error but no number",
+        lambda answer: (
+            {name: value for name, value in answer.items() if name != "versionNumber"} | {"error": "Some tags"}
+        ),
+    ),
+    "save_half_character": put("SaveKernel", url="https://www.kaggle.com/code/\ud83d"),
     "save_ref_slug": put("SaveKernel", ref="hubmap-train"),
     "save_ref_code": put("SaveKernel", ref="/code/alice/hubmap-train"),
     "save_ref_query": put("SaveKernel", ref="/code/alice/hubmap-train?scriptVersionId=7"),
@@ -197,6 +205,10 @@ VARIANTS: dict[str, Variant] = {
     "submissions_odd_date": each("ListSubmissions", "submissions", date="yesterday"),
     "submissions_odd_status": each("ListSubmissions", "submissions", status="RESCORING"),
     "submissions_no_message": each("ListSubmissions", "submissions", description=None),
+    "submissions_cut_message": each("ListSubmissions", "submissions", description="hel"),
+    "submissions_escaped_message": each("ListSubmissions", "submissions", description="hello &amp; you"),
+    "submissions_of_numbers": put("ListSubmissions", submissions=[1, None, "x", []]),
+    "submissions_object": put("ListSubmissions", submissions={"a": 1}),
     "submissions_no_ref": each("ListSubmissions", "submissions", ref=None),
     "submissions_text_ref": each("ListSubmissions", "submissions", ref="x"),
     "submissions_endless": put("ListSubmissions", nextPageToken="more"),
@@ -252,6 +264,9 @@ VARIANTS: dict[str, Variant] = {
     "files_500": refused("ListDatasetFiles", 500),
     "files_none": put("ListDatasetFiles", datasetFiles=[], nextPageToken=""),
     "files_null": put("ListDatasetFiles", datasetFiles=None, nextPageToken=None),
+    "files_of_numbers": each("ListDatasetFiles", "datasetFiles", name=7),
+    "files_without_build_id": put("ListDatasetFiles", datasetFiles=[{"name": "build_id.json"}]),
+    "version_warning": put("CreateDatasetVersion", status="warning", error="Some tags were not saved"),
     "files_endless": put("ListDatasetFiles", nextPageToken="0"),
     "files_odd_dates": each("ListDatasetFiles", "datasetFiles", creationDate="today", totalBytes="x"),
     "build_id_400": refused("DownloadDataset", 400),
@@ -295,6 +310,14 @@ VARIANTS: dict[str, Variant] = {
     "log_indented": logged("the log's list is indented", lambda pieces: json.dumps(pieces, indent=2)),
     "log_unclosed": logged("the log's list is not closed", lambda pieces: json.dumps(pieces)[:-1]),
     "log_cut_off": logged("the log ends inside its last piece", lambda pieces: json.dumps(pieces)[:-5]),
+    "log_half_character": logged(
+        "half of a character is in a piece",
+        lambda pieces: json.dumps([{**pieces[0], "data": "progress \ud83d\n"}, *pieces]),
+    ),
+    "log_bad_escape": logged(
+        "the log ends inside a piece with an escape that JSON does not know",
+        lambda pieces: json.dumps(pieces)[:-1] + ',{"stream_name":"stdout","time":9,"data":"C:\\xpath and more',
+    ),
     "log_halves": logged("the marker is in two pieces", _halves),
     "log_as_list": logged("the log is a list, not a text", lambda pieces: pieces),
     "log_odd_text": logged(
