@@ -27,7 +27,7 @@ from hubmap_kit.report.run_folder import (
     read_each,
     read_environments,
     read_oof,
-    read_timing,
+    read_timing_table,
     sentence,
 )
 from hubmap_kit.report.tables import text_table
@@ -190,7 +190,7 @@ def _read(run: Run, problems: list[str]) -> Compared:
         run,
         oof,
         told(read_curves, pd.DataFrame()),
-        told(read_timing, pd.DataFrame()),
+        told(read_timing_table, pd.DataFrame()),
         sessions[0] if sessions else {},
     )
 

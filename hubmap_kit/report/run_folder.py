@@ -21,7 +21,7 @@ from hubmap_kit.config import AugmentConfig, Experiment, ScaleChoices, ScaleConf
 from hubmap_kit.errors import CheckpointError, HubmapError, TableError
 from hubmap_kit.inference.ensemble import MODEL_FILE, fold_folders, read_thresholds
 from hubmap_kit.report.run_columns import OURS, Row
-from hubmap_kit.training.history import CHECKPOINT_FILE, fold_number, unfinished
+from hubmap_kit.training.history import CHECKPOINT_FILE, TIMING_FILE, fold_number, unfinished
 from hubmap_kit.training.oof import read_metrics
 
 # Reading the tables of a run folder; each complains in one sentence that names the file.
@@ -64,13 +64,13 @@ def read_curves(run: Path) -> pd.DataFrame:
     return metrics
 
 
-def read_timing(run: Path) -> pd.DataFrame:
+def read_timing_table(run: Path) -> pd.DataFrame:
     """The timing rows of all folds, numbers only, columns as they come; empty before the first epoch is done.
 
     Raises TableError.
     """
     rows: list[dict[str, Any]] = []
-    for path in sorted(run.glob("fold*/timing.csv")):
+    for path in sorted(run.glob(f"fold*/{TIMING_FILE}")):
         for line, row in read_rows(path, ("seconds",)):
             numbers = {key: _float(cell) for key, cell in row.items() if key != "session"}
             if not math.isfinite(numbers["seconds"]):
@@ -321,7 +321,7 @@ def _dice(run: Path, _settings: Experiment) -> Row:
 
 
 def _time(run: Path, _settings: Experiment) -> Row:
-    timing = read_timing(run)
+    timing = read_timing_table(run)
     return (
         {"hours": float(timing["seconds"].sum()) / 3600, "epoch_s": statistics.median(timing["seconds"])}
         if len(timing)
