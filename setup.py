@@ -85,7 +85,17 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["hubmap_kit", "hubmap_kit.*"]),
-    package_data={"hubmap_kit": ["configs/*.yaml", "models/*.csv", "notebooks/*.ipynb", "report/*.csv"]},
+    package_data={
+        "hubmap_kit": [
+            "configs/*.yaml",
+            "models/*.csv",
+            "notebooks/*.ipynb",
+            "report/*.csv",
+            "report/*.j2",
+            "report/*.js",
+            "rehearsal/inside/*.py",  # a folder that is run, not a package
+        ]
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["hubmap=hubmap_kit.__main__:command"]},

@@ -18,7 +18,7 @@ class _LineBar(tqdm):
     """A tqdm bar for files: every refresh is a line of its own instead of a carriage return."""
 
     @staticmethod
-    def status_printer(file: TextIO) -> Callable[[str], None]:
+    def status_printer(file: Any) -> Callable[[str], None]:
         def print_status(text: str) -> None:
             if text:
                 file.write(text + "\n")
@@ -30,7 +30,7 @@ class _LineBar(tqdm):
         # tqdm would repeat the last line and add an empty one.
         if not self.disable:
             self.disable = True
-            self._decr_instances(self)
+            self._decr_instances(self)  # type: ignore[attr-defined]  # not in tqdm's stubs
 
 
 def bar(total: int | None, description: str, unit: str = "it", file: TextIO | None = None) -> tqdm:

@@ -24,7 +24,7 @@ FIRST = (
     "test_bench.py",
     "test_learner.py",
     "test_sandbox.py",
-    "test_rehearsal_processes.py",
+    "test_sandbox_processes.py",
     "test_tune.py",
     "test_blend.py",
     "test_shift.py",

@@ -1,9 +1,9 @@
 """A hostile kernel: tries every way out of its session that its author could think of, and prints one JSON line for
 each.
 
-Run inside the sandbox, never outside; tests import it for `plan`, which tells it of the machine, and `surprises`, which
-judges what it printed. It needs the standard library alone. A probe returns what it got. The last line counts them, so
-that it shows when one has ended the process.
+Run inside the sandbox, never outside. Tests import it for `plan`, which tells it of the machine, and for `unexpected`,
+which judges what it printed. It needs the standard library alone. A probe returns what it got. The last line counts
+them, so that it shows when one has ended the process.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def mount(source: str | None, target: str, kind: str | None, flags: int = 0, opt
     return checked(libc.mount(*names[:3], ctypes.c_ulong(flags), names[3]))
 
 
-def answers(tries: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """What each of several tries got: its value, or the name of its error."""
-    return {name: attempt(function) for name, function in tries.items()}
+def answers(attempts: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What each attempt got: its value, or the name of its error."""
+    return {name: attempt(function) for name, function in attempts.items()}
 
 
 def attempt(function: Callable[[], Any]) -> Any:
@@ -116,7 +116,7 @@ def attempt(function: Callable[[], Any]) -> Any:
 
 
 def in_child(function: Callable[[], Any]) -> Any:
-    """The answer of a try that would change this process."""
+    """The answer of an attempt that would change this process."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         try:
@@ -207,8 +207,8 @@ def write_to_inputs() -> Any:
 @probe
 def replace_the_hook_or_the_script() -> Any:
     paths = ("/opt/hook/rehearsal_hook.py", "/kaggle/src/script.py")
-    tries = {path: lambda path=path: [write(path), os.unlink(path)] for path in paths}
-    return answers(tries | {"rename": lambda: os.rename("/opt/hook", "/opt/hooks")})
+    attempts = {path: lambda path=path: [write(path), os.unlink(path)] for path in paths}
+    return answers(attempts | {"rename": lambda: os.rename("/opt/hook", "/opt/hooks")})
 
 
 @probe
@@ -289,9 +289,11 @@ def new_namespaces() -> Any:
         os.waitpid(pid, 0)
         return "cloned"
 
-    tries = {f"unshare {name}": lambda flag=flag: in_child(lambda: call("unshare", flag)) for name, flag in NEW.items()}
-    tries |= {f"clone {name}": lambda flag=flag: cloned(flag) for name, flag in NEW.items()}
-    return answers(tries | {"clone3 user": lambda: cloned3(NEW["user"])})
+    attempts = {
+        f"unshare {name}": lambda flag=flag: in_child(lambda: call("unshare", flag)) for name, flag in NEW.items()
+    }
+    attempts |= {f"clone {name}": lambda flag=flag: cloned(flag) for name, flag in NEW.items()}
+    return answers(attempts | {"clone3 user": lambda: cloned3(NEW["user"])})
 
 
 @probe
@@ -308,8 +310,8 @@ def namespaces_of_process_1() -> Any:
         return call("setns", os.pidfd_open(1), flag)
 
     kinds = ("mnt", "user", "pid", "net", "ipc", "uts", "cgroup")
-    tries = {kind: lambda kind=kind: in_child(lambda: entered(kind)) for kind in kinds}
-    return answers(tries | {"pidfd": lambda: in_child(lambda: by_pid(NEW["mount"]))})
+    attempts = {kind: lambda kind=kind: in_child(lambda: entered(kind)) for kind in kinds}
+    return answers(attempts | {"pidfd": lambda: in_child(lambda: by_pid(NEW["mount"]))})
 
 
 @probe
@@ -317,12 +319,12 @@ def roots_of_other_processes() -> Any:
     """`/proc/N/root`, `cwd` and `fd` lead into the file system of process N."""
     found = {}
     for pid in others():
-        tries = {
+        attempts = {
             link: lambda link=link, pid=pid: os.path.exists(f"/proc/{pid}/{link}/..{FACTS['file']}")
             for link in ("root", "cwd")
         }
-        tries |= {"list": lambda pid=pid: len(os.listdir(f"/proc/{pid}/root/"))}
-        found[pid] = answers(tries) | {"fds": attempt(lambda pid=pid: _opened(pid))}
+        attempts |= {"list": lambda pid=pid: len(os.listdir(f"/proc/{pid}/root/"))}
+        found[pid] = answers(attempts) | {"fds": attempt(lambda pid=pid: _opened(pid))}
     return found
 
 
@@ -395,9 +397,9 @@ def devices() -> Any:
         ("/tmp", "/kaggle/working", "/dev/shm"),
         {"mem", "kmem", "port", "vda", "sda", "nvme0n1", "kmsg", "fuse", "kvm"},
     )
-    tries = {f"disk in {folder}": lambda folder=folder: made(stat.S_IFBLK, disk, folder) for folder in folders}
-    tries |= {"memory": lambda: made(stat.S_IFCHR, os.makedev(1, 1), "/tmp"), "kmsg": lambda: opens("/dev/kmsg")}
-    return answers(tries | {"listed": lambda: sorted(set(os.listdir("/dev")) & known)})
+    attempts = {f"disk in {folder}": lambda folder=folder: made(stat.S_IFBLK, disk, folder) for folder in folders}
+    attempts |= {"memory": lambda: made(stat.S_IFCHR, os.makedev(1, 1), "/tmp"), "kmsg": lambda: opens("/dev/kmsg")}
+    return answers(attempts | {"listed": lambda: sorted(set(os.listdir("/dev")) & known)})
 
 
 @probe
@@ -568,8 +570,10 @@ def sockets() -> Any:
         "qrtr": socket.SOCK_DGRAM,
     }
     asked = [(name, number, kinds.get(name, socket.SOCK_STREAM)) for name, number in families.items()]
-    tries = {name: lambda number=number, kind=kind: bool(socket.socket(number, kind)) for name, number, kind in asked}
-    return answers(tries | {"raw": lambda: bool(socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))})
+    attempts = {
+        name: lambda number=number, kind=kind: bool(socket.socket(number, kind)) for name, number, kind in asked
+    }
+    return answers(attempts | {"raw": lambda: bool(socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))})
 
 
 @probe
@@ -675,9 +679,9 @@ def higher_limits() -> Any:
         resource.setrlimit(number, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         return "raised"
 
-    tries = {name: lambda name=name: in_child(lambda: raised(name)) for name in ("NPROC", "CORE")}
+    attempts = {name: lambda name=name: in_child(lambda: raised(name)) for name in ("NPROC", "CORE")}
     return answers(
-        tries
+        attempts
         | {
             "nice": lambda: in_child(lambda: os.nice(-5)),
             "real time": lambda: in_child(lambda: os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))),
@@ -691,7 +695,7 @@ def higher_limits() -> Any:
 
 @probe
 def sizes() -> Any:
-    """Everything that can be written to, with its room in bytes and in files."""
+    """Everything that can be written to, with its size in bytes and in files."""
     found = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
@@ -800,8 +804,8 @@ def deep_output() -> Any:
 def signals_to_process_1() -> Any:
     """Whoever ends the watcher is watched no more."""
     names = ("KILL", "STOP", "TERM", "INT", "HUP", "SEGV", "USR1", "CHLD", "ALRM")
-    tries = {name: lambda name=name: os.kill(1, getattr(signal, f"SIG{name}")) for name in names}
-    found = answers(tries)
+    attempts = {name: lambda name=name: os.kill(1, getattr(signal, f"SIG{name}")) for name in names}
+    found = answers(attempts)
     time.sleep(0.3)
     return found | {"state": Path("/proc/1/stat").read_text().rpartition(") ")[2][0]}
 
@@ -830,8 +834,8 @@ REFUSED = set(
     ]
 )
 NOTHING = "0" * 16
-# Everything that can be written to: its room in bytes; None for the machine's disk, which the watcher looks at.
-ROOM = {
+# Everything that can be written to: its size in bytes; None for the machine's disk, which the watcher looks at.
+CAPACITY = {
     "/root": 2 << 30,
     "/opt/venv": 2 << 30,
     "/dev/shm": 29 << 30,
@@ -865,13 +869,13 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     "command_lines": lambda got: list(got) == ["1"] and got["1"][1:] == ["-I", "-B", "inside", ""],
     "forged_notes": lambda got: got == "sent",
     "sizes": lambda got: (
-        got.keys() == ROOM.keys()
+        got.keys() == CAPACITY.keys()
         and all(
-            ROOM[path] in (None, size) and (files <= 200_000 or kind != "tmpfs")
+            CAPACITY[path] in (None, size) and (files <= 200_000 or kind != "tmpfs")
             for path, (kind, size, files) in got.items()
         )
     ),
-    "writable_places": lambda got: all(path.startswith(tuple(ROOM)) for path in got),
+    "writable_places": lambda got: all(path.startswith(tuple(CAPACITY)) for path in got),
     "own_log": lambda got: refused([got["truncate"], got["seek"], got["read"]]) and got["place"].startswith("pipe:"),
     # Without root the kernel is the same user as process 1, which does nothing but wait. A signal does not reach it; a
     # limit may.
@@ -913,7 +917,7 @@ def plant_key() -> None:
         )
 
 
-def surprises(log: str) -> list[str]:
+def unexpected(log: str) -> list[str]:
     """The lines of the probes that got something, or that are missing."""
     lines = [json.loads(line) for line in log.splitlines()]
     names = [line["probe"] for line in lines]

@@ -18,7 +18,7 @@ RANK = {
     for rank, rooms in enumerate(
         (
             "errors files progress processes config",
-            "words build_id experiment competition",
+            "build_id experiment competition",
             "sample",
             "tiles augment models",
             "inference",

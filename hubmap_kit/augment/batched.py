@@ -168,12 +168,10 @@ class Batched:
                 f"tiles are {tuple(tiles.shape)} {tiles.dtype}, masks {tuple(masks.shape)}; expected (N, H, W, 3) uint8"
                 " and (N, H, W)"
             )
-        random, ranges = (
-            np.random.default_rng(np.random.SeedSequence((self.seed, epoch, step), spawn_key=(STREAM,))),
-            self.ranges,
-        )
+        random = np.random.default_rng(np.random.SeedSequence((self.seed, epoch, step), spawn_key=(STREAM,)))
+        ranges, shape = self.ranges, (len(masks), masks.shape[1], masks.shape[2])
         # All draws come first, in one order, so that none depends on the device or on what another part does.
-        affine, bends = draw_affine(ranges, tuple(masks.shape), random), draw_bends(ranges, tuple(masks.shape), random)
+        affine, bends = draw_affine(ranges, shape, random), draw_bends(ranges, shape, random)
         colours, factors = draw_colours(ranges, len(tiles), random), self._draw_stains(len(tiles), random)
         # Plane by plane, although the network wants channels last: products with 3 x 3 matrices are four times as fast
         # so.
@@ -266,7 +264,7 @@ def draw_affine(ranges: Ranges, shape: tuple[int, int, int], random: np.random.G
     quarter = random.integers(4, size=count) if ranges.quarters else np.zeros(count)
     limits = np.array((ranges.rotate, ranges.shear, ranges.shift * width, ranges.shift * height))
     turn, shear, right, down = np.where(drawn[:, None], random.uniform(-limits, limits, (count, 4)), 0.0).T
-    scale = np.where(drawn, np.exp(random.uniform(*np.log(ranges.scale), count)), 1.0)
+    scale = np.where(drawn, np.exp(random.uniform(np.log(ranges.scale[0]), np.log(ranges.scale[1]), count)), 1.0)
     angle = quarter * (np.pi / 2) + np.radians(turn)
     cos, sin, one, none = np.cos(angle), np.sin(angle), np.ones(count), np.zeros(count)
     rotation = np.stack([cos, -sin, sin, cos], axis=1).reshape(count, 2, 2)
@@ -298,12 +296,11 @@ def jitter_stains(images: torch.Tensor, factors: np.ndarray) -> torch.Tensor:
     has next to no density, so it stays glass. Compare `augment.stain.jitter`, which also adds density and leaves bare
     glass as it is.
     """
-    densities = (
-        images.clamp(min=1).log_().sub_(float(np.log(255.0)))
-    )  # natural logarithm, negative: the matrix does not mind
+    # The natural logarithm, negative: the matrix does not mind.
+    densities = images.clamp(min=1).log_().sub_(float(np.log(255.0)))
     some = densities[:, :, ::EVERY, ::EVERY].flatten(2)
     changes, unexplained = zip(*(_stain_change(second, factors, some) for second in (EOSIN, DAB)), strict=True)
-    change = torch.where((unexplained[0] <= unexplained[1])[:, None, None], *changes)
+    change = torch.where((unexplained[0] <= unexplained[1])[:, None, None], changes[0], changes[1])
     made = torch.bmm(change, densities.flatten(2)).clamp_(max=0).exp_().mul_(255)
     return made.view_as(images)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import albumentations as A
 import numpy as np
@@ -102,11 +102,8 @@ def _of_batched(name: str, tile: Tile, seed: int) -> Iterator[Item]:
     }
     for part, title in titles.items():
         if getattr(ranges, part):
-            alone = (
-                replace(still, mirror=True, quarters=ranges.quarters)
-                if part == "mirror"
-                else replace(still, **{part: 1.0})
-            )
+            changes: dict[str, Any] = {"mirror": True, "quarters": ranges.quarters} if part == "mirror" else {part: 1.0}
+            alone = replace(still, **changes)
             yield from _distinct(_as_batch(alone, tile, seed, ALONE, title))
     yield from _as_batch(
         ranges, tile, seed, WHOLE if ranges.moves or ranges.recolours else 1, f"all of {name}, draw {{}}"
@@ -118,10 +115,10 @@ def _as_batch(ranges: Ranges, tile: Tile, seed: int, count: int, title: str, sta
 
     from hubmap_kit.augment.batched import Batched
 
-    change = Batched(
-        ranges, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), seed, stains
-    )  # what the network sees is then the picture in 0..1
-    images, masks = change(*(torch.from_numpy(np.stack([part] * count)) for part in tile), 0, 0)
+    # With this mean and deviation, what the network sees is the picture in 0..1.
+    change = Batched(ranges, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), seed, stains)
+    tiles, truth = (torch.from_numpy(np.stack([part] * count)) for part in tile)
+    images, masks = change(tiles, truth, 0, 0)
     pictures = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     for number, (image, mask) in enumerate(zip(pictures, masks.to(torch.uint8).numpy(), strict=True)):
         yield image, mask, title.format(number + 1)

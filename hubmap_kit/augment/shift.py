@@ -168,9 +168,10 @@ def compressed(slide: Shifted, random: np.random.Generator) -> Shifted:
     """The slide after JPEG."""
     quality = int(random.integers(*QUALITY))
     done, data = cv2.imencode(".jpg", cv2.cvtColor(slide.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if done else None
+    if image is None:
         raise ValueError(f"OpenCV could not write a picture of shape {slide.image.shape} as JPEG")
-    return slide._replace(image=cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+    return slide._replace(image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
 
 
 def _thickness(organ: str) -> float:

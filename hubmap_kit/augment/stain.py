@@ -286,6 +286,7 @@ class StainChange:
         self.method, self.probability, self.references = method, probability if method != "none" else 0.0, references
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """A picture (H, W, 3) uint8 RGB -> the same shape, changed with the given probability."""
         # Without a method nothing is drawn either, so that the other draws of a tile are what they were before there
         # were stains.
         if not self.probability or random.random() >= self.probability:

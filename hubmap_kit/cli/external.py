@@ -9,19 +9,14 @@ from typing import Annotated
 
 import typer
 
-from hubmap_kit.words import fold_numbers
+from hubmap_kit.cli.options import fold_numbers
 
 external = typer.Typer(
+    name="external",
     no_args_is_help=True,
     help="Slides from elsewhere in the competition's format, and tables joined.",
     rich_markup_mode=None,
 )
-
-
-def add_all(app: typer.Typer) -> None:
-    """Add every verb."""
-    app.add_typer(external, name="external")
-    app.command()(pseudo)
 
 
 @external.command()

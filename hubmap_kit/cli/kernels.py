@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hubmap_kit.cli.options import INTERRUPTED, fold_numbers
 from hubmap_kit.errors import PublishError
-from hubmap_kit.words import INTERRUPTED, fold_numbers
 
 if TYPE_CHECKING:
     from hubmap_kit.publish.client import Kaggle
@@ -22,11 +22,6 @@ NEXT = {
     ("infer", "degraded"): 'hubmap submit --version {version} --force -m "what is new"',
     ("tiles", "complete"): "hubmap kernels --run train --attach kernel:tiles --follow",
 }
-
-
-def add(app: typer.Typer) -> None:
-    """Add `hubmap kernels`."""
-    app.command()(kernels)
 
 
 def kernels(

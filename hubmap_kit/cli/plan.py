@@ -8,23 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hubmap_kit.cli.options import fold_numbers
 from hubmap_kit.errors import PublishError, finding
-from hubmap_kit.words import check_folds, fold_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
     from hubmap_kit.config import Experiment
-    from hubmap_kit.publish.plan import Session
-    from hubmap_kit.publish.quota import Budget
+    from hubmap_kit.publish.plan import Budget, Part, Session
 
 GPUS = {"t4x2": 2, "p100": 1, "cpu": 1}
-
-
-def add(app: typer.Typer) -> None:
-    """Add `hubmap plan`."""
-    app.command()(plan)
 
 
 def plan(
@@ -58,13 +52,15 @@ def plan(
     from datetime import datetime
 
     from hubmap_kit import experiment
+    from hubmap_kit.competition.folds import check_folds
     from hubmap_kit.publish.plan import Job, Terms, lay_out, memory_lines
     from hubmap_kit.publish.speed import estimate
 
     if accelerator not in GPUS:
         raise PublishError(f"--accelerator is '{accelerator}'; expected {', '.join(GPUS)}")
     settings = experiment.load(config, set_)
-    numbers = _numbers(folds, settings)
+    count = settings.data.n_folds
+    numbers = tuple(check_folds(fold_numbers(folds), range(count), source=f"data.n_folds is {count}, which gives"))
     speed = estimate(settings, accelerator, run, slides, stored)
     budget, note = (None, "no GPU, no quota") if accelerator == "cpu" else _budget(offline)
     now = datetime.now(UTC)
@@ -100,8 +96,7 @@ def _fitted(
 
     A training that cannot be planned is an error, unless weeks are asked for.
     """
-    from hubmap_kit.publish.plan import WEEK, held
-    from hubmap_kit.publish.quota import Budget
+    from hubmap_kit.publish.plan import WEEK, Budget, held
 
     if not weeks:
         return sessions_of(settings, budget), []
@@ -117,17 +112,9 @@ def _fitted(
         return [], [f"as it is, it cannot be planned: {error}", *lines]
 
 
-def _numbers(text: str, settings: Experiment) -> tuple[int, ...]:
-    asked = fold_numbers(text)
-    if asked is None:
-        return tuple(range(settings.data.n_folds))
-    check_folds(asked, settings.data.n_folds)
-    return tuple(sorted(set(asked)))
-
-
 def _budget(offline: bool) -> tuple[Budget, str]:
     """The quota that Kaggle tells, or the usual one where it cannot be asked, and a sentence on it."""
-    from hubmap_kit.publish import quota
+    from hubmap_kit.publish.plan import assumed_budget, budget_sentence, read_budget
 
     why = "--offline"
     if not offline:
@@ -135,22 +122,22 @@ def _budget(offline: bool) -> tuple[Budget, str]:
 
         try:
             with Kaggle() as client:
-                budget = quota.read(client)
-            return budget, quota.sentence(budget)
+                budget = read_budget(client)
+            return budget, budget_sentence(budget)
         except PublishError as error:
             why = finding(error)
-    budget = quota.assumed(why=why)
-    return budget, quota.sentence(budget)
+    budget = assumed_budget(why=why)
+    return budget, budget_sentence(budget)
 
 
 def _table(sessions: list[Session], gpus: int) -> str:
-    from hubmap_kit.publish.quota import when
+    from hubmap_kit.publish.plan import utc_words
     from hubmap_kit.report.tables import text_table
 
     rows = []
     for number, session in enumerate(sessions, 1):
         cells = ["; ".join(_part(part) for part in session.parts if part.gpu == gpu) for gpu in range(gpus)]
-        start = "now" if number == 1 and not session.waits else f"from {when(session.starts)}"
+        start = "now" if number == 1 and not session.waits else f"from {utc_words(session.starts)}"
         rows.append(
             [
                 f"{number}",
@@ -165,7 +152,7 @@ def _table(sessions: list[Session], gpus: int) -> str:
     )
 
 
-def _part(part) -> str:  # type: ignore[no-untyped-def]
+def _part(part: Part) -> str:
     epochs = f"{part.first}-{part.last}" if part.last >= part.first else ""
     return f"fold {part.fold}: {' + '.join(filter(None, [epochs, 'oof' if part.finishes else '']))}"
 
@@ -176,8 +163,7 @@ def _early_stop(settings: Experiment) -> list[str]:
 
 
 def _summary(sessions: list[Session], budget: Budget | None) -> str:
-    from hubmap_kit.publish.plan import gpu_hours
-    from hubmap_kit.publish.quota import when
+    from hubmap_kit.publish.plan import gpu_hours, utc_words
 
     count = f"{len(sessions)} session{'s' if len(sessions) > 1 else ''}"
     if budget is None:
@@ -188,7 +174,7 @@ def _summary(sessions: list[Session], budget: Budget | None) -> str:
         f"{gpu_hours(sessions):.1f} hours of quota in {count}; {soon:.1f} of them fit what is left of this week"
         f" ({budget.left_h:.1f} h)"
     )
-    return f"{text}, {gpu_hours(later):.1f} wait until {when(budget.refresh)}" if later else text
+    return f"{text}, {gpu_hours(later):.1f} wait until {utc_words(budget.refresh)}" if later else text
 
 
 def _commands(sessions: list[Session], config: str, folds: str, overrides: list[str], accelerator: str) -> str:

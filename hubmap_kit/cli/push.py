@@ -1,4 +1,4 @@
-"""`hubmap push`: a dataset of the kit goes to Kaggle, and the command ends when Kaggle shows exactly these files."""
+"""`hubmap bundle` and `hubmap push`: build a dataset of the kit, and put it on Kaggle."""
 
 from __future__ import annotations
 
@@ -9,16 +9,35 @@ from typing import Annotated
 
 import typer
 
+from hubmap_kit.cli.options import INTERRUPTED
 from hubmap_kit.errors import PublishError, did_you_mean
-from hubmap_kit.words import INTERRUPTED
 
 KINDS = ("code", "weights", "tiles", "pretrained")
 Paths = list[Path] | None
 
 
-def add(app: typer.Typer) -> None:
-    """Add the verb to the table."""
-    app.command("push")(push)
+def bundle(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The dataset's folder; default: build/datasets/code in the checkout.", show_default=False),
+    ] = None,
+    allow_dirty: Annotated[
+        bool, typer.Option("--allow-dirty", help="Also where files differ from the commit; the build id says so.")
+    ] = False,
+) -> None:
+    """Build the wheels that kernels install offline, with BUILD_ID.json, from the checkout's commit."""
+    from hubmap_kit.publish.bundle import build_bundle
+    from hubmap_kit.publish.root import build_folder
+
+    folder = out or build_folder() / "datasets" / "code"
+    build = build_bundle(folder, allow_dirty)
+    width = max(map(len, build.files))
+    for name, facts in build.files.items():
+        typer.echo(f"{name:<{width}}  {facts['bytes'] / 1024:>8.1f} KiB  sha256 {facts['sha256'][:12]}")
+    typer.echo(f"build id: {build.build_id}")
+    # A push of the default folder builds it again, which costs seconds and gives the same bytes.
+    further = f" --staged {out}" if out else " --allow-dirty" if build.dirty else ""
+    typer.echo(f"staged in {folder}; next: hubmap push code{further}")
 
 
 def push(

@@ -11,13 +11,8 @@ from typing import Annotated
 
 import typer
 
+from hubmap_kit.cli.options import INTERRUPTED
 from hubmap_kit.errors import RehearsalError
-from hubmap_kit.words import INTERRUPTED
-
-
-def add(app: typer.Typer) -> None:
-    """Add `hubmap rehearse`."""
-    app.command()(rehearse)
 
 
 def rehearse(
@@ -76,27 +71,43 @@ def rehearse(
     """Run kernels as Kaggle would: no network, its folders, its versions, its limits, a hidden test set with every size
     and fault.
     """
-    from hubmap_kit.rehearsal.request import Options, Request, check
+    from hubmap_kit.rehearsal.request import Request, check_request
     from hubmap_kit.rehearsal.sandbox import check_machine
 
-    layouts = ("new", "flat") if layout == "both" else (layout,)
-    options = Options(layouts, slides, faults, largest, seed, data, tuple(set_), stop_after, sample_size)
     request = Request(
-        what, options, minutes, memory_gib, disk_gib, keep, python, out, kernels, datasets, _outputs(output)
+        what=what,
+        layouts=("new", "flat") if layout == "both" else (layout,),
+        slides=slides,
+        faults=faults,
+        largest=largest,
+        seed=seed,
+        data=data,
+        overrides=tuple(set_),
+        stop_after=stop_after,
+        sample_size=sample_size,
+        minutes=minutes,
+        memory_gib=memory_gib,
+        disk_gib=disk_gib,
+        keep=keep,
+        python=python,
+        out=out,
+        kernels=kernels,
+        datasets=datasets,
+        outputs=_outputs(output),
     )
-    check(request)
+    check_request(request)
     check_machine()
-    from hubmap_kit.rehearsal import reporting
-    from hubmap_kit.rehearsal.jobs import run
+    from hubmap_kit.rehearsal.jobs import rehearse_request
+    from hubmap_kit.rehearsal.reporting import dice_table, problem_lines, session_table
 
     try:
-        with _ending_well():
-            result = run(request)
+        with _interruptible():
+            result = rehearse_request(request)
     except KeyboardInterrupt:
         typer.echo("error: stopped; the kernel was ended, and nothing of the rehearsal goes on", err=True)
         sys.exit(INTERRUPTED)
     steps, failing = result.steps, result.must_fail
-    parts = (reporting.table(steps, failing), reporting.dice_table(steps), "\n".join(reporting.details(steps, failing)))
+    parts = (session_table(steps, failing), dice_table(steps), "\n".join(problem_lines(steps, failing)))
     typer.echo("\n" + "\n\n".join(part for part in parts if part) + "\n")
     typer.echo(f"report:  {result.folder}/report.json, a log and the output of each session in its folder beside it")
     if result.picture:
@@ -106,7 +117,7 @@ def rehearse(
             f"kept:    {result.kept}, the last rehearsal of this kind, whose output the next one attaches unless a"
             " newer one passes"
         )
-    if not result.passed:
+    if result.wrong:
         raise RehearsalError(
             f"the rehearsal failed: {result.wrong[0]}"
             + (f" (and {len(result.wrong) - 1} more)" if len(result.wrong) > 1 else "")
@@ -115,10 +126,8 @@ def rehearse(
 
 
 @contextmanager
-def _ending_well() -> Iterator[None]:
-    """SIGTERM and a closed terminal take the way out that Ctrl-C takes: sessions end, and what lies around of them
-    goes.
-    """
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and a closed terminal end a rehearsal as Ctrl-C does: its sessions end, their folders are removed."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield

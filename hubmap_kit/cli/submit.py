@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hubmap_kit.cli.options import INTERRUPTED
 from hubmap_kit.errors import PublishError
-from hubmap_kit.words import INTERRUPTED
 
 if TYPE_CHECKING:
     from hubmap_kit.publish.client import Kaggle, Submission
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 # In the ref of a row without an answer, where Kaggle did not tell which submission was the latest before it.
 UNKNOWN = "unknown"
-
-
-def add(app: typer.Typer) -> None:
-    """Add `hubmap submit`."""
-    app.command()(submit)
 
 
 def submit(
@@ -36,7 +31,9 @@ def submit(
     ] = None,
     ledger: Annotated[
         Path | None,
-        typer.Option(help="Another place for the ledger; without --run: runs/ledger.csv.", show_default=False),
+        typer.Option(
+            help="Another place for the list of submissions; without --run: runs/submissions.csv.", show_default=False
+        ),
     ] = None,
     file: Annotated[str, typer.Option(help="The output file to hand in.")] = "submission.csv",
     wait: Annotated[bool, typer.Option(help="Wait for the score; the run on the hidden slides takes hours.")] = True,
@@ -55,16 +52,16 @@ def submit(
         Path | None, typer.Option(help="Folder of rendered kernels; default: build/kernels.", show_default=False)
     ] = None,
 ) -> None:
-    """Hand a finished kernel version in to the competition, wait for its score and keep both in ledger.csv."""
+    """Hand a finished kernel version in to the competition, wait for its score and keep both in submissions.csv."""
     from hubmap_kit.publish.answers import a_check
     from hubmap_kit.publish.client import Kaggle
     from hubmap_kit.publish.submit import Entry, check, limits
     from hubmap_kit.report import submissions as book
 
-    table = ledger or (run / book.NAME if run else Path("runs") / book.NAME)
+    table = ledger or book.submissions_file(run or book.RUNS)
     if run is not None and not run.is_dir():
         raise PublishError(f"{run} is no folder; give the run that was handed in with --run")
-    book.read(table)  # a damaged ledger is found before a submission is spent
+    book.read_submissions(table)  # a damaged file is found before a submission is spent
     if refresh:
         _refresh(table, every)
         return
@@ -134,7 +131,7 @@ def _ask(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path, 
         "status": book.ASKED,
         "oof_dice": dice,
     }
-    book.append(table, row)
+    book.add_submission(table, row)
     page = submissions_page(entry.competition)
     look = (
         f"it may have been taken all the same, and each one counts: 'hubmap submit --refresh --ledger {table}' asks, as"
@@ -143,7 +140,7 @@ def _ask(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path, 
     try:
         number = job.submit(client, entry)
     except AnswerLost as error:
-        mine = next(row for row in book.read(table) if row["ref"] == token)
+        mine = next(row for row in book.read_submissions(table) if row["ref"] == token)
         found = job.wait_for_lost(client, _lost(table, mine), min(every, 5.0), entry.competition)
         if found is None:
             raise PublishError(f"{error}; {look}") from error
@@ -153,11 +150,11 @@ def _ask(client: Kaggle, entry: Entry, ran: Ran, run: Path | None, table: Path, 
         typer.echo(f"error: stopped while {entry.kernel} version {entry.version} was being handed in; {look}", err=True)
         sys.exit(INTERRUPTED)
     except PublishError:
-        book.complete(table, token, ref="", status=book.REFUSED)
+        book.complete_submission(table, token, ref="", status=book.REFUSED)
         raise
     # Before the ledger, so that the number is seen whatever happens to that.
     typer.echo(f"submission {number}: {entry.file} of {entry.kernel} version {entry.version} was handed in")
-    book.complete(table, token, ref=number, status=book.PENDING)
+    book.complete_submission(table, token, ref=number, status=book.PENDING)
     return number
 
 
@@ -172,7 +169,7 @@ def _settle(table: Path, number: int, found: Submission) -> None:
         )
     else:
         typer.echo(f"submission {number}: {found.status.lower()} {found.error}".rstrip())
-    book.complete(
+    book.complete_submission(
         table, number, status=found.status, public_score=found.public_score, private_score=found.private_score
     )
 
@@ -181,7 +178,7 @@ def _refresh(table: Path, every: float) -> None:
     from hubmap_kit.publish.client import Kaggle
     from hubmap_kit.report import submissions as book
 
-    rows = book.pending(table)
+    rows = book.pending_submissions(table)
     if not rows:
         typer.echo(f"{table} has no pending submission")
         return
@@ -203,7 +200,7 @@ def _check_lost(client: Kaggle, table: Path) -> None:
     """Raise PublishError where an earlier submission without an answer was taken, or may have been: each one counts."""
     from hubmap_kit.report import submissions as book
 
-    for row in book.pending(table):
+    for row in book.pending_submissions(table):
         if row["status"] != book.ASKED:
             continue
         try:
@@ -227,7 +224,7 @@ def _looked_up(client: Kaggle, table: Path, row: dict[str, str]) -> int | None:
     from hubmap_kit.report import submissions as book
 
     number = find_lost(client, _lost(table, row))
-    book.complete(table, row["ref"], ref=number or "", status=book.PENDING if number else book.REFUSED)
+    book.complete_submission(table, row["ref"], ref=number or "", status=book.PENDING if number else book.REFUSED)
     return number
 
 
@@ -269,7 +266,7 @@ def _lost(table: Path, row: dict[str, str]) -> Lost:
         asked = datetime.fromisoformat(row["time_utc"]).astimezone(UTC)
     except ValueError:
         asked = datetime.fromtimestamp(0, UTC)
-    known = {other["ref"] for other in book.read(table)}
+    known = {other["ref"] for other in book.read_submissions(table)}
     return Lost(row["message"], None if words[1] == UNKNOWN else int(words[1]), asked, known)
 
 

@@ -111,7 +111,7 @@ def joined(tables: Mapping[Path, Sequence[Row]], replace: bool = False) -> dict[
         for row in rows:
             earlier = found.get(row["id"])
             column = difference(earlier[1], row) if earlier else ""
-            if column and not replace:
+            if earlier and column and not replace:
                 raise TableError(
                     f"{path} has the slide {row['id']} with another {column} than {earlier[0]}; let the later table win"
                     " with --replace, or drop one"

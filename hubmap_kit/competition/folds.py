@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from hubmap_kit.competition.csv_rows import read_rows
 from hubmap_kit.competition.lineage import Families, judged
 from hubmap_kit.competition.tables import Slide
-from hubmap_kit.errors import TableError
+from hubmap_kit.errors import ConfigError, TableError
 from hubmap_kit.files import atomic_path
 
 _COLUMNS = ("id", "organ", "data_source", "fold")
@@ -146,3 +146,17 @@ def _check_families(path: str | Path, fold_of: Mapping[str, int], families: Fami
 
 def _some(ids: Sequence[str]) -> str:
     return f"{len(ids)} slides ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+
+
+def check_folds(chosen: Sequence[int] | None, known: Iterable[int], *, source: str = "the split has") -> list[int]:
+    """The chosen fold numbers in order, all known ones where none is chosen.
+
+    Raises ConfigError for a number that is not known; `source` says in its sentence where the known ones come from.
+    """
+    folds = sorted(set(known))
+    numbers = sorted(set(chosen)) if chosen else folds
+    if wrong := [number for number in numbers if number not in folds]:
+        raise ConfigError(
+            f"fold {wrong[0]} was asked for, but {source} the folds {folds}; choose among them with --folds"
+        )
+    return numbers

@@ -289,9 +289,9 @@ def _aligned(cells: list[str], width: int, columns: Mapping[str, int], files: _F
 
     def fit(row: Sequence[str]) -> int:
         cell = {column: row[place] for column, place in columns.items()}
-        right = [_known(cell.get("organ", ""), ORGANS), _known(cell.get("data_source", ""), SOURCES)]
-        right += [not math.isnan(_number(cell.get(column, ""))) for column in NUMBERS]
-        return 10 * bool(files.find(cell["id"])) + sum(map(bool, right))
+        words = [_known(cell.get("organ", ""), ORGANS), _known(cell.get("data_source", ""), SOURCES)]
+        numbers = [not math.isnan(_number(cell.get(column, ""))) for column in NUMBERS]
+        return 10 * bool(files.find(cell["id"])) + sum(map(bool, words)) + sum(numbers)
 
     # Where there is no other column, all of the line is the id.
     return max(joined[::-1] if width == 1 else joined, key=fit)

@@ -10,9 +10,10 @@ import pandas as pd
 
 from hubmap_kit.errors import SlideError, TableError
 from hubmap_kit.files import atomic_path
-from hubmap_kit.report import eda_findings, eda_tables
-from hubmap_kit.report.eda_findings import choose, frame_of
-from hubmap_kit.report.eda_page import Findings, lead, sections
+from hubmap_kit.report.eda_oddities import COLUMNS, find_oddities
+from hubmap_kit.report.eda_page import Findings, eda_lead, eda_sections
+from hubmap_kit.report.eda_pixels import choose_examples, colours_by_source, read_pixels, unit_frame
+from hubmap_kit.report.eda_tables import measure_masks, organ_summary, read_slides_and_donors
 from hubmap_kit.report.html import write_page
 from hubmap_kit.report.tables import text_table
 
@@ -73,19 +74,17 @@ def eda(source: Path, out: Path, images: Path | None = None) -> Eda:
         raise TableError(
             f"{out} is a file, but a folder for the page and its tables was expected; choose another with --out"
         )
-    slides, people = eda_tables.read(csv, images)
-    tables = eda_tables.measure(slides, people)
-    examples = choose(tables)
+    slides, donors = read_slides_and_donors(csv, images)
+    tables = measure_masks(slides, donors)
+    examples = choose_examples(tables)
     by_id = {slide.id: slide for slide in slides}
-    pixels = eda_findings.look(slides, [frame_of(by_id[row["id"]], row) for rows in examples.values() for row in rows])
-    oddities = eda_findings.find(slides, people, tables)
-    oddities = pd.concat(
-        [oddities, pd.DataFrame(pixels.oddities, columns=list(eda_findings.COLUMNS))], ignore_index=True
-    )
-    sources, organs = eda_findings.per_source(pixels), eda_tables.per_organ(tables)
+    pixels = read_pixels(slides, [unit_frame(by_id[row["id"]], row) for rows in examples.values() for row in rows])
+    oddities = find_oddities(slides, donors, tables)
+    oddities = pd.concat([oddities, pd.DataFrame(pixels.oddities, columns=list(COLUMNS))], ignore_index=True)
+    sources, organs = colours_by_source(pixels), organ_summary(tables)
     found = Findings(slides, tables, organs, sources, oddities, pixels, examples)
     _write(out, found)
-    write_page(out / PAGE, f"Exploring {csv.name}", lead(found, csv.name), sections(found))
+    write_page(out / PAGE, f"Exploring {csv.name}", eda_lead(found, csv.name), eda_sections(found))
     return Eda(out / PAGE, organs, len(slides), len(pixels.slides), len(oddities))
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from hubmap_kit.competition.folds import check_folds
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import ConfigError, HubmapError, TableError
@@ -28,7 +29,7 @@ from hubmap_kit.report.curves import save_lr_curve
 from hubmap_kit.tiles.store import open_or_build
 from hubmap_kit.training.checkpoint import restore_rng, rng_state
 from hubmap_kit.training.fold import FoldTask, FoldTrainer
-from hubmap_kit.training.run import check_folds, converted_store, of_organs, split
+from hubmap_kit.training.run import converted_store, of_organs, split
 
 # The learning-rate range test: train for a few steps while the rate rises from nothing to too much, and look at the
 # loss.
@@ -226,7 +227,7 @@ def lr_find(
     slides, settings = of_organs(everyone, settings.data), _plain(settings)
     check_experiment(settings, chosen)
     folds = split(everyone, settings.data, out)
-    check_folds([fold], folds)
+    check_folds([fold], folds.values())
     store = open_or_build(stores or out.parent / "stores", slides, settings.scale, settings.tiles)
     rows = [folds[slide_id] for slide_id in store.slides["id"]]
     valid = [row for row, number in enumerate(rows) if number == fold]

@@ -1,4 +1,4 @@
-"""The jobs of `hubmap ledger` and `hubmap compare`: the list of tries, scores typed in, runs side by side."""
+"""The jobs of `hubmap ledger` and `hubmap compare`: the list of runs, scores typed in, runs side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hubmap_kit.errors import HubmapError, TableError, did_you_mean
 from hubmap_kit.files import write_text
 from hubmap_kit.report.compare import compare_page, compare_summary, read_compared
 from hubmap_kit.report.run_folder import Run, read_curves, sentence
-from hubmap_kit.report.runs import Tries, collect, render, tries_page, write_csv
+from hubmap_kit.report.runs import RunList, collect_runs, render_runs, runs_page, write_runs_csv
 from hubmap_kit.report.submissions import RUNS, keep_notes
 
 DRAWN = 6  # runs whose curves are drawn when none is chosen
@@ -33,7 +33,7 @@ class Told:
         return "\n".join([*lines, *([f"written: {', '.join(map(str, self.written))}"] if self.written else [])])
 
 
-def list_tries(
+def list_runs(
     folders: Sequence[Path] = (),
     csv: Path | None = None,
     html: Path | None = None,
@@ -56,18 +56,18 @@ def list_tries(
     missing = (
         [f"there is no folder {RUNS}/ here; name the folders of your runs"] if not folders and not RUNS.is_dir() else []
     )
-    found = collect(folders or ([] if missing else [RUNS]), theirs, sort)
+    found = collect_runs(folders or ([] if missing else [RUNS]), theirs, sort)
     metrics, unread = _curves(found, curves) if html is not None else ({}, [])
-    found = Tries(found.rows, found.runs, [*missing, *found.problems, *unread])
+    found = RunList(found.rows, found.runs, [*missing, *found.problems, *unread])
     if csv is not None:
-        write_csv(csv, found.rows)
+        write_runs_csv(csv, found.rows)
     if html is not None:
-        write_text(html, tries_page(found, metrics))
-    text = render(found.rows, width, everything) if found.rows else "no run found"
+        write_text(html, runs_page(found, metrics))
+    text = render_runs(found.rows, width, everything) if found.rows else "no run found"
     return Told(text, found.problems, [path for path in (csv, html) if path is not None])
 
 
-def note_try(run: Path, scores: str = "", note: str | None = None, ref: str = "") -> str:
+def note_run(run: Path, scores: str = "", note: str | None = None, ref: str = "") -> str:
     """Keep scores of the leaderboard ('public=0.61,private=0.58'), a note or a submission's number in RUN/tries.json;
     says what it holds now.
     """
@@ -89,11 +89,11 @@ def compare(runs: Sequence[Path], out: Path) -> Told:
 def _check_file(path: Path | None) -> None:
     if path is not None and path.is_dir():
         raise TableError(
-            f"{path} is a folder, but the name of a file to write was expected; add one, such as {path / 'tries.html'}"
+            f"{path} is a folder, but the name of a file to write was expected; add one, such as {path / 'runs.html'}"
         )
 
 
-def _curves(found: Tries, chosen: str) -> tuple[dict[str, pd.DataFrame], list[str]]:
+def _curves(found: RunList, chosen: str) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """The metrics of the chosen runs, or of the first ones of the list; and what could not be read."""
     names = [word.strip() for word in chosen.split(",") if word.strip()]
     unknown = [name for name in names if name not in found.runs]

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from hubmap_kit import experiment
+from hubmap_kit.competition.folds import check_folds
 from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError, HubmapError
@@ -23,10 +24,10 @@ from hubmap_kit.files import atomic_path, write_yaml
 from hubmap_kit.jobs import train
 from hubmap_kit.models.device import choose_devices
 from hubmap_kit.processes import sigterm_noticed
-from hubmap_kit.report.search_page import save_page, short
+from hubmap_kit.report.search_page import save_search_page, short_text
 from hubmap_kit.report.tables import text_table
 from hubmap_kit.training.clock import Clock, OutOfTime
-from hubmap_kit.training.run import check_folds, split
+from hubmap_kit.training.run import split
 from hubmap_kit.training.search import Dimension, Outcome, Pruned, Search, Trial, Watch, check_space, read_space
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def search(
     base, space = load([]), read_space(words, file)
     check_space(space, load)
     choose_devices(device)
-    numbers = check_folds(folds, split(read_train(train.train_csv(base)), base.data, out))
+    numbers = check_folds(folds, split(read_train(train.train_csv(base)), base.data, out).values())
     if out.is_file() or (
         out.is_dir() and not (out / STUDY_FILE).is_file() and any(each.name != LOCK_FILE for each in out.iterdir())
     ):
@@ -214,7 +215,7 @@ def _tell(job: _Job, study: Search, number: int) -> None:
 
 
 def _said(outcome: Outcome) -> str:
-    return ", ".join(f"{key}={short(text)}" for key, text in outcome.words.items())
+    return ", ".join(f"{key}={short_text(text)}" for key, text in outcome.words.items())
 
 
 def _best(outcomes: Sequence[Outcome]) -> Outcome | None:
@@ -247,7 +248,7 @@ def _write(job: _Job, study: Search, last: bool = False) -> None:
         write_yaml(job.out / BEST_FILE, experiment.dump(settings.model_copy(update={"name": f"{job.base.name} tuned"})))
     if last or time.monotonic() - job.drawn >= DRAW_EVERY_S:
         try:
-            save_page(job.out / PAGE_FILE, job.base.name, outcomes, job.space, study.importance(), job.folds)
+            save_search_page(job.out / PAGE_FILE, job.base.name, outcomes, job.space, study.importance(), job.folds)
         except Exception as error:
             log.warning(
                 "%s cannot be drawn (%s: %s); the search is not touched by that",
@@ -278,7 +279,12 @@ def _summary(job: _Job, outcomes: Sequence[Outcome]) -> str:
         :SHOWN
     ]
     rows = [
-        [str(each.number), f"{each.value:.4f}", f"{each.seconds:.0f}", *(short(text) for text in each.words.values())]
+        [
+            str(each.number),
+            f"{each.value:.4f}",
+            f"{each.seconds:.0f}",
+            *(short_text(text) for text in each.words.values()),
+        ]
         for each in done
     ]
     header = ["trial", "Dice", "seconds", *(dimension.key for dimension in job.space)]

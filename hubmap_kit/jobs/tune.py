@@ -20,7 +20,8 @@ from hubmap_kit.inference.postprocess import FITTED_FILE
 from hubmap_kit.jobs.train import train_csv
 from hubmap_kit.models.device import choose_device
 from hubmap_kit.progress import bar
-from hubmap_kit.report.thresholds import in_order, save_tuning, tune_summary
+from hubmap_kit.report.curves import save_tuning
+from hubmap_kit.report.tables import in_organ_order, tune_summary
 from hubmap_kit.tiles.scaling import resize_plane
 from hubmap_kit.tiles.store import TileStore, decode_for, open_or_build
 from hubmap_kit.training.history import unfinished
@@ -61,7 +62,7 @@ def tune_thresholds(
     rescue = all(slide.rle for slide in slides)
     store = open_or_build(stores or run.parent / "stores", slides, settings.scale, settings.tiles)
     scores = _scores(run, settings, slides, folds, store, device, rescue)
-    results = in_order(tune(scores))
+    results = in_organ_order(tune(scores))
     write_yaml(run / "config.yaml", experiment.dump(settings))
     _write(run, results, rescue)
     save_tuning(

@@ -51,11 +51,11 @@ class Architecture:
     own_encoder: bool = field(default=False)  # model.encoder is not read
 
 
-def _smp(kind: type[nn.Module]) -> Callable[[str, int, Options], Network]:
+def _smp(kind: Any) -> Callable[[str, int, Options], Network]:
     def make(encoder: str, classes: int, options: Options) -> Network:
         # encoder_weights=None is the only value that is sure not to download.
         more = _timm(encoder, options)
-        network = kind(
+        network: Any = kind(
             encoders.smp_name(encoder), encoder_weights=None, in_channels=3, classes=classes, **more, **options
         )
         stages = _stages(network.decoder) if kind.__name__ in STAGED else []
@@ -77,7 +77,7 @@ def _timm(encoder: str, options: Options) -> Options:
     return encoders.extras(encoder) | size
 
 
-def _stages(decoder: nn.Module) -> list[str]:
+def _stages(decoder: Any) -> list[str]:
     """The blocks of a decoder but the last one, which the head reads; of UNet++ those of its last diagonal, each twice
     as large as the one before.
     """
@@ -85,7 +85,7 @@ def _stages(decoder: nn.Module) -> list[str]:
     return [f"blocks.{name}" for name in names if not name.startswith("x_") or name.startswith("x_0_")][:-1]
 
 
-def _encoder(name: str, options: Options, depth: int = 5) -> nn.Module:
+def _encoder(name: str, options: Options, depth: int = 5) -> Any:
     return get_encoder(encoders.smp_name(name), in_channels=3, depth=depth, weights=None, **_timm(name, options))
 
 

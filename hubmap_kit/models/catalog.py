@@ -118,12 +118,12 @@ def cost(model: ModelConfig) -> Cost:
     from hubmap_kit.models.build import build
 
     size = measure(lambda: build(model, pretrained=False))
-    mib = [round(saved.total / MIB) for saved in (size.saved_fp32, size.saved_fp16)]
     return Cost(
         size.parameters,
         size.encoder_parameters,
         size.multiply_adds,
-        *mib,
+        round(size.saved_fp32.total / MIB),
+        round(size.saved_fp16.total / MIB),
         size.batch(half=False),
         size.batch(half=True),
     )
@@ -287,8 +287,10 @@ def _without_data(network: nn.Module, device: torch.device) -> None:
     built.
     """
     same: dict[int, torch.Tensor] = {}
+    stores: list[dict[str, Any]]
     for module in network.modules():
-        for store in (module._parameters, module._buffers):
+        stores = [module._parameters, module._buffers]
+        for store in stores:
             for name, value in store.items():
                 if value is None:
                     continue

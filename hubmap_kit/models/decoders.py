@@ -1,4 +1,4 @@
-"""Layers that several of the kit's own decoders share."""
+"""The kit's own decoders: DAFormer, Segmenter, a U-Net with pixel shuffle, UneXt50, ERFNet; and what they share."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def separable(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
 
 
 class PixelShuffleUp(nn.Module):
-    """Twice the side by sub-pixel convolution (Shi et al.
+    """Twice the side by sub-pixel convolution, blurred over 2x2 pixels against checkerboards.
 
-    2016), blurred over 2x2 pixels against checkerboards (Sugawara et al. 2018).
+    Shi et al. 2016; the blur is of Sugawara et al. 2018.
 
     The weights start as those of a nearest-neighbour enlargement (ICNR, Aitken et al. 2017).
     """
@@ -45,18 +45,17 @@ class PixelShuffleUp(nn.Module):
         kernel = nn.init.kaiming_normal_(torch.empty(outputs, inputs, 1, 1))
         # PixelShuffle puts four neighbouring channels into one square of pixels; equal ones give one colour.
         self.expand.weight.data.copy_(kernel.repeat_interleave(4, dim=0))
+        assert self.expand.bias is not None
         nn.init.zeros_(self.expand.bias)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Features (N, C, h, w) -> (N, outputs, 2h, 2w)."""
         large = self.shuffle(torch.relu(self.expand(inputs)))
         return nn.functional.avg_pool2d(pad(large, (1, 0, 1, 0), mode="replicate"), 2, stride=1)
 
 
 class SelfAttention(nn.Module):
-    """Every place looks at every other one (SAGAN, Zhang et al.
-
-    2019); starts as the identity. (N, C, H, W) -> the same.
-    """
+    """Every place looks at every other one (SAGAN, Zhang et al. 2019); starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,6 +64,7 @@ class SelfAttention(nn.Module):
         self.strength = nn.Parameter(torch.zeros(1))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Features (N, C, h, w) -> the same shape."""
         places = inputs.flatten(2)
         query, key, value = (
             self.project(places).transpose(1, 2).unsqueeze(1).split([self.inner, self.inner, places.shape[1]], dim=-1)
@@ -81,10 +81,11 @@ class Upsample(nn.Module):
         self.factor = factor
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Maps (N, C, h, w) -> (N, C, factor * h, factor * w)."""
         return nn.functional.interpolate(inputs, scale_factor=float(self.factor), mode="bilinear", align_corners=False)
 
 
-# The decoder of DAFormer (Hoyer et al.
+# DAFormer (Hoyer et al. 2022, arXiv:2111.14887): levels embedded alike, joined by separable atrous convolutions.
 
 
 class DaformerDecoder(nn.Module):
@@ -107,6 +108,7 @@ class DaformerDecoder(nn.Module):
         self.join = nn.Sequential(convolution(channels * len(rates), channels), nn.Dropout2d(0.1))
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Feature maps of the encoder, finest first -> (N, channels, H/4, W/4)."""
         size = features[2].shape[-2:]
         levels = [
             interpolate(embed(each), size=size, mode="bilinear", align_corners=False)
@@ -116,7 +118,7 @@ class DaformerDecoder(nn.Module):
         return self.join(torch.cat([view(joined) for view in self.views], dim=1))
 
 
-# The mask transformer of Segmenter (Strudel et al.
+# Segmenter (Strudel et al. 2021, arXiv:2105.05633): classes are tokens among the patches, masks their products.
 
 
 class MaskTransformer(nn.Module):
@@ -145,6 +147,7 @@ class MaskTransformer(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Feature maps, of which the last (N, C, h, w) is read -> (N, classes, h, w)."""
         batch, _, height, width = features[-1].shape
         patches = self.project(features[-1].flatten(2).transpose(1, 2))
         tokens = torch.cat([patches, self.tokens.expand(batch, -1, -1).to(patches.dtype)], dim=1)
@@ -167,6 +170,7 @@ class ScaleShift(nn.Module):
         self.scale, self.shift = nn.Parameter(torch.tensor(scale)), nn.Parameter(torch.tensor(0.0))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Values of any shape -> the same shape."""
         return self.scale * inputs + self.shift
 
 
@@ -188,6 +192,7 @@ class ShuffleBlock(nn.Module):
         self.attention: nn.Module = nn.Identity()
 
     def forward(self, inputs: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
+        """A map (N, C, h, w) and the encoder's map at twice the side -> (N, outputs, 2h, 2w)."""
         large = self.up(inputs) if self.up is not None else interpolate(inputs, scale_factor=2.0, mode="nearest")
         if self.norm is not None and skip is not None:
             large = torch.cat([large, torch.relu(self.norm(skip))], dim=1)
@@ -220,6 +225,7 @@ class ShuffleDecoder(nn.Module):
             self.blocks[number].attention = SelfAttention(decoder_channels[number])
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Feature maps, finest first -> (N, decoder_channels[-1], H, W)."""
         found, skips = features[-1], [*reversed(features[1:-1]), None]
         for block, skip in zip(self.blocks, skips, strict=True):
             found = block(found, skip)
@@ -246,6 +252,7 @@ class AtrousPyramid(nn.Module):
         self.join = nn.Sequential(convolution(inner * (len(rates) + 2), outputs, kernel=1), nn.Dropout2d(0.5))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """The deepest map (N, inputs, h, w) -> (N, outputs, h, w)."""
         seen = [view(features) for view in self.views]
         return self.join(torch.cat([*seen, self.whole(features).expand_as(seen[0])], dim=1))
 
@@ -276,6 +283,7 @@ class UnextDecoder(nn.Module):
         self.out_channels = decoder_channels[-1] + len(inputs) * pyramid_channels
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Feature maps, finest first -> (N, out_channels, H/2, W/2)."""
         maps = [self.bottom(features[-1])]
         for block, skip in zip(self.blocks, reversed(features[1:-1]), strict=True):
             maps.append(block(maps[-1], skip))
@@ -287,7 +295,8 @@ class UnextDecoder(nn.Module):
         return self.drop(torch.cat([*seen, maps[-1]], dim=1))
 
 
-# ERFNet (Romera et al.
+# ERFNet (Romera et al. 2018, doi 10.1109/TITS.2017.2750080): two million weights, factorised residual blocks, no
+# pretrained encoder needed.
 
 EPS = 1e-3  # of the batch norms, as published
 ERFNET_RATES = (2, 4, 8, 16)
@@ -302,6 +311,7 @@ class Downsample(nn.Module):
         self.norm = nn.BatchNorm2d(outputs, eps=EPS)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Features (N, inputs, h, w) -> (N, outputs, h/2, w/2)."""
         return torch.relu(self.norm(torch.cat([self.conv(inputs), nn.functional.max_pool2d(inputs, 2)], dim=1)))
 
 
@@ -321,6 +331,7 @@ class Factorised(nn.Module):
         self.drop = nn.Dropout2d(dropout)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Features (N, C, h, w) -> the same shape."""
         found = torch.relu(self.norm1(self.row1(torch.relu(self.column1(inputs)))))
         return torch.relu(inputs + self.drop(self.norm2(self.row2(torch.relu(self.column2(found))))))
 
@@ -343,6 +354,7 @@ class ErfnetEncoder(nn.Module):
         )
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Images (N, 3, H, W) -> [images, maps at strides 2, 4, 8]."""
         features = [images]
         for stage in self.stages:
             features.append(stage(features[-1]))
@@ -370,6 +382,7 @@ class ErfnetDecoder(nn.Module):
         self.blocks = nn.ModuleList([Enlarge(128, 64), Enlarge(64, 16)])
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Feature maps, of which the last (N, 128, h, w) is read -> (N, 16, 4h, 4w)."""
         found = features[-1]
         for block in self.blocks:
             found = block(found)

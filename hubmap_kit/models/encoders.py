@@ -8,6 +8,7 @@ Like smp's encoders of transformers they have no map at stride 2, but one withou
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import timm
 import torch
@@ -15,11 +16,8 @@ from segmentation_models_pytorch import encoders as smp_encoders
 from timm.models import is_model_in_modules
 from torch import nn
 
-VITS = (
-    "vision_transformer",
-    "deit",
-    "eva",
-)  # of timm's modules: one stride from first to last, and position embeddings that can be resized
+# Of timm's modules: one stride from first to last, and position embeddings that can be resized.
+VITS = ("vision_transformer", "deit", "eva")
 SWINS = ("swin_transformer", "swin_transformer_v2")
 SMALLEST = 3  # maps that a pyramid must have: strides 2, 4, 8
 
@@ -31,7 +29,7 @@ class VitEncoder(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.model = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
+        self.model: Any = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
         if getattr(self.model, "attn_pool", None) is not None:
             self.model.attn_pool = None  # reads all tokens for a classifier
         self.model.fc_norm = nn.Identity()
@@ -41,6 +39,7 @@ class VitEncoder(nn.Module):
         self.out_channels = [3, self.model.embed_dim]
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Images (N, 3, H, W) -> [images, (N, C, H/patch, W/patch)]."""
         return [images, *self.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)]
 
 
@@ -78,6 +77,7 @@ class VitPyramid(VitEncoder):
         self.output_stride = 2**depth
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Images (N, 3, H, W) -> [images, nothing at stride 2, maps at strides 4, 8, 16, 32]."""
         maps = self.model.forward_intermediates(images, indices=self.indices, intermediates_only=True)
         return [images, _no_channels(images), *(scale(each) for scale, each in zip(self.scales, maps, strict=True))]
 
@@ -97,7 +97,7 @@ class CoatEncoder(nn.Module):
 
     def __init__(self, name: str, depth: int = 5, **_: object) -> None:
         super().__init__()
-        self.model = timm.create_model(name, pretrained=False, num_classes=0, return_interm_layers=True)
+        self.model: Any = timm.create_model(name, pretrained=False, num_classes=0, return_interm_layers=True)
         if depth < 5 and self.model.parallel_blocks is not None:
             raise ValueError(f"tu-{name} joins all its levels, so encoder_depth must be 5")
         self.levels = range(1, _levels(depth) + 1)
@@ -111,6 +111,7 @@ class CoatEncoder(nn.Module):
         self.output_stride = 2**depth
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Images (N, 3, H, W) -> [images, nothing at stride 2, maps at strides 4, 8, 16, 32]."""
         tokens, sizes, current = [], [], images
         for level in self.levels:
             embed = getattr(self.model, f"patch_embed{level}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -52,7 +53,7 @@ def fuse(network: nn.Module, sample: torch.Tensor | None = None) -> nn.Module:
         names[module].append(name)
     for convolution, norm in _pairs(folded, sample):
         _fold(convolution, norm)
-        rest = nn.Sequential(norm.drop, norm.act) if type(norm) is BatchNormAct2d else nn.Identity()
+        rest: nn.Module = nn.Sequential(norm.drop, norm.act) if type(norm) is BatchNormAct2d else nn.Identity()
         for name in names[norm]:
             folded.set_submodule(name, rest.eval())
     return folded
@@ -113,7 +114,7 @@ def _hooks(
             handle.remove()
 
 
-def _fold(convolution: nn.Module, norm: nn.Module) -> None:
+def _fold(convolution: Any, norm: Any) -> None:
     """In float64: the quotient by a small standard deviation would cost a digit."""
     values = (convolution.weight, convolution.bias, norm.running_mean, norm.running_var)
     weight, bias, mean, variance = (None if value is None else value.detach().double() for value in values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -52,6 +52,7 @@ class StageHeads(nn.ModuleList):
         super().__init__(nn.Conv2d(each, classes, 1) for each in channels)
 
     def forward(self, stages: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps (N, C, h, w) of each stage -> logits (N, classes, h, w) of each."""
         return [head(stage) for head, stage in zip(self, stages, strict=True)]
 
 
@@ -65,6 +66,7 @@ class PooledHead(nn.Module):
         self.linear = nn.Linear(channels, outputs)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (N, C, h, w) -> (N, outputs), or (N,) for one output."""
         found = self.linear(features.mean(dim=(2, 3)))
         return found.squeeze(1) if self.linear.out_features == 1 else found
 
@@ -80,6 +82,8 @@ class Network(nn.Module):
     cut back. `stages` names the parts of the decoder that a deep auxiliary head can read. With auxiliary heads train
     mode gives Outputs; eval mode always gives the logits.
     """
+
+    encoder: Any  # of smp, timm or the kit: a module with out_channels
 
     def __init__(
         self,
@@ -97,6 +101,7 @@ class Network(nn.Module):
         self.multiple, self.least, self.stages = multiple, least, tuple(stages)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | Outputs:
+        """Images (N, 3, H, W) -> logits (N, C, H, W); Outputs in train mode with auxiliary heads."""
         height, width = images.shape[-2:]
         padded = pad_by_mirror(images, self.multiple, self.least)
         features = list(self.encoder(padded))

@@ -14,6 +14,7 @@ import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -94,7 +95,7 @@ def triple(values: Sequence[float]) -> Triple:
     numbers = tuple(float(value) for value in values)
     if len(numbers) != 3:
         raise ValueError(f"{len(numbers)} numbers where red, green and blue have one each")
-    return numbers  # type: ignore[return-value]
+    return numbers[0], numbers[1], numbers[2]
 
 
 def sha256(path: Path) -> str:
@@ -263,7 +264,7 @@ def _check_card(path: Path, config: ModelConfig | None) -> None:
         log.warning("%s was packed for the encoder %s and is loaded into %s", path, card.encoder, config.encoder)
 
 
-def _inner(encoder: nn.Module) -> nn.Module:
+def _inner(encoder: Any) -> nn.Module:
     """The network whose names files have: wrappers keep it as `model`, and timm's own wrapper of a ViT does so once
     more.
 

@@ -69,6 +69,7 @@ class TimedAdapter(HTTPAdapter):
     def send(
         self, request: Any, stream: bool = False, timeout: Any = None, *rest: Any, **named: Any
     ) -> requests.Response:
+        """The response to a prepared request; `timeout` in seconds, TIMEOUT where it is missing or zero."""
         return super().send(request, stream, timeout or TIMEOUT, *rest, **named)
 
 
@@ -133,6 +134,7 @@ class Api(KaggleApi):
         self._successes = 0  # answers that say neither no nor later
 
     def build_kaggle_client(self) -> Any:
+        """The SDK's client, its HTTP session with time-outs."""
         client = super().build_kaggle_client()
         http = client.http_client()
         http.__enter__()  # makes the session, which the first request would make otherwise

@@ -209,6 +209,7 @@ class Notes:
         self.ref, self.status, self.said, self.begin = ref, "", 0.0, time.monotonic()
 
     def __call__(self, status: str) -> None:
+        """Log the status unless it is unchanged and was logged less than NOTE_S seconds ago."""
         now = time.monotonic()
         if status == self.status and now - self.said < NOTE_S:
             return

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hubmap_kit import experiment
+from hubmap_kit.competition.folds import check_folds
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import PublishError, did_you_mean
 from hubmap_kit.files import sweep, write_json, write_text
@@ -29,7 +30,6 @@ from hubmap_kit.publish.metadata import (
 )
 from hubmap_kit.publish.root import build_folder, repository
 from hubmap_kit.publish.script import bake, constants_of
-from hubmap_kit.words import check_folds
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,8 @@ def _constants(draft: _Draft, code: str, choice: Choice) -> dict[str, object]:
     _check_hours(draft.name, constants.get("SESSION_HOURS"))
     settings = _experiment(draft, constants)
     if "FOLDS" in draft.constants:
-        check_folds(choice.folds or (), settings.data.n_folds)
+        count = settings.data.n_folds
+        check_folds(choice.folds, range(count), source=f"data.n_folds is {count}, which gives")
     return constants
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 from hubmap_kit.build_id import KINDS
 from hubmap_kit.errors import PublishError, finding
-from hubmap_kit.publish import quota, records
+from hubmap_kit.publish import records
 from hubmap_kit.publish.answers import a_check, check_private
 from hubmap_kit.publish.client import AnswerLost, Kaggle, KaggleRefusal, KaggleUnavailable, KernelPush, SessionsBusy
 from hubmap_kit.publish.kernels import LONGEST_HOURS, rendered_constants
 from hubmap_kit.publish.metadata import RETIREMENT, SHAPES, dataset_slug, read_metadata, retired
+from hubmap_kit.publish.plan import budget_sentence, read_budget, session_fits
 from hubmap_kit.publish.ready import UNREADY, served
 from hubmap_kit.publish.records import Intent, Pushed
 from hubmap_kit.publish.session import kernel_page
@@ -137,11 +138,11 @@ def check_quota(kaggle: Kaggle, name: str, hours: float) -> None:
 
     One that Kaggle does not tell stops nothing.
     """
-    budget = quota.read(kaggle)
-    log.log(logging.WARNING if budget.assumed else logging.INFO, "%s", quota.sentence(budget))
-    if not quota.fits(hours, budget):
+    budget = read_budget(kaggle)
+    log.log(logging.WARNING if budget.assumed else logging.INFO, "%s", budget_sentence(budget))
+    if not session_fits(hours, budget):
         raise PublishError(
-            f"{name} may run {hours:g} h, but only {quota.sentence(budget)}; give it fewer with --hours, wait,"
+            f"{name} may run {hours:g} h, but only {budget_sentence(budget)}; give it fewer with --hours, wait,"
             f" {_FORCED}"
         )
 

@@ -1,5 +1,7 @@
 """Laying a training out over Kaggle sessions and weeks, as the train kernel will run it: one session after the other,
 each going on from the output of the one before, and in each the next fold for whichever GPU is free.
+
+Kaggle counts the wall clock of a GPU session, start-up included, and once for a machine with two GPUs.
 """
 
 from __future__ import annotations
@@ -7,18 +9,76 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from hubmap_kit.errors import PublishError
-from hubmap_kit.publish.quota import Budget
+from hubmap_kit.errors import PublishError, finding
 
 if TYPE_CHECKING:
     from hubmap_kit.config import Experiment, TrainingConfig
+    from hubmap_kit.publish.client import Kaggle
     from hubmap_kit.training.memory import StepMemory
 
 SESSION_HOURS = 11.5  # what the train kernel allows itself of Kaggle's 12
 WEEK = timedelta(days=7)
+ASSUMED_HOURS = 30.0  # what accounts are reported to get a week
+_SATURDAY = 5
+
+
+@dataclass(frozen=True)
+class Budget:
+    """GPU hours left this week and allowed in a whole one, and when the next week begins (UTC).
+
+    `assumed`: what of it is not Kaggle's, and why.
+    """
+
+    left_h: float
+    weekly_h: float
+    refresh: datetime
+    assumed: str = ""
+
+
+def read_budget(kaggle: Kaggle, now: datetime | None = None) -> Budget:
+    """The account's budget. Where Kaggle does not tell it, the usual one is assumed."""
+    now = now or datetime.now(UTC)
+    try:
+        found = kaggle.quota()
+    except PublishError as error:
+        return assumed_budget(now, finding(error))
+    if not found.gpu_total_h or found.gpu_used_h is None:
+        return assumed_budget(now, "Kaggle names no GPU quota that can be read")
+    left = max(0.0, found.gpu_total_h - found.gpu_used_h)
+    if found.refresh is None or not now <= found.refresh <= now + WEEK + timedelta(days=1):
+        return Budget(
+            left,
+            found.gpu_total_h,
+            assumed_budget(now).refresh,
+            "the date is assumed: Kaggle names none that can be read",
+        )
+    return Budget(left, found.gpu_total_h, found.refresh)
+
+
+def assumed_budget(now: datetime | None = None, why: str = "nobody asked Kaggle") -> Budget:
+    """A full week of the usual quota that ends on the next Saturday at 00:00 UTC, as accounts are reported to have."""
+    today = (now or datetime.now(UTC)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    days = (_SATURDAY - today.weekday()) % 7 or 7
+    return Budget(ASSUMED_HOURS, ASSUMED_HOURS, today + timedelta(days=days), f"assumed, not read from Kaggle: {why}")
+
+
+def budget_sentence(budget: Budget) -> str:
+    """One line about a budget."""
+    text = f"{budget.left_h:.1f} of {budget.weekly_h:.1f} GPU hours are left until {utc_words(budget.refresh)}"
+    return f"{text} ({budget.assumed})" if budget.assumed else text
+
+
+def session_fits(need_h: float, budget: Budget) -> bool:
+    """Whether a session that may last `need_h` hours stays within what is left. A minute of rounding is forgiven."""
+    return need_h <= budget.left_h + 1 / 60
+
+
+def utc_words(moment: datetime) -> str:
+    """A moment as people read it, in UTC."""
+    return moment.astimezone(UTC).strftime("%a %d %b %H:%M UTC")
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Steps:
     begin: float = field(default_factory=time.monotonic)
 
     def __call__(self, text: str) -> None:
+        """Log one line at level INFO."""
         log.info("[%6.1f s] %s", time.monotonic() - self.begin, text)
 
 

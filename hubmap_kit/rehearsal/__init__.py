@@ -1,3 +1,1 @@
-"""Rehearsal: the rendered kernel script, run unchanged on your own machine the way Kaggle runs it on the hidden test
-set.
-"""
+"""Rehearsal: the rendered kernel script, unchanged, on your own machine as Kaggle runs it on the hidden test set."""

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hubmap_kit.report.drawings import INK, colour, drawing
-from hubmap_kit.report.html import Block, Note, Picture, Section, Table, page
+from hubmap_kit.report.drawings import INK, drawing, run_colour
+from hubmap_kit.report.html import Block, Note, Section, Table, page
 from hubmap_kit.report.tables import text_table
 from hubmap_kit.training.blend import OrganBlend, Step
 
@@ -63,8 +63,7 @@ def blend_page(fitted: Fitted) -> str:
 
 def gain_sentence(fitted: Fitted) -> str:
     """What fitted weights gain over equal ones and over the best run, with a standard error over slides."""
-    even, blend = (np.concatenate([getattr(each, name) for each in fitted.organs]) for name in ("even", "blend"))
-    singles = np.concatenate([each.singles for each in fitted.organs], axis=1)
+    singles, even, blend = _dice_of(fitted.organs)
     best = int(singles.mean(1).argmax())
     kept = [each.organ for each in fitted.organs if each.used == "equal"]
     left = f" Equal weights are kept for {', '.join(kept)}." if kept else ""
@@ -75,24 +74,24 @@ def gain_sentence(fitted: Fitted) -> str:
     )
 
 
+def _dice_of(organs: Sequence[OrganBlend]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Dice by slide: of each run (runs, slides), of equal weights and of fitted ones (slides,)."""
+    singles = np.concatenate([each.singles for each in organs], axis=1)
+    return singles, np.concatenate([each.even for each in organs]), np.concatenate([each.blend for each in organs])
+
+
 def _difference(values: np.ndarray) -> str:
     error = f" +- {values.std(ddof=1) / np.sqrt(len(values)):.4f}" if len(values) > 1 else ""
     return f"{abs(values.mean()):.4f}{error} {'less' if values.mean() < 0 else 'more'}"
 
 
 def _dice_rows(fitted: Fitted) -> tuple[list[str], list[list[str]]]:
-    def row(name: str, among: Sequence[OrganBlend]) -> list[str]:
-        even, blend = (np.concatenate([getattr(each, key) for each in among]) for key in ("even", "blend"))
-        singles = np.concatenate([each.singles for each in among], axis=1).mean(1)
-        return [
-            name,
-            str(len(even)),
-            *(f"{value:.4f}" for value in (*singles, even.mean(), blend.mean())),
-            f"{(blend - even).mean():+.4f}",
-        ]
-
-    rows = [row(each.organ, [each]) for each in fitted.organs]
-    return ["organ", "slides", *fitted.names, "equal", "fitted", "gain"], [*rows, row("all", fitted.organs)]
+    rows = []
+    for name, among in (*((each.organ, [each]) for each in fitted.organs), ("all", fitted.organs)):
+        singles, even, blend = _dice_of(among)
+        means = (*singles.mean(1), even.mean(), blend.mean())
+        rows.append([name, str(len(even)), *(f"{mean:.4f}" for mean in means), f"{(blend - even).mean():+.4f}"])
+    return ["organ", "slides", *fitted.names, "equal", "fitted", "gain"], rows
 
 
 def _weight_rows(fitted: Fitted) -> list[list[str]]:
@@ -108,7 +107,7 @@ def _weights(fitted: Fitted) -> list[Block]:
         names, start = [each.organ for each in fitted.organs], np.zeros(len(fitted.organs))
         for run, name in enumerate(fitted.names):
             values = np.array([each.weights[run] for each in fitted.organs])
-            axes.barh(names, values, left=start, color=colour(run), label=name)
+            axes.barh(names, values, left=start, color=run_colour(run), label=name)
             start += values
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
@@ -145,51 +144,33 @@ def _alike(fitted: Fitted) -> list[Block]:
         cells(right, fitted.overlap, "masks: Dice between runs")
 
     side = 1.6 + 0.6 * len(fitted.names)
-    picture: Picture = drawing(
-        draw, (2.6 * side + 1, side), "Two grids: how alike each pair of runs is, by planes and by masks."
+    alt = "Two grids: how alike each pair of runs is, by planes and by masks."
+    note = (
+        "Runs that err alike add little to each other. Means over slides; masks are those at each run's own threshold."
     )
-    return [
-        picture,
-        Note(
-            "Runs that err alike add little to each other. Means over slides; masks are those at each run's own"
-            " threshold."
-        ),
-    ]
+    return [drawing(draw, (2.6 * side + 1, side), alt), Note(note)]
 
 
 def _greedy(fitted: Fitted) -> list[Block]:
+    names = [fitted.names[step.run] for step in fitted.steps]
+
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        names = [
-            fitted.names[step.run] if place == 0 else f"+ {fitted.names[step.run]}"
-            for place, step in enumerate(fitted.steps)
-        ]
-        axes.plot(
-            range(len(names)),
-            [step.dice for step in fitted.steps],
-            "o-",
-            color=colour(0),
-            label="plain mean of the runs so far",
-        )
-        fitted_dice = float(np.concatenate([each.blend for each in fitted.organs]).mean())
-        axes.axhline(fitted_dice, color=INK, linestyle="--", linewidth=1, label="fitted weights of all")
-        axes.set_xticks(range(len(names)), names)
+        dice, places = [step.dice for step in fitted.steps], range(len(names))
+        axes.plot(places, dice, "o-", color=run_colour(0), label="plain mean of the runs so far")
+        level = _dice_of(fitted.organs)[2].mean()
+        axes.axhline(level, color=INK, linestyle="--", linewidth=1, label="fitted weights of all")
+        axes.set_xticks(places, [f"+ {name}" if place else name for place, name in enumerate(names)])
         axes.set_ylabel("Dice")
         axes.legend(loc="best")
 
     rows = [
-        [fitted.names[step.run], f"{step.dice:.4f}", f"{step.gain:+.4f}" if place else ""]
-        for place, step in enumerate(fitted.steps)
+        [name, f"{step.dice:.4f}", f"{step.gain:+.4f}" if place else ""]
+        for place, (name, step) in enumerate(zip(names, fitted.steps, strict=True))
     ]
-    return [
-        drawing(
-            draw,
-            (max(6.0, 1.5 * len(fitted.steps) + 2), 3.4),
-            "Dice as one run after the other is added to a plain mean.",
-        ),
-        Note(
-            "Each time the run that leaves the highest Dice is added. Thresholds are cross-fitted, the order is not."
-            " Counted on grouped pixels, so the last digits differ from those above."
-        ),
-        Table(["added", "Dice", "gain"], rows),
-    ]
+    size, alt = (max(6.0, 1.5 * len(names) + 2), 3.4), "Dice as one run after the other is added to a plain mean."
+    note = (
+        "Each time the run that leaves the highest Dice is added. Thresholds are cross-fitted, the order is not."
+        " Counted on grouped pixels, so the last digits differ from those above."
+    )
+    return [drawing(draw, size, alt), Note(note), Table(["added", "Dice", "gain"], rows)]

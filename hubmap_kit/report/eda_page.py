@@ -10,13 +10,16 @@ import pandas as pd
 
 from hubmap_kit.competition.organs import FACTS, ORGANS
 from hubmap_kit.competition.tables import Slide
-from hubmap_kit.report import drawings
-from hubmap_kit.report.eda_findings import COLOURS, Example, Pixels, galleries
+from hubmap_kit.report import eda_drawings as drawings
+from hubmap_kit.report.eda_pixels import COLOURS, Example, Pixels, example_galleries
 from hubmap_kit.report.eda_tables import NECK, PUBLISHED_OUTLINES, PUBLISHED_SLIDES, Tables
 from hubmap_kit.report.html import Block, Cell, Note, Section, Swatch, Table
 
 MOST_ODDITIES = 12  # rows of one kind on the page; the CSV has all
 LONGEST = 160  # characters of a cell
+WAYS = ("units", "units_cut", "components4")
+COUNTS = (*WAYS, "specks", "fragments")
+SHAPE_DIGITS = {"area_um2": 0, "diameter_um": 0, "length_um": 0, "breadth_um": 0, "eccentricity": 2, "solidity": 2}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Findings:
     examples: dict[str, list[Example]]
 
 
-def sections(found: Findings) -> list[Section]:
+def eda_sections(found: Findings) -> list[Section]:
     """The sections of the page, in order."""
     return [
         Section("Organs", _organs(found)),
@@ -46,7 +49,7 @@ def sections(found: Findings) -> list[Section]:
     ]
 
 
-def lead(found: Findings, name: str) -> str:
+def eda_lead(found: Findings, name: str) -> str:
     """What the page is about, in a sentence or two."""
     slides, units = len(found.slides), int(found.organs["units"].sum())
     sources = ", ".join(
@@ -75,29 +78,20 @@ def _donors(tables: Tables) -> list[Block]:
     slides = tables.slides
     known = int((slides["sex"] != "unknown").sum())
     if not known and slides["age"].isna().all():
-        return [
-            Note("The table says nothing of age or sex: it lacks those columns, or their cells are empty.", warn=True)
-        ]
+        nothing = "The table says nothing of age or sex: it lacks those columns, or their cells are empty."
+        return [Note(nothing, warn=True)]
     rows = []
     for organ in [*tables.organs, "all"]:
         group = slides if organ == "all" else slides[slides["organ"] == organ]
         sexes = [f"{int((group['sex'] == sex).sum())}" for sex in ("male", "female", "unknown")]
         ages = group["age"].dropna()
-        rows.append(
-            [
-                organ,
-                *sexes,
-                f"{len(ages)}",
-                *([f"{ages.mean():.1f}", f"{ages.min():g} to {ages.max():g}"] if len(ages) else ["", ""]),
-            ]
-        )
+        years = [f"{ages.mean():.1f}", f"{ages.min():g} to {ages.max():g}"] if len(ages) else ["", ""]
+        rows.append([organ, *sexes, f"{len(ages)}", *years])
     header = ["organ", "male", "female", "unknown", "with age", "mean age", "range"]
     blocks: list[Block] = [drawings.people_drawing(tables), Table(header, rows)]
     if known < len(slides):
-        blocks.insert(
-            0,
-            Note(f"Sex is known of {known} and age of {int(slides['age'].notna().sum())} of the {len(slides)} slides."),
-        )
+        ages = int(slides["age"].notna().sum())
+        blocks.insert(0, Note(f"Sex is known of {known} and age of {ages} of the {len(slides)} slides."))
     return blocks
 
 
@@ -114,18 +108,11 @@ def _sizes(tables: Tables) -> list[Block]:
             [f"{len(sizes) - 10} other size{'s' if len(sizes) > 11 else ''}", f"{rest}", f"{rest / len(slides):.1%}"]
         )
     scales = slides.groupby(["data_source", "organ", "um_per_px", "thickness_um"], sort=True).size()
-    usual = [
-        [
-            source,
-            organ,
-            f"{count}",
-            f"{um:g}",
-            f"{FACTS[organ].um_per_px[source]:g}",
-            f"{thick:g}",
-            f"{FACTS[organ].thickness_um[source]:g}",
-        ]
-        for (source, organ, um, thick), count in scales.items()
-    ]
+    usual = []
+    for (source, organ, um, thick), count in scales.items():
+        facts = FACTS[organ]
+        values = (um, facts.um_per_px[source], thick, facts.thickness_um[source])
+        usual.append([source, organ, f"{count}", *(f"{value:g}" for value in values)])
     header = ["source", "organ", "slides", "pixel size, µm", "usual", "thickness, µm", "usual"]
     return [
         drawings.sizes_drawing(tables),
@@ -138,23 +125,14 @@ def _coverage(found: Findings) -> list[Block]:
     rows = []
     for row in _records(found.organs):
         covered = [f"{100 * row[f'coverage_{name}']:.2f}" for name in ("mean", "min", "median", "max")]
-        rows.append([row["organ"], *covered, *(f"{row[name]:,}" for name in _COUNTS), f"{row['units_per_slide']:.1f}"])
-    totals = [f"{found.organs[name].sum():,}" for name in _COUNTS]
+        rows.append([row["organ"], *covered, *(f"{row[name]:,}" for name in COUNTS), f"{row['units_per_slide']:.1f}"])
+    totals = [f"{found.organs[name].sum():,}" for name in COUNTS]
     covered = found.tables.slides["coverage"] * 100
     every = [f"{value:.2f}" for value in (covered.mean(), covered.min(), covered.median(), covered.max())]
     rows.append(["all", *every, *totals, f"{found.tables.slides['units'].mean():.1f}"])
     header = [
-        "organ",
-        "coverage, %",
-        "min",
-        "median",
-        "max",
-        "units",
-        "cut",
-        "4 neighbours",
-        "1 pixel",
-        "fragments",
-        "per slide",
+        *("organ", "coverage, %", "min", "median", "max", "units"),
+        *("cut", "4 neighbours", "1 pixel", "fragments", "per slide"),
     ]
     return [drawings.coverage_drawing(found.tables), Table(header, rows), *_counting(found)]
 
@@ -172,9 +150,9 @@ def _counting(found: Findings) -> list[Block]:
     rows = []
     for row in _records(found.organs):
         drawn = PUBLISHED_OUTLINES[row["organ"]]
-        rows.append([row["organ"], f"{drawn:,}", *(_beside(row[name], drawn) for name in _WAYS)])
+        rows.append([row["organ"], f"{drawn:,}", *(_beside(row[name], drawn) for name in WAYS)])
     drawn = sum(PUBLISHED_OUTLINES.values())
-    rows.append(["all", f"{drawn:,}", *(_beside(found.organs[name].sum(), drawn) for name in _WAYS)])
+    rows.append(["all", f"{drawn:,}", *(_beside(found.organs[name].sum(), drawn) for name in WAYS)])
     why = (
         "This table has as many slides of each organ as the competition's, whose outlines are known. Most of the"
         " difference lies in prostate and large intestine, whose glands and crypts stand wall to wall. The cut was"
@@ -188,10 +166,6 @@ def _counting(found: Findings) -> list[Block]:
     ]
 
 
-_WAYS = ("units", "units_cut", "components4")
-_COUNTS = (*_WAYS, "specks", "fragments")
-
-
 def _beside(value: float, truth: int) -> str:
     return f"{value:,} ({value / truth - 1:+.1%})"
 
@@ -203,34 +177,17 @@ def _shapes(found: Findings) -> list[Block]:
     rows = []
     for organ in [organ for organ in ORGANS if organ in set(whole["organ"])]:
         units = whole[whole["organ"] == organ]
-        cells = [_spread(units[name], digits) for name, digits in _SHAPE_COLUMNS]
+        cells = [_spread(units[name], digits) for name, digits in SHAPE_DIGITS.items()]
         rows.append([organ, f"{len(units):,}", *cells, f"{units['at_border'].mean():.1%}"])
     header = [
-        "organ",
-        "units",
-        "area, µm²",
-        "diameter, µm",
-        "length, µm",
-        "breadth, µm",
-        "eccentricity",
-        "solidity",
-        "at the edge",
+        *("organ", "units", "area, µm²", "diameter, µm", "length, µm"),
+        *("breadth, µm", "eccentricity", "solidity", "at the edge"),
     ]
     note = (
         "Median (10th to 90th percentile). Diameter: of the disc of equal area. Length and breadth: axes of the ellipse"
         " with equal second moments."
     )
     return [drawings.shapes_drawing(found.tables), Table(header, rows, note)]
-
-
-_SHAPE_COLUMNS = (
-    ("area_um2", 0),
-    ("diameter_um", 0),
-    ("length_um", 0),
-    ("breadth_um", 0),
-    ("eccentricity", 2),
-    ("solidity", 2),
-)
 
 
 def _spread(values: pd.Series, digits: int) -> str:
@@ -250,7 +207,7 @@ def _extremes(found: Findings) -> list[Block]:
     blocks: list[Block] = [Table(["organ", "slide with least coverage", "slide with most"], rows, text_columns=3)]
     if found.examples:
         blocks.append(Note(f"Units ({shown}), each drawn to fill its frame; fragments are left out."))
-    return [*blocks, *galleries(found.slides, found.examples, found.pixels.cuts)]
+    return [*blocks, *example_galleries(found.slides, found.examples, found.pixels.cuts)]
 
 
 def _oddities(oddities: pd.DataFrame) -> list[Block]:
@@ -272,13 +229,8 @@ def _short(text: str) -> str:
 def _colours(found: Findings) -> list[Block]:
     if found.sources.empty:
         folder = found.slides[0].path.parent.name
-        return [
-            Note(
-                "This section needs the slides' pixels, and no slide file was found (or could be read) in the folder"
-                f" {folder} beside the table.",
-                warn=True,
-            )
-        ]
+        nothing = "This section needs the slides' pixels, and no slide file was found (or could be read) in the folder"
+        return [Note(f"{nothing} {folder} beside the table.", warn=True)]
     rows: list[list[Cell]] = []
     for row in _records(found.sources):
         stained = row["slides_with_stains"]
@@ -287,35 +239,15 @@ def _colours(found: Findings) -> list[Block]:
         ]
         mean = [row[colour] for colour in COLOURS]
         said: Cell = Swatch(_rgb(mean), " ".join(f"{value:.0f}" for value in mean)) if not pd.isna(mean[0]) else ""
-        rows.append(
-            [
-                row["data_source"],
-                row["organ"],
-                f"{row['slides']}",
-                f"{row['tissue_share']:.0%}",
-                said,
-                *stains,
-                f"{stained}",
-            ]
-        )
+        names = [row["data_source"], row["organ"], f"{row['slides']}", f"{row['tissue_share']:.0%}"]
+        rows.append([*names, said, *stains, f"{stained}"])
     blocks: list[Block] = []
     if len(found.pixels.slides) < len(found.slides):
-        blocks.append(
-            Note(
-                f"Of {len(found.pixels.slides)} of the {len(found.slides)} slides: the other files are absent or"
-                " damaged.",
-                warn=True,
-            )
-        )
+        some = f"Of {len(found.pixels.slides)} of the {len(found.slides)} slides"
+        blocks.append(Note(f"{some}: the other files are absent or damaged.", warn=True))
     header = [
-        "source",
-        "organ",
-        "slides",
-        "tissue",
-        "mean colour of tissue",
-        "first stain",
-        "second stain",
-        "slides with stains",
+        *("source", "organ", "slides", "tissue"),
+        *("mean colour of tissue", "first stain", "second stain", "slides with stains"),
     ]
     note = (
         "Stain vectors: optical density in red, green, blue at length 1, by the method of Macenko et al. (2009), mean"

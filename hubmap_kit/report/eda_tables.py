@@ -19,14 +19,27 @@ from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.processes import threads
 from hubmap_kit.progress import track
 
-# How many units a component of a mask holds when it is cut at its necks.
-
-NECK = 0.6
-CONVEX = 0.95  # solidity from which a component has no neck worth a look
-WIDEST = (
-    24.0  # pixels from outside to the innermost point at most: a larger component is looked at in a smaller picture
+WORKERS = 8
+FRAGMENT = 0.01  # of the organ's median unit: below, a component is a slip of the pen rather than a unit
+# Outlines drawn in the competition's 351 training slides, counted in its published polygon files
+# (train_annotations/*.json).
+PUBLISHED_OUTLINES: Mapping[str, int] = MappingProxyType(
+    {"kidney": 337, "prostate": 1097, "largeintestine": 3117, "spleen": 167, "lung": 191}
 )
-LEAST = 2.0  # pixels of that picture: bulges below are roughness of the outline
+PUBLISHED_SLIDES: Mapping[str, int] = MappingProxyType(
+    {"kidney": 99, "prostate": 93, "largeintestine": 58, "spleen": 53, "lung": 48}
+)
+SEXES = {"male": "male", "m": "male", "female": "female", "f": "female"}
+UNKNOWN = "unknown"
+SHAPES = ("diameter_um", "length_um", "breadth_um", "eccentricity", "solidity")
+BOX = ("top", "left", "height", "width")
+UNIT_COLUMNS = ("id", "organ", "data_source", "unit", "area_px", "area_um2", *SHAPES, "parts", *BOX, "at_border")
+
+# How a component is cut at its necks, to estimate how many units it holds.
+NECK = 0.6  # breadth of a neck, as a share of the narrower of the bulges beside it
+CONVEX = 0.95  # solidity from which a component has no neck worth a look
+WIDEST = 24.0  # most pixels from outside to the innermost point: larger components are shrunk to that
+LEAST = 2.0  # pixels of the shrunk picture: bulges below are roughness of the outline
 STEP = 1.05  # ratio of two breadths at which the component is looked at
 
 
@@ -102,18 +115,6 @@ def _leaves(number: int, nodes: list[_Node], children: dict[int, list[int]]) -> 
         number = bulges[0]
 
 
-# The units of a mask, one row each: size, shape and place, counted in three ways.
-
-# Outlines drawn in the competition's 351 training slides, counted in its published polygon files
-# (train_annotations/*.json).
-PUBLISHED_OUTLINES: Mapping[str, int] = MappingProxyType(
-    {"kidney": 337, "prostate": 1097, "largeintestine": 3117, "spleen": 167, "lung": 191}
-)
-PUBLISHED_SLIDES: Mapping[str, int] = MappingProxyType(
-    {"kidney": 99, "prostate": 93, "largeintestine": 58, "spleen": 53, "lung": 48}
-)
-
-
 @dataclass(frozen=True)
 class Unit:
     """One component of 8 neighbours. Pixels of its slide; `top`, `left`, `height`, `width` frame it.
@@ -151,15 +152,14 @@ class MaskCounts:
         return sum(getattr(unit, name) for unit in self.units)
 
 
-def count(mask: np.ndarray) -> MaskCounts:
+def count_units(mask: np.ndarray) -> MaskCounts:
     """Count the units of a mask (H, W), any value above 0 is inside."""
     mask = np.ascontiguousarray(mask > 0).view(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)
     if not width:
         return MaskCounts(0, ())
-    inside = np.ascontiguousarray(
-        mask[top : top + height, left : left + width]
-    )  # labels of the empty rest would cost as much again
+    # Labels of the empty rest would cost as much again.
+    inside = np.ascontiguousarray(mask[top : top + height, left : left + width])
     _, labels, boxes, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
     units = tuple(_unit(labels, label, box, (top, left), mask.shape) for label, box in enumerate(boxes) if label)
     return MaskCounts(int(boxes[1:, cv2.CC_STAT_AREA].sum()), units)
@@ -167,24 +167,17 @@ def count(mask: np.ndarray) -> MaskCounts:
 
 def _unit(labels: np.ndarray, label: int, box: np.ndarray, offset: tuple[int, int], shape: tuple[int, ...]) -> Unit:
     x, y, width, height, area = (int(value) for value in box)
-    shape_mask = (labels[y : y + height, x : x + width] == label).view(np.uint8)
+    component = (labels[y : y + height, x : x + width] == label).view(np.uint8)
     top, left = offset[0] + y, offset[1] + x
-    length, breadth = _axes(shape_mask)
-    solidity = _solidity(shape_mask)
-    areas4 = cv2.connectedComponentsWithStats(shape_mask, connectivity=4)[2][
-        1:, cv2.CC_STAT_AREA
-    ]  # none of them crosses a unit's border
+    length, breadth = _axes(component)
+    solidity = _solidity(component)
+    # Components of 4 neighbours lie within one of 8 neighbours.
+    areas4 = cv2.connectedComponentsWithStats(component, connectivity=4)[2][1:, cv2.CC_STAT_AREA]
     return Unit(
-        area=area,
-        top=top,
-        left=left,
-        height=height,
-        width=width,
-        length=length,
-        breadth=breadth,
+        *(area, top, left, height, width, length, breadth),
         eccentricity=math.sqrt(max(0.0, 1 - (breadth / length) ** 2)),
         solidity=solidity,
-        parts=parts(shape_mask, solidity),
+        parts=parts(component, solidity),
         components4=len(areas4),
         specks=int(np.count_nonzero(areas4 == 1)),
         at_border=top == 0 or left == 0 or top + height == shape[0] or left + width == shape[1],
@@ -198,9 +191,7 @@ def _axes(shape_mask: np.ndarray) -> tuple[float, float]:
     moments = cv2.moments(shape_mask, binaryImage=True)
     # A pixel is a square, not a point: its own variance of 1/12 keeps the axes of lines and single pixels above 0.
     yy, xx, xy = (
-        moments["mu02"] / moments["m00"] + 1 / 12,
-        moments["mu20"] / moments["m00"] + 1 / 12,
-        moments["mu11"] / moments["m00"],
+        moments[name] / moments["m00"] + own for name, own in (("mu02", 1 / 12), ("mu20", 1 / 12), ("mu11", 0))
     )
     middle, spread = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
     return 4 * math.sqrt(middle + spread), 4 * math.sqrt(max(middle - spread, 1 / 12))
@@ -212,34 +203,8 @@ def _solidity(shape_mask: np.ndarray) -> float:
     return cv2.contourArea(outline) / hull if hull else 1.0  # lines one pixel thick have no area between pixel centres
 
 
-WORKERS = 8
-FRAGMENT = 0.01  # of the organ's median unit: below, a component is a slip of the pen rather than a unit
-SEXES = {"male": "male", "m": "male", "female": "female", "f": "female"}
-UNKNOWN = "unknown"
-UNIT_COLUMNS = (
-    "id",
-    "organ",
-    "data_source",
-    "unit",
-    "area_px",
-    "area_um2",
-    "diameter_um",
-    "length_um",
-    "breadth_um",
-    "eccentricity",
-    "solidity",
-    "parts",
-    "top",
-    "left",
-    "height",
-    "width",
-    "at_border",
-    "fragment",
-)
-
-
 @dataclass(frozen=True)
-class People:
+class Donor:
     """What a table says about the donor of a slide: `age` in years or NaN, `sex` male, female or unknown, and the cells
     as written.
     """
@@ -265,42 +230,42 @@ class Tables:
         return [organ for organ in ORGANS if organ in set(self.slides["organ"])]
 
 
-def read(csv: Path, images: Path | None = None) -> tuple[list[Slide], dict[str, People]]:
-    """The slides of a train.csv (or .csv.gz), whose files may be absent, and the people of those that say so; raises as
+def read_slides_and_donors(csv: Path, images: Path | None = None) -> tuple[list[Slide], dict[str, Donor]]:
+    """The slides of a train.csv (or .csv.gz), whose files may be absent, and their donors; raises as
     `read_train`.
     """
     slides = read_train(csv, images, check_files=False)
     rows = (row for _, row in read_rows(csv, ("id",)))
-    return slides, {row["id"]: _people(row.get("age", ""), row.get("sex", "")) for row in rows}
+    return slides, {row["id"]: _donor(row.get("age", ""), row.get("sex", "")) for row in rows}
 
 
-def _people(age: str, sex: str) -> People:
+def _donor(age: str, sex: str) -> Donor:
     age, sex = age.strip(), sex.strip()
     try:
         years = float(age)
     except ValueError:
         years = math.nan
-    return People(years if 0 <= years <= 120 else math.nan, SEXES.get(sex.lower(), UNKNOWN), age, sex)
+    return Donor(years if 0 <= years <= 120 else math.nan, SEXES.get(sex.lower(), UNKNOWN), age, sex)
 
 
-def measure(slides: Sequence[Slide], people: dict[str, People]) -> Tables:
+def measure_masks(slides: Sequence[Slide], donors: Mapping[str, Donor]) -> Tables:
     """Count every mask; as many are in memory at a time as there are processors, at most WORKERS."""
     rows, units = [], []
     with threads(WORKERS) as pool:  # nearly all of the time is spent in OpenCV, outside Python's lock
-        counted = pool.map(lambda slide: count(rle.decode(slide.rle or "", slide.height, slide.width)), slides)
+        counted = pool.map(lambda slide: count_units(rle.decode(slide.rle or "", slide.height, slide.width)), slides)
         for slide, counts in zip(slides, track(counted, "masks", "slide", len(slides)), strict=True):
-            rows.append(_slide_row(slide, people[slide.id], counts))
+            rows.append(_slide_row(slide, donors[slide.id], counts))
             units += [
                 _unit_row(slide, number, unit)
                 for number, unit in enumerate(sorted(counts.units, key=lambda unit: -unit.area), start=1)
             ]
-    table = pd.DataFrame(units, columns=[name for name in UNIT_COLUMNS if name != "fragment"])
+    table = pd.DataFrame(units, columns=list(UNIT_COLUMNS))
     # Sizes in um, so that slides of different scales share one median.
     table["fragment"] = table["area_um2"] < FRAGMENT * table.groupby("organ")["area_um2"].transform("median")
     return Tables(pd.DataFrame(rows), table)
 
 
-def _slide_row(slide: Slide, people: People, counts: MaskCounts) -> dict[str, object]:
+def _slide_row(slide: Slide, donor: Donor, counts: MaskCounts) -> dict[str, object]:
     return {
         "id": slide.id,
         "organ": slide.organ,
@@ -309,13 +274,12 @@ def _slide_row(slide: Slide, people: People, counts: MaskCounts) -> dict[str, ob
         "width": slide.width,
         "um_per_px": slide.um_per_px,
         "thickness_um": slide.thickness_um,
-        "age": people.age,
-        "sex": people.sex,
+        "age": donor.age,
+        "sex": donor.sex,
         "coverage": counts.area / (slide.height * slide.width),
         "units": len(counts.units),
         "units_cut": counts.total("parts"),
-        "components4": counts.total("components4"),
-        "specks": counts.total("specks"),
+        **{name: counts.total(name) for name in ("components4", "specks")},
         "has_file": slide.path.is_file(),
     }
 
@@ -332,45 +296,30 @@ def _unit_row(slide: Slide, number: int, unit: Unit) -> dict[str, object]:
         "diameter_um": 2 * math.sqrt(unit.area / math.pi) * um,
         "length_um": unit.length * um,
         "breadth_um": unit.breadth * um,
-        "eccentricity": unit.eccentricity,
-        "solidity": unit.solidity,
-        "parts": unit.parts,
-        "top": unit.top,
-        "left": unit.left,
-        "height": unit.height,
-        "width": unit.width,
-        "at_border": unit.at_border,
+        **{name: getattr(unit, name) for name in ("eccentricity", "solidity", "parts", *BOX, "at_border")},
     }
 
 
-def per_organ(tables: Tables) -> pd.DataFrame:
+def organ_summary(tables: Tables) -> pd.DataFrame:
     """One row an organ: slides, share of all slides, coverage (share of pixels), units in three counts, and medians of
     their shape.
     """
-    rows = []
     whole = tables.units[~tables.units["fragment"]]
+    rows = []
     for organ in tables.organs:
         slides, units = (table[table["organ"] == organ] for table in (tables.slides, whole))
-        covered = slides["coverage"]
+        covered = slides["coverage"].agg(["mean", "min", "median", "max"])
+        sums = slides[["units", "units_cut", "components4", "specks"]].sum()
         rows.append(
             {
                 "organ": organ,
                 "slides": len(slides),
                 "share": len(slides) / len(tables.slides),
-                "coverage_mean": covered.mean(),
-                "coverage_min": covered.min(),
-                "coverage_median": covered.median(),
-                "coverage_max": covered.max(),
-                "units": slides["units"].sum(),
-                "units_cut": slides["units_cut"].sum(),
-                "components4": slides["components4"].sum(),
-                "specks": slides["specks"].sum(),
-                "fragments": slides["units"].sum() - len(units),
+                **{f"coverage_{name}": value for name, value in covered.items()},
+                **sums,
+                "fragments": sums["units"] - len(units),
                 "units_per_slide": slides["units"].mean(),
-                **{
-                    f"{name}_median": units[name].median()
-                    for name in ("area_um2", "diameter_um", "length_um", "breadth_um", "eccentricity", "solidity")
-                },
+                **{f"{name}_median": units[name].median() for name in ("area_um2", *SHAPES)},
             }
         )
     return pd.DataFrame(rows)

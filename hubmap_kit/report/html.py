@@ -7,6 +7,7 @@ A page is a list of sections, a section a list of blocks: `Note`, `Table`, `Pict
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import jinja2
+from PIL import Image
 
 from hubmap_kit.files import write_text
-from hubmap_kit.report.html_template import TEMPLATE
 
+JPEG_QUALITY = 90
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 
@@ -93,17 +95,37 @@ class Section:
         return _SLUG.sub("-", self.title.lower()).strip("-")
 
 
+def problem_sections(problems: Sequence[str]) -> list[Section]:
+    """A section that lists what could not be read; none without problems."""
+    return [Section("Left out", [Note(problem, warn=True) for problem in problems])] if problems else []
+
+
 def data_uri(data: bytes, mime: str) -> str:
     """Bytes as a URI that needs no file."""
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The HTML of a page; `lead` is the paragraph under the title."""
+def encode_picture(picture: Image.Image, form: str) -> str:
+    """A picture as a data URI; `form` is JPEG or PNG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, form, quality=JPEG_QUALITY)  # PNG takes no notice of the quality
+    return data_uri(buffer.getvalue(), f"image/{form.lower()}")
+
+
+def page(title: str, lead: str, sections: Sequence[Section], sortable: bool = False) -> str:
+    """The HTML of a page; `lead` is the paragraph under the title.
+
+    `sortable`: tables of three rows and more sort by a click on a column's name.
+    """
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("hubmap_kit.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(TEMPLATE).render(title=title, lead=lead, sections=sections)
+    template = environment.get_template("page.html.j2")
+    return template.render(title=title, lead=lead, sections=sections, sortable=sortable)
 
 
 def write_page(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +29,7 @@ TINT = 0.28
 MAX_SIDE = 1600
 MIN_PANEL = 400  # smaller slides are enlarged in files, so that the title and the outlines can be seen
 CELL = 480
+SHEET_COLUMNS = 4
 MARGIN = 12
 INK: Colour = (30, 30, 30)
 PAPER: Colour = (255, 255, 255)
@@ -114,9 +116,10 @@ def _checked_mask(image: np.ndarray, mask: np.ndarray | None, name: str) -> np.n
     return (mask > 0).astype(np.uint8)
 
 
-def _shrink(image: np.ndarray, masks: list[np.ndarray | None], max_side: int) -> list[np.ndarray | None]:
-    """Copies of image and masks with the longer side at most `max_side`; a mask pixel is on when half of its area
-    is.
+def _shrink(image: np.ndarray, masks: Sequence[np.ndarray | None], max_side: int) -> list[Any]:
+    """Image and masks with the longer side at most `max_side`; a mask pixel is on when half of its area is.
+
+    The image is a copy; None stays None.
     """
     height, width = image.shape[:2]
     factor = max_side / max(height, width)
@@ -160,13 +163,8 @@ def _write_title(sheet: Image.Image, title: str, at: tuple[int, int], room: int,
 
 
 def _write_legend(sheet: Image.Image, at: tuple[int, int], text: int, has_truth: bool, has_prediction: bool) -> None:
-    entries: list[tuple[str, Colour]] = []
-    if has_truth:
-        entries.append(("truth", TRUTH))
-    if has_prediction:
-        entries.append(("prediction", PREDICTION))
-    if has_truth and has_prediction:
-        entries += [("correct", CORRECT), ("missed", MISSED), ("wrong", WRONG)]
+    both = [("correct", CORRECT), ("missed", MISSED), ("wrong", WRONG)] if has_truth and has_prediction else []
+    entries = [("truth", TRUTH)] * has_truth + [("prediction", PREDICTION)] * has_prediction + both
     draw = ImageDraw.Draw(sheet)
     names = "".join(name for name, _ in entries)
     while text > 10 and _legend_length(draw, names, len(entries), text) > sheet.width - 2 * MARGIN:
@@ -184,11 +182,6 @@ def _write_legend(sheet: Image.Image, at: tuple[int, int], text: int, has_truth:
 
 def _legend_length(draw: ImageDraw.ImageDraw, names: str, count: int, text: int) -> float:
     return draw.textlength(names, font=ImageFont.load_default(size=text)) + count * (2 * text + 6)
-
-
-# Contact sheets of labels that a model made: those that were kept, and those that were refused with the reason.
-
-COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -213,29 +206,19 @@ def save_sheet(
     if not chosen:
         path.unlink(missing_ok=True)  # of an earlier time
         return 0
-    contact_sheet(path, [_item(*read(shown.id), shown.title) for shown in chosen], COLUMNS)
+    contact_sheet(path, [_item(*read(shown.id), shown.title) for shown in chosen], SHEET_COLUMNS)
     return len(chosen)
 
 
 def spread(slides: Sequence[Shown], most: int) -> list[Shown]:
     """At most `most` of them at even distances, the first and the last among them."""
-    if len(slides) <= most:
-        return list(slides)
-    return (
-        [slides[round(place)] for place in np.linspace(0, len(slides) - 1, most)] if most > 1 else list(slides[:most])
-    )
+    if len(slides) <= most or most < 2:
+        return list(slides[:most])
+    return [slides[round(place)] for place in np.linspace(0, len(slides) - 1, most)]
 
 
 def _item(pixels: np.ndarray, mask: np.ndarray, title: str) -> Item:
-    factor = CELL / max(mask.shape)
-    if factor < 1:
-        size = max(1, round(mask.shape[1] * factor)), max(1, round(mask.shape[0] * factor))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-        mask = (cv2.resize(mask * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 127).astype(np.uint8)
-    return _tinted(pixels, mask), None, mask, title
-
-
-def _tinted(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The slide with what is inside the mask in blue: an outline alone does not tell which side is meant."""
+    pixels, mask = _shrink(pixels, [mask], CELL)
     blue = cv2.addWeighted(pixels, 1 - TINT, np.full_like(pixels, PREDICTION), TINT, 0)
-    return np.where(mask[..., None] > 0, blue, pixels)
+    return np.where(mask[..., None] > 0, blue, pixels), None, mask, title

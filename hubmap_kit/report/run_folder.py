@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,11 +19,14 @@ from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.config import AugmentConfig, Experiment, ScaleChoices, ScaleConfig
 from hubmap_kit.errors import CheckpointError, HubmapError, TableError
 from hubmap_kit.inference.ensemble import MODEL_FILE, fold_folders, read_thresholds
-from hubmap_kit.report.run_columns import OURS, Row
 from hubmap_kit.training.history import CHECKPOINT_FILE, TIMING_FILE, fold_number, unfinished
 from hubmap_kit.training.oof import read_metrics
 
-# Reading the tables of a run folder; each complains in one sentence that names the file.
+Value = str | float | int | None
+Row = dict[str, Value]
+CONFIG = "config.yaml"
+OURS = "ours"  # whose run a row is about
+BUFFERS = ("running_mean", "running_var")
 
 
 def read_oof(run: Path) -> pd.DataFrame:
@@ -39,10 +41,8 @@ def read_oof(run: Path) -> pd.DataFrame:
         raise TableError(f"{path} has a header and no rows; {again}")
     table["dice"] = pd.to_numeric(table["dice"], errors="coerce")
     if not table["dice"].between(0, 1).all():
-        raise TableError(
-            f"{path} has a dice of slide {table['id'][~table['dice'].between(0, 1)].iloc[0]} that is no number from 0"
-            f" to 1; {again}"
-        )
+        slide = table["id"][~table["dice"].between(0, 1)].iloc[0]
+        raise TableError(f"{path} has a dice of slide {slide} that is no number from 0 to 1; {again}")
     if table["id"].duplicated().any():
         raise TableError(f"{path} has slide {table['id'][table['id'].duplicated()].iloc[0]} twice; {again}")
     return table
@@ -116,11 +116,6 @@ def sentence(error: Exception, path: Path) -> str:
     return str(error)
 
 
-# Finding run folders, and naming them so that no two look alike.
-
-CONFIG = "config.yaml"
-
-
 def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """The run folders (those with a config.yaml) in some folders, however deep, and what is wrong with others, a
     sentence each.
@@ -141,16 +136,14 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
 def labels(runs: Sequence[Path]) -> list[str]:
     """For each run folder the shortest end of its path that no other one has."""
     parts = [path.resolve().parts for path in runs]
-    return [_label(number, parts) for number in range(len(parts))]
 
+    def shortest(own: tuple[str, ...]) -> int:
+        lengths = range(1, len(own))
+        return next(
+            (each for each in lengths if all(one == own or one[-each:] != own[-each:] for one in parts)), len(own)
+        )
 
-def _label(number: int, parts: Sequence[tuple[str, ...]]) -> str:
-    own = parts[number]
-    others = [other for place, other in enumerate(parts) if place != number and other != own]
-    length = next(
-        (length for length in range(1, len(own)) if all(other[-length:] != own[-length:] for other in others)), len(own)
-    )
-    return shown("/".join(own[-length:]))
+    return [shown("/".join(own[-shortest(own) :])) for own in parts]
 
 
 def shown(path: str | Path) -> str:
@@ -186,9 +179,6 @@ def _is_fold(folder: Path) -> bool:
     return fold_number(folder) is not None and any((folder / name).is_file() for name in (MODEL_FILE, CHECKPOINT_FILE))
 
 
-# An experiment's settings as cells of the list of tries.
-
-
 def settings_row(settings: Experiment) -> Row:
     """The cells that config.yaml alone fills."""
     augment, model, training = settings.augment, settings.model, settings.training
@@ -218,7 +208,7 @@ def settings_row(settings: Experiment) -> Row:
 
 
 def conversion(scale: ScaleConfig) -> str:
-    """How a slide becomes the network's pixels, in a few words."""
+    """How a slide is scaled for the network, in a few words."""
     return ", ".join([_scale(scale), *(f"{organ} {_scale(choices)}" for organ, choices in scale.organs.items())])
 
 
@@ -238,14 +228,9 @@ def _stain(augment: AugmentConfig) -> str:
     return "" if augment.stain == "none" else f"{augment.stain} {augment.stain_probability:g}"
 
 
-_BUFFERS = ("running_mean", "running_var")
-
-
 @dataclass(frozen=True)
 class Run:
-    """A run folder that could be read: its settings, its row of the list, and a sentence for each file that is
-    damaged.
-    """
+    """A run folder that could be read: settings, row of the list, and a sentence for each damaged file."""
 
     path: Path
     settings: Experiment
@@ -276,12 +261,9 @@ def _state(run: Path, settings: Experiment) -> Row:
         ) from error
     begun = [number for folder in run.glob("fold*") if (number := fold_number(folder)) is not None and folder.is_dir()]
     done = len(begun) - len(left)
-    split = run / "folds.csv"
-    planned = (
-        len({row["fold"] for _, row in read_rows(split, ("fold",))})
-        if split.is_file()
-        else max(len(begun), settings.data.n_folds)
-    )
+    planned, split = max(len(begun), settings.data.n_folds), run / "folds.csv"
+    if split.is_file():
+        planned = len({row["fold"] for _, row in read_rows(split, ("fold",))})
     finished = "finished" if done >= planned else f"{done} of {planned} folds finished"
     state = "; ".join(left.values()) if left else finished if begun else "not begun"
     return {"state": state, "done": f"{done}/{planned}{'…' if left else ''}"}
@@ -299,16 +281,10 @@ def parameters(path: Path) -> int:
     """
     try:
         with safe_open(path, "np") as file:
-            slices = {name: file.get_slice(name) for name in list(file.keys())}
-            return sum(
-                math.prod(part.get_shape()) for name, part in slices.items() if _is_parameter(name, part.get_dtype())
-            )
+            slices = [file.get_slice(name) for name in list(file.keys()) if not name.endswith(BUFFERS)]
+            return sum(math.prod(part.get_shape()) for part in slices if part.get_dtype().startswith(("F", "BF")))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged ({str(error)[:80]}); copy it again or train its fold anew") from error
-
-
-def _is_parameter(name: str, kind: str) -> bool:
-    return not name.endswith(_BUFFERS) and kind.startswith(("F", "BF"))
 
 
 def _dice(run: Path, _settings: Experiment) -> Row:
@@ -322,11 +298,9 @@ def _dice(run: Path, _settings: Experiment) -> Row:
 
 def _time(run: Path, _settings: Experiment) -> Row:
     timing = read_timing_table(run)
-    return (
-        {"hours": float(timing["seconds"].sum()) / 3600, "epoch_s": statistics.median(timing["seconds"])}
-        if len(timing)
-        else {}
-    )
+    if timing.empty:
+        return {}
+    return {"hours": float(timing["seconds"].sum()) / 3600, "epoch_s": float(timing["seconds"].median())}
 
 
 def _machine(run: Path, _settings: Experiment) -> Row:
@@ -347,14 +321,9 @@ def machine(session: dict[str, Any]) -> str:
     """What a session ran on, in a few words."""
     found = session.get("accelerator")
     found = found if isinstance(found, dict) else {}
-    count = f" x{found['count']}" if found.get("count", 1) != 1 else ""
-    name = (
-        f"{found['name']}{count}"
-        if found.get("name")
-        else f"{found['type']}, {session.get('cpus', '?')} cores"
-        if found.get("type")
-        else ""
-    )
+    name = f"{found['type']}, {session.get('cpus', '?')} cores" if found.get("type") else ""
+    if found.get("name"):
+        name = found["name"] + (f" x{found['count']}" if found.get("count", 1) != 1 else "")
     return f"{name} (Kaggle)" if name and session.get("kaggle_image") else name
 
 

@@ -7,26 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from hubmap_kit.augment.shift import HUBMAP, IN_WORDS, PLAIN, SHIFTS
 from hubmap_kit.competition.organs import FACTS, ORGANS
-from hubmap_kit.files import atomic_path
-from hubmap_kit.report.curves import COLOURS, DPI
-from hubmap_kit.report.drawings import INK, drawing
-from hubmap_kit.report.html import Block, Note, Picture, Section, Table, data_uri, write_page
-from hubmap_kit.report.tables import text_table
+from hubmap_kit.report.drawings import COLOURS, INK, drawing, png_figure, save_png
+from hubmap_kit.report.html import Block, Note, Picture, Section, Table, encode_picture, write_page
+from hubmap_kit.report.tables import in_organ_order, mean_cells, text_table
 from hubmap_kit.training.counts import MixtureFit
 
 ALL = "all"
 WORST = 5
-JPEG_QUALITY = 90
 COLOUR = dict(
     zip(
         SHIFTS,
@@ -35,6 +31,10 @@ COLOUR = dict(
     )
 )
 MARKER = dict(zip(SHIFTS, "osPDv^<X", strict=True))  # shapes tell the shifts apart where colours do not
+FIT_HEADER = ("organ", "slides", "threshold", "fitted", "Dice", "fitted", "crossed, plain fit", "crossed, fit to both")
+
+
+FIT_DICE = ("dice_before", "dice_same", "crossed_plain", "crossed")
 IN_SAMPLE = (
     "The run's thresholds were fitted on these very slides and its epoch was chosen on them, so Dice is a little"
     " optimistic, of plain slides the most; a comparison of two runs suffers less from it."
@@ -111,74 +111,52 @@ def shift_summary(results: Results) -> str:
 def save_shift_picture(path: Path, results: Results) -> None:
     """Write the drawing of the page as a PNG file."""
     with matplotlib.rc_context({"axes.grid": True, "axes.axisbelow": True, "grid.color": "#dddddd"}):
-        figure = Figure(figsize=_size(results), dpi=DPI, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
+        figure = png_figure(*_size(results))
         _draw(figure, results)
         figure.suptitle(f"{results.name}: Dice of held-out slides, plain and shifted")
-        with atomic_path(path) as temporary:
-            canvas.print_png(str(temporary))
+        save_png(figure, path)
 
 
 def save_shift_page(path: Path, results: Results, worst: Sequence[WorstSlide]) -> None:
     """Write the page; the pictures of `worst` are read from their files and travel inside it."""
     means, last = results.means().loc[ALL], results.shifts[-1]
     lead = f"{results.count(ALL)} held-out slides: mean Dice {means[PLAIN]:.4f} as they are"
-    lead += (
-        f", {means[last]:.4f} under the shift {last}; {means[PLAIN] - means[last]:.4f} are lost."
-        if last != PLAIN
-        else "."
-    )
+    if last != PLAIN:
+        lead += f", {means[last]:.4f} under the shift {last}; {means[PLAIN] - means[last]:.4f} are lost"
     sections = [Section("Dice", _dice(results)), Section("What each shift costs", _costs(results))]
     if worst:
         sections.append(Section(f"The {len(worst)} worst slides", _pictures(worst, last)))
     if results.fits is not None:
         sections.append(Section("Thresholds for both", _fits(results.fits)))
     sections.append(Section("The shifts", [_explained(results), _sizes(), *(Note(note) for note in results.notes)]))
-    write_page(path, f"{results.name} under HuBMAP's conditions", lead, sections)
+    write_page(path, f"{results.name} under HuBMAP's conditions", f"{lead}.", sections)
 
 
 def _dice(results: Results) -> list[Block]:
     means, half, last = results.means(), results.means("dice@0.5"), results.shifts[-1]
-    rows = [
-        [
-            organ,
-            str(results.count(organ)),
-            f"{row[PLAIN]:.4f}",
-            f"{row[last]:.4f}",
-            f"{row[PLAIN] - row[last]:.4f}",
-            f"{half.loc[organ, PLAIN]:.4f}",
-            f"{half.loc[organ, last]:.4f}",
-        ]
-        for organ, row in means.iterrows()
-    ]
+    rows = []
+    for organ, row in means.iterrows():
+        values = (row[PLAIN], row[last], row[PLAIN] - row[last], half.loc[organ, PLAIN], half.loc[organ, last])
+        rows.append([organ, str(results.count(organ)), *(f"{value:.4f}" for value in values)])
     header = ["organ", "slides", "plain", last, "drop", "plain, at 0.5", f"{last}, at 0.5"]
+    alt = "Each organ's mean Dice, one mark a shift; a bar joins plain slides and the last shift."
     return [
         Table(header, rows, "Mean Dice of held-out slides at the run's thresholds, and at 0.5"),
-        _drawing(results),
+        drawing(lambda figure: _draw(figure, results), _size(results), alt),
         Note(IN_SAMPLE),
     ]
 
 
 def _costs(results: Results) -> list[Block]:
-    means, others = results.means(), [shift for shift in results.shifts if shift != PLAIN]
-    rows = [
-        [organ, f"{row[PLAIN]:.4f}", *(f"{row[shift] - row[PLAIN]:+.4f}" for shift in others)]
-        for organ, row in means.iterrows()
-    ]
+    others = [shift for shift in results.shifts if shift != PLAIN]
     if not others:
         return [Note("Only plain slides were asked for.")]
-    return [
-        Table(
-            ["organ", PLAIN, *others],
-            rows,
-            "Mean difference of Dice from the same slides as they are, at the run's thresholds",
-        )
+    rows = [
+        [organ, f"{row[PLAIN]:.4f}", *(f"{row[shift] - row[PLAIN]:+.4f}" for shift in others)]
+        for organ, row in results.means().iterrows()
     ]
-
-
-def _drawing(results: Results) -> Picture:
-    said = "Each organ's mean Dice, one mark a shift; a bar joins plain slides and the last shift."
-    return drawing(lambda figure: _draw(figure, results), _size(results), said)
+    caption = "Mean difference of Dice from the same slides as they are, at the run's thresholds"
+    return [Table(["organ", PLAIN, *others], rows, caption)]
 
 
 def _size(results: Results) -> tuple[float, float]:
@@ -209,28 +187,18 @@ def _pictures(worst: Sequence[WorstSlide], shift: str) -> list[Block]:
 
 
 def _picture(slide: WorstSlide, shift: str) -> Picture:
-    pixels = cv2.imdecode(np.fromfile(slide.picture, np.uint8), cv2.IMREAD_COLOR)
-    done, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not done:
-        raise ValueError(f"OpenCV could not write a picture of shape {pixels.shape} as JPEG")
+    with Image.open(slide.picture) as picture:
+        uri = encode_picture(picture.convert("RGB"), "JPEG")
     caption = f"{slide.organ} {slide.id} ({slide.source}): Dice {slide.plain:.4f} plain, {slide.dice:.4f} under {shift}"
-    return Picture(data_uri(data.tobytes(), "image/jpeg"), f"{caption}, with truth and prediction", caption)
-
-
-FIT_HEADER = ("organ", "slides", "threshold", "fitted", "Dice", "fitted", "crossed, plain fit", "crossed, fit to both")
+    return Picture(uri, f"{caption}, with truth and prediction", caption)
 
 
 def _fit_rows(fits: Sequence[MixtureFit]) -> list[list[str]]:
-    rows = []
-    for fit in sorted(fits, key=lambda each: ORGANS.index(each.organ)):
-        rows.append([fit.organ, str(fit.slides), f"{fit.before:.3f}", f"{fit.threshold:.3f}", *_fit_dices([fit])])
-    return [*rows, [ALL, str(sum(fit.slides for fit in fits)), "", "", *_fit_dices(fits)]]
-
-
-def _fit_dices(fits: Sequence[MixtureFit]) -> list[str]:
-    weights = [fit.slides for fit in fits]
-    names = ("dice_before", "dice_same", "crossed_plain", "crossed")
-    return [f"{np.average([getattr(fit, name) for fit in fits], weights=weights):.4f}" for name in names]
+    rows = [
+        [fit.organ, str(fit.slides), f"{fit.before:.3f}", f"{fit.threshold:.3f}", *mean_cells([fit], FIT_DICE)]
+        for fit in in_organ_order(fits)
+    ]
+    return [*rows, [ALL, str(sum(fit.slides for fit in fits)), "", "", *mean_cells(fits, FIT_DICE)]]
 
 
 def _fits(fits: Sequence[MixtureFit]) -> list[Block]:
@@ -253,12 +221,8 @@ def gain_of(fits: Sequence[MixtureFit]) -> float:
 
 
 def _explained(results: Results) -> Table:
-    return Table(
-        ["shift", "the slide"],
-        [[shift, IN_WORDS[shift]] for shift in results.shifts],
-        "Fixed by the slide's id and the shift's name",
-        2,
-    )
+    rows = [[shift, IN_WORDS[shift]] for shift in results.shifts]
+    return Table(["shift", "the slide"], rows, "Fixed by the slide's id and the shift's name", 2)
 
 
 def _sizes() -> Table:
@@ -266,8 +230,5 @@ def _sizes() -> Table:
     for organ, facts in FACTS.items():
         side = round(3000 * facts.um_per_px["HPA"] / facts.um_per_px["Hubmap"])
         rows.append([organ, f"{facts.um_per_px['Hubmap']:g}", f"{facts.thickness_um['Hubmap']:g}", str(side)])
-    return Table(
-        ["organ", "um per pixel", "thickness, um", "side of a slide of 3000 px"],
-        rows,
-        "HuBMAP's slides, by the competition's data page",
-    )
+    header = ["organ", "um per pixel", "thickness, um", "side of a slide of 3000 px"]
+    return Table(header, rows, "HuBMAP's slides, by the competition's data page")

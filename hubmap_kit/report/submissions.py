@@ -1,6 +1,6 @@
-"""The list of submissions: ledger.csv, one row each, in a run's folder or beside the runs.
+"""What was handed in: submissions.csv, one row a submission, in a run's folder or beside the runs.
 
-Rows are added and completed, never removed.
+Rows are added and completed, never removed. Scores and notes that a person typed in are in tries.json of the run.
 """
 
 from __future__ import annotations
@@ -20,33 +20,31 @@ from hubmap_kit.errors import HubmapError, TableError
 from hubmap_kit.files import atomic_path, write_json
 from hubmap_kit.report.run_folder import sentence
 
-NAME = "ledger.csv"
+NAME, OLD_NAME = "submissions.csv", "ledger.csv"  # a file of the old name is read and continued
 COLUMNS = (
-    "time_utc",
-    "run",
-    "kernel",
-    "version",
-    "build_id",
-    "message",
-    "ref",
-    "status",
-    "public_score",
-    "private_score",
-    "oof_dice",
-    "weights_id",
+    *("time_utc", "run", "kernel", "version", "build_id", "message", "ref", "status"),
+    *("public_score", "private_score", "oof_dice", "weights_id"),
 )
-_NEEDED = COLUMNS[:-1]  # ledgers of earlier releases end there
+_NEEDED = COLUMNS[:-1]  # files of earlier releases end there
+RUNS = Path("runs")  # where `hubmap submit` keeps its list when no run is named
+NOTES = "tries.json"
+SCORES = ("public", "private")
 # ASKED: the request was sent and no answer has come; REFUSED: Kaggle did not take it.
 ASKED, PENDING, REFUSED = "ASKED", "PENDING", "REFUSED"
 Row = dict[str, str]
+Owners = dict[Path, list[Row]]
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a ledger, in the order of submission; none where there is no file yet.
+def submissions_file(folder: Path) -> Path:
+    """The list in a folder: its submissions.csv, unless only a ledger.csv of an earlier release is there."""
+    path, old = folder / NAME, folder / OLD_NAME
+    return old if old.is_file() and not path.exists() else path
 
-    Raises TableError for a damaged one.
 
-    Columns that somebody added are kept.
+def read_submissions(path: Path) -> list[Row]:
+    """The rows in the order of submission, with columns that somebody added; none where there is no file yet.
+
+    Raises TableError for a damaged file.
     """
     if not path.exists():
         return []
@@ -54,24 +52,24 @@ def read(path: Path) -> list[Row]:
         return [row for _, row in read_rows(path, _NEEDED)]
     except TableError as error:
         raise TableError(
-            f"the ledger is damaged: {error}; mend it or move it away, nothing of it was changed"
+            f"the list of submissions is damaged: {error}; mend it or move it away, nothing of it was changed"
         ) from error
 
 
-def append(path: Path, row: Mapping[str, object]) -> None:
-    """Add a row; missing columns stay empty. Raises TableError for a damaged ledger, which is left as it is."""
+def add_submission(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row; missing columns stay empty. Raises TableError for a damaged file, which is left as it is."""
     unknown = sorted(set(row) - set(COLUMNS))
     if unknown:
-        raise ValueError(f"a ledger has no column {unknown[0]}; expected some of {', '.join(COLUMNS)}")
+        raise ValueError(f"{path.name} has no column {unknown[0]}; expected some of {', '.join(COLUMNS)}")
     with locked(path):
-        rows = read(path)
+        rows = read_submissions(path)
         _write(path, [*rows, {column: _text(row.get(column)) for column in COLUMNS}])
 
 
-def complete(path: Path, ref: int | str, /, **values: object) -> bool:
-    """Set columns of the submission `ref`, its ref among them; False where the ledger does not have it."""
+def complete_submission(path: Path, ref: int | str, /, **values: object) -> bool:
+    """Set columns of the submission `ref`, its ref among them; False where the file does not have it."""
     with locked(path):
-        rows = read(path)
+        rows = read_submissions(path)
         mine = [row for row in rows if row["ref"] == str(ref)]
         for row in mine:
             row |= {column: _text(value) for column, value in values.items()}
@@ -80,9 +78,9 @@ def complete(path: Path, ref: int | str, /, **values: object) -> bool:
     return bool(mine)
 
 
-def pending(path: Path) -> list[Row]:
+def pending_submissions(path: Path) -> list[Row]:
     """The rows whose score, or whose fate, is not known yet."""
-    return [row for row in read(path) if row["status"] in (PENDING, ASKED)]
+    return [row for row in read_submissions(path) if row["status"] in (PENDING, ASKED)]
 
 
 def oof_dice(run: Path) -> float | None:
@@ -133,37 +131,29 @@ def _text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
-# Which submissions belong to which run: the rows of every ledger.csv within reach.
-
-RUNS = Path("runs")  # where `hubmap submit` keeps its ledger when no run is named
-Owners = dict[Path, list[Row]]
-
-
 @dataclass(frozen=True)
 class Submissions:
-    """A run's submissions: the scores of the best one (by its public score), how many there are, and what became of
-    them.
-    """
+    """A run's submissions: scores of the one with the best public score, their number, and how many are scored."""
 
     public: float | None = None
     private: float | None = None
     count: int = 0
-    told: str = ""
+    summary: str = ""
 
 
 def rows_by_run(runs: Sequence[Path], refs: Mapping[Path, str], folders: Sequence[Path]) -> tuple[Owners, list[str]]:
-    """The ledger rows of each run, and sentences about damaged ledgers and rows whose run is not known.
+    """The rows of each run, and sentences about damaged files and rows whose run is not known.
 
-    Ledgers are looked for in the runs, beside them, in `folders`, and in runs/. A row is a run's by the path that it
-    names, as it was typed or seen from the ledger; by the folder's name alone where that path is gone and one run only
-    has the name; by the submission's number in `refs`; or because it lies in the run's own ledger and names none.
+    Files are looked for in the runs, beside them, in `folders`, and in runs/. A row belongs to the run whose submission
+    number in `refs` it has; else to the path that it names, as typed or seen from the file; else to the only run with
+    that folder name, where the path is gone; else, if it names no run, to the run in whose folder the file lies.
     """
     owners: Owners = {run: [] for run in runs}
     problems = []
     listed = {folder.resolve() for folder in folders}
-    for path in _ledgers(runs, folders):
+    for path in _files(runs, folders):
         try:
-            rows = read(path)
+            rows = read_submissions(path)
         except (HubmapError, OSError) as error:
             problems.append(sentence(error, path))
             continue
@@ -177,13 +167,13 @@ def rows_by_run(runs: Sequence[Path], refs: Mapping[Path, str], folders: Sequenc
         if lost and path.resolve().parent in listed:  # where one run alone is listed, rows of others are no wonder
             problems.append(
                 f"{path} has {lost} row{'s' * (lost > 1)} without a run that is there; 'hubmap ledger RUN --ref NUMBER'"
-                " says whose one is"
+                " says which run a submission belongs to"
             )
     return owners, problems
 
 
 def submissions(rows: Sequence[Row]) -> Submissions:
-    """What a run's ledger rows come to. Raises TableError for a score that is no number."""
+    """The summary of a run's rows. Raises TableError for a score that is no number."""
     sent = [row for row in rows if row["status"] != REFUSED]
     if not sent:
         return Submissions()
@@ -194,9 +184,10 @@ def submissions(rows: Sequence[Row]) -> Submissions:
     return Submissions(*best, len(sent), ", ".join([f"{len(sent) - len(states)} scored", *counted]))
 
 
-def _ledgers(runs: Sequence[Path], folders: Sequence[Path]) -> list[Path]:
+def _files(runs: Sequence[Path], folders: Sequence[Path]) -> list[Path]:
     places = [RUNS, *runs, *(run.parent for run in runs), *folders]
-    found = {(place / NAME).resolve(): place / NAME for place in reversed(places)}
+    paths = [place / name for place in reversed(places) for name in (NAME, OLD_NAME)]
+    found = {path.resolve(): path for path in paths}
     return sorted(path for path in found.values() if path.is_file())
 
 
@@ -218,7 +209,7 @@ def _owner(row: Row, path: Path, runs: Sequence[Path], refs: Mapping[Path, str])
 
 
 def _places(row: Row, path: Path) -> set[Path]:
-    """Where the run that a row names may lie: from here, and from the ledger."""
+    """Where the run that a row names may lie: from here, and from the file."""
     named = Path(row["run"])
     return {named.resolve(), (path.parent / named).resolve()}
 
@@ -233,15 +224,9 @@ def _number(row: Row, column: str) -> float | None:
         return float(row[column]) if row[column] else None
     except ValueError as error:
         raise TableError(
-            f"the ledger says {column} = '{row[column]}' of submission {row['ref']}, which is no number; mend that row"
+            f"the list of submissions says {column} = '{row[column]}' of submission {row['ref']}, which is no number;"
+            " mend that row"
         ) from error
-
-
-# tries.json in a run folder: what a person typed in about the run, scores of the leaderboard, a submission's number, a
-# note.
-
-NOTES = "tries.json"
-SCORES = ("public", "private")
 
 
 def read_notes(run: Path) -> dict[str, Any]:
@@ -265,9 +250,9 @@ def keep_notes(run: Path, scores: str = "", note: str | None = None, ref: str = 
     """Set what is given, keep the rest, and return all of it.
 
     `scores` is 'public=0.61,private=0.58' or one of the two; an empty value takes a score away, an empty note the note.
-    `ref` is the number of the submission at Kaggle, which finds its row in a ledger.csv that does not name the run.
-    Raises TableError for words that are no scores, a folder that is no run, and a damaged tries.json, which is left as
-    it is.
+    `ref` is the number of the submission at Kaggle, which finds its row in a submissions.csv that does not name the
+    run. Raises TableError for scores of another form, a folder that is no run, and a damaged tries.json, which is left
+    as it is.
     """
     changes: dict[str, Any] = dict(parse_scores(scores))
     if note is not None:

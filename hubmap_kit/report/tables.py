@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from hubmap_kit.competition.metric import summarise
 from hubmap_kit.competition.organs import FACTS, ORGANS
 from hubmap_kit.config import AugmentChoices, Experiment
 from hubmap_kit.inference.postprocess import choices_for, threshold_for
+from hubmap_kit.report.curves import words_of
 from hubmap_kit.tiles.scaling import scaled_shape
+from hubmap_kit.training.tune import CANDIDATES, OrganResult
+
+EXTENT_UM = 1200.0  # width of an HPA slide: 3000 px of 0.4 um; HuBMAP's are about as wide
+RECIPE_HEADER = (
+    *("organ", "um/px HPA", "um/px HuBMAP", "zoom", "detail", "stain", "drawn"),
+    *("threshold", "smallest", "opening", "shrink"),
+)
+TUNING_HEADER = ("organ", "slides", "threshold", "tuned", "Dice", "tuned", "crossed", "tuned", "after the threshold")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -60,25 +71,6 @@ def _means(table: pd.DataFrame, column: str) -> dict[str, dict[str, float]]:
     )
 
 
-# What an experiment does with each organ, as one table: scale, random scale, stains, weight, threshold and what follows
-# it.
-
-EXTENT_UM = 1200.0  # width of an HPA slide: 3000 px of 0.4 um; HuBMAP's are about as wide
-HEADER = (
-    "organ",
-    "um/px HPA",
-    "um/px HuBMAP",
-    "zoom",
-    "detail",
-    "stain",
-    "drawn",
-    "threshold",
-    "smallest",
-    "opening",
-    "shrink",
-)
-
-
 def recipe_table(settings: Experiment) -> str:
     """One row an organ.
 
@@ -86,10 +78,10 @@ def recipe_table(settings: Experiment) -> str:
     coarsened to HuBMAP's pixel size; drawn: how often, against 1; smallest: smallest part kept, as a share of the
     slide; opening and shrink in slide pixels.
     """
-    return text_table(HEADER, [_row(settings, organ) for organ in ORGANS])
+    return text_table(RECIPE_HEADER, [_recipe_row(settings, organ) for organ in ORGANS])
 
 
-def _row(settings: Experiment, organ: str) -> list[str]:
+def _recipe_row(settings: Experiment, organ: str) -> list[str]:
     augment, after = settings.augment.of(organ), choices_for(organ, settings.inference)
     detail = f"{augment.hubmap_scale:g}"
     if organ == "prostate" and settings.augment.coarse_prostate:
@@ -125,3 +117,30 @@ def _threshold(settings: Experiment, organ: str) -> str:
         return "fitted"
     values = [f"{threshold_for(organ, source, {}, own):g}" for source in ("HPA", "Hubmap")]
     return values[0] if values[0] == values[1] else "/".join(values)
+
+
+def tune_summary(results: Sequence[OrganResult], rescue: bool) -> str:
+    """One row an organ and one for all slides: threshold, Dice on the slides that were fitted, and cross-fitted Dice,
+    each before and after tuning. Thresholds of sources follow their organ's row.
+    """
+    columns = ("plain_same", "same", "plain_crossed", "crossed")
+    rows = []
+    for result in in_organ_order(results):
+        choice = result.choice
+        thresholds = [f"{result.plain_threshold:.3f}", f"{choice.threshold:.3f}"]
+        steps = words_of(CANDIDATES[choice.candidate], rescue)
+        rows.append([result.organ, str(result.slides), *thresholds, *mean_cells([result], columns), steps])
+        rows += [[f"  {source}", "", "", f"{value:.3f}", *[""] * 5] for source, value in choice.sources.items()]
+    rows.append(["all", str(sum(result.slides for result in results)), "", "", *mean_cells(results, columns), ""])
+    return text_table(TUNING_HEADER, rows)
+
+
+def mean_cells(results: Sequence[Any], columns: Sequence[str]) -> list[str]:
+    """The mean of each attribute in `columns` over results, weighted by their `slides`."""
+    weights = [result.slides for result in results]
+    return [f"{np.average([getattr(result, name) for result in results], weights=weights):.4f}" for name in columns]
+
+
+def in_organ_order(results: Sequence[Any]) -> list[Any]:
+    """Results that have an `organ`, in the competition's order of organs."""
+    return sorted(results, key=lambda result: ORGANS.index(result.organ))

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = np.ndarray  # float32 unless a docstring says otherwise
 Shape = tuple[int, int]
 
 SUBPIXEL_BITS = 4  # OpenCV draws outlines in fixed point; 1/16 pixel keeps small nuclei round
@@ -125,7 +125,7 @@ def fill(mask: NDArray[np.uint8], outline: Array) -> None:
     cv2.fillPoly(mask, [np.round(outline * 2**SUBPIXEL_BITS).astype(np.int32)], 1, shift=SUBPIXEL_BITS)
 
 
-def depth(mask: NDArray[np.uint8]) -> Array:
+def depth(mask: np.ndarray) -> Array:
     """Distance in pixels from each pixel of a mask `(H, W)`, nonzero = inside, to the nearest pixel outside it; 0
     outside.
     """
@@ -155,8 +155,8 @@ def place(
             placed.append((x, y, radius))
             covered += np.pi * radius**2
     if not placed:  # the tissue is too small for the rule: a slide is never without a unit
-        y, x = np.unravel_index(int(np.argmax(room)), room.shape)
-        placed.append((float(x), float(y), radii[0]))
+        row, column = np.unravel_index(int(np.argmax(room)), room.shape)
+        placed.append((float(column), float(row), radii[0]))
     return placed
 
 
@@ -231,7 +231,7 @@ class Layers:
         """Draw one oval nucleus of about `radius_um` at each point, along `angles` (degrees) or turned at random."""
         ink = np.zeros(self.shape, np.uint8)
         count = len(points)
-        angles = self.rng.uniform(0, 180, count) if angles is None else angles + self.rng.normal(0, 12, count)
+        turned = self.rng.uniform(0, 180, count) if angles is None else angles + self.rng.normal(0, 12, count)
         size = self.px(radius_um) * self.rng.lognormal(0, 0.16, count)
         ratio = np.sqrt(stretch * self.rng.lognormal(0, 0.12, count))
         tone = (255 * self.rng.uniform(*dark, count)).astype(int)
@@ -239,7 +239,7 @@ class Layers:
         centres = np.round(points * scale).astype(int)
         axes = np.maximum(np.round(np.stack([size * ratio, size / ratio], 1) * scale), 4).astype(int)
         for centre, axis, angle, colour in zip(
-            centres.tolist(), axes.tolist(), angles.tolist(), tone.tolist(), strict=True
+            centres.tolist(), axes.tolist(), turned.tolist(), tone.tolist(), strict=True
         ):
             cv2.ellipse(ink, centre, axis, angle, 0, 360, colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
         drawn = cv2.GaussianBlur(ink, (0, 0), max(self.px(0.35), 0.3)).astype(np.float32) / 255

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from hubmap_kit.augment.stain import Reference
-from hubmap_kit.competition.folds import assign_folds, read_folds, write_folds
+from hubmap_kit.competition.folds import assign_folds, check_folds, read_folds, write_folds
 from hubmap_kit.competition.lineage import judged, judged_slides
 from hubmap_kit.competition.organs import ORGANS, SOURCES
 from hubmap_kit.competition.tables import Slide
@@ -218,7 +218,7 @@ def plan(
     write_folds(run / "folds.csv", everyone, slides)
     slides = of_organs(slides, settings.data)
     folds = {slide.id: everyone[slide.id] for slide in slides}
-    numbers = check_folds(chosen, folds)
+    numbers = check_folds(chosen, folds.values())
     session = datetime.now(UTC).isoformat(timespec="microseconds")
     if not world.first:
         world.wait()  # the first process builds the store
@@ -263,17 +263,6 @@ def evaluate_folds(
     for number, folder in found.items():
         _predict_one(settings, slides, folds, number, store, folder, device)
     return oof.collect(run, slides, folds)
-
-
-def check_folds(chosen: Sequence[int] | None, folds: Mapping[str, int]) -> list[int]:
-    """The chosen fold numbers, all of them by default. Raises ConfigError for a number that the split does not have."""
-    known = sorted(set(folds.values()))
-    wrong = [number for number in chosen or () if number not in known]
-    if wrong:
-        raise ConfigError(
-            f"fold {wrong[0]} was asked for, but the split has the folds {known}; choose among them with --folds"
-        )
-    return sorted(set(chosen)) if chosen else known
 
 
 def train_fold(

@@ -59,6 +59,15 @@ class Dimension:
             return str(trial.suggest_int(self.key, int(self.low), int(self.high), step=self.step))
         return written(trial.suggest_float(self.key, self.low, self.high, log=self.kind == "log"))
 
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """What `suggest` draws from."""
+        distributions = import_optuna().distributions
+        if self.kind == "choice":
+            return distributions.CategoricalDistribution(self.choices)
+        if self.kind == "int":
+            return distributions.IntDistribution(int(self.low), int(self.high), step=self.step)
+        return distributions.FloatDistribution(self.low, self.high, log=self.kind == "log")
+
     def ends(self) -> tuple[str, ...]:
         """Values that stand for all: every choice, or both ends."""
         if self.kind == "choice":

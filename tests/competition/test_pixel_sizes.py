@@ -18,7 +18,7 @@ from hubmap_kit.competition.pixel_sizes import PixelSizeWatch, odd_extent, odd_f
 from hubmap_kit.competition.slides import stated_um_per_px
 from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.config import ScaleConfig, TilesConfig
-from hubmap_kit.report.eda_findings import _extents
+from hubmap_kit.report.eda_oddities import _extents
 from hubmap_kit.tiles.store import open_or_build
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)

@@ -1,10 +1,9 @@
-"""Masks to runs and back along every road: sparse and dense, every layout, type and size, host and device."""
+"""Masks to runs and back: sparse and dense, every layout, type and size, host and device."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 from rle_oracle import text_of
 
-from hubmap_kit.competition import rle, rle_bits, rle_boundaries, rle_fill
+from hubmap_kit.competition import rle
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside pycocotools
 
@@ -43,31 +42,28 @@ def drawings(draw: st.DrawFn) -> np.ndarray:
     return 1 - mask if draw(st.booleans()) else mask
 
 
+def found_edges(mask: np.ndarray | torch.Tensor) -> np.ndarray:
+    runs = rle.runs_of(mask)
+    return np.stack([runs.starts, runs.stops], axis=1).ravel()
+
+
 def edges_of(mask: np.ndarray) -> np.ndarray:
     """The definition: where a pixel differs from the one before it, with a pixel outside at both ends."""
     return np.flatnonzero(np.diff(np.concatenate([[False], (mask != 0).T.reshape(-1), [False]]).astype(np.int8)))
 
 
 @settings(deadline=None, max_examples=300)
-@given(
-    mask=drawings(),
-    layout=st.sampled_from(list(LAYOUTS)),
-    kind=st.sampled_from("?bBhHiQ"),
-    block=st.sampled_from([8, 64, 2**17]),
-)
-def test_boundaries_are_the_definition(mask: np.ndarray, layout: str, kind: str, block: int) -> None:
+@given(mask=drawings(), layout=st.sampled_from(list(LAYOUTS)), kind=st.sampled_from("?bBhHiQ"))
+def test_runs_are_the_definition(mask: np.ndarray, layout: str, kind: str) -> None:
     variant = LAYOUTS[layout](mask.astype(kind))
     variant.flags.writeable = False
-    with mock.patch.multiple(rle_boundaries, _BYTES=block, _PIXELS=block):
-        np.testing.assert_array_equal(rle_boundaries.boundaries(variant), edges_of(mask))
+    np.testing.assert_array_equal(found_edges(variant), edges_of(mask))
 
 
 @settings(deadline=None, max_examples=150)
-@given(mask=drawings(), dense=st.sampled_from([0, 18, 10**9]))
-def test_sparse_and_dense_ways_agree_with_pycocotools(mask: np.ndarray, dense: int) -> None:
-    with mock.patch.object(rle_boundaries, "_DENSE", dense):
-        texts = {rle.encode(mask), rle.encode(np.asfortranarray(mask))}
-    assert texts == {text_of(mask)}
+@given(mask=drawings())
+def test_runs_agree_with_pycocotools(mask: np.ndarray) -> None:
+    assert {rle.encode(mask), rle.encode(np.asfortranarray(mask))} == {text_of(mask)}
     runs = rle.runs_of(mask)
     assert runs.starts.dtype == runs.lengths.dtype == np.int64
     counts = np.diff(np.concatenate([[0], np.stack([runs.starts, runs.stops], 1).ravel(), [mask.size]])).tolist()
@@ -80,25 +76,23 @@ def test_sparse_and_dense_ways_agree_with_pycocotools(mask: np.ndarray, dense: i
 
 
 @settings(deadline=None, max_examples=200)
-@given(mask=drawings(), order=st.sampled_from("CF"), few=st.sampled_from([0, 1000]))
-def test_every_way_of_filling_gives_the_mask(mask: np.ndarray, order: str, few: int) -> None:
-    with mock.patch.object(rle_fill, "_FEW", few):
-        back = rle.decode(text_of(mask), *mask.shape, order=order)
-    assert back.dtype == np.uint8 and back.flags[f"{order}_CONTIGUOUS"] and back.flags.writeable
+@given(mask=drawings())
+def test_decoding_gives_the_mask(mask: np.ndarray) -> None:
+    back = rle.decode(text_of(mask), *mask.shape)
+    assert back.dtype == np.uint8 and back.flags.c_contiguous and back.flags.writeable
     np.testing.assert_array_equal(back, mask)
 
 
 @settings(deadline=None, max_examples=100)
-@given(mask=drawings(), order=st.sampled_from("CF"), few=st.sampled_from([0, 1000]), data=st.data())
-def test_runs_that_touch_fill_like_one(mask: np.ndarray, order: str, few: int, data: st.DataObject) -> None:
+@given(mask=drawings(), data=st.data())
+def test_runs_that_touch_fill_like_one(mask: np.ndarray, data: st.DataObject) -> None:
     edges = edges_of(mask)
     runs = []
     for start, stop in zip(edges[0::2].tolist(), edges[1::2].tolist(), strict=True):
         cut = data.draw(st.integers(start, stop - 1))
         runs += [(start, cut - start)] * (cut > start) + [(cut, stop - cut)]
     text = " ".join(f"{start} {length}" for start, length in runs)
-    with mock.patch.object(rle_fill, "_FEW", few):
-        np.testing.assert_array_equal(rle.decode(text, *mask.shape, order=order), mask)
+    np.testing.assert_array_equal(rle.decode(text, *mask.shape), mask)
     assert rle.dice(text, text_of(mask)) == rle.dice(text_of(mask), text) == 1.0
 
 
@@ -107,21 +101,17 @@ def test_runs_that_touch_fill_like_one(mask: np.ndarray, order: str, few: int, d
 def test_large_and_long_masks_of_any_density(shape: tuple[int, int], density: float) -> None:
     mask = (np.random.default_rng(1).random(shape) < density).astype(np.uint8)
     for variant in (mask, np.asfortranarray(mask), mask.astype(bool), mask.astype(np.int64)):
-        np.testing.assert_array_equal(rle_boundaries.boundaries(variant), edges_of(mask))
+        np.testing.assert_array_equal(found_edges(variant), edges_of(mask))
     text = rle.encode(mask)
     assert text == text_of(mask)
     np.testing.assert_array_equal(rle.decode(text, *shape), mask)
-    np.testing.assert_array_equal(rle.decode(rle.parse(text), *shape, order="F"), mask)
+    np.testing.assert_array_equal(rle.decode(rle.parse(text), *shape), mask)
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_a_mask_without_pixels(shape: tuple[int, int], order: str) -> None:
-    assert (
-        rle.encode(np.zeros(shape, np.uint8, order=order)) == ""
-        and rle.encode(torch.zeros(shape, dtype=torch.bool)) == ""
-    )
-    assert rle.decode("", *shape, order=order).shape == shape
+def test_a_mask_without_pixels(shape: tuple[int, int]) -> None:
+    assert rle.encode(np.zeros(shape, np.uint8)) == "" and rle.encode(torch.zeros(shape, dtype=torch.bool)) == ""
+    assert rle.decode("", *shape).shape == shape
 
 
 def test_more_than_a_hundred_million_pixels() -> None:
@@ -133,33 +123,13 @@ def test_more_than_a_hundred_million_pixels() -> None:
     assert np.array_equal(rle.decode(expected, height, width), mask)
 
 
-def test_another_order_is_refused() -> None:
-    with pytest.raises(ValueError, match="found 'A'"):
-        rle.decode("0 1", 2, 2, order="A")  # type: ignore[arg-type]
-
-
-@settings(deadline=None, max_examples=100)
-@given(values=st.lists(st.integers(1, 2**64 - 1), max_size=20), large=st.booleans())
-def test_set_bits_are_those_of_the_binary_numerals(values: list[int], large: bool) -> None:
-    begin = 2**40 if large else 0
-    words = np.array(values, np.uint64)
-    expected = [begin + 64 * place + bit for place, value in enumerate(values) for bit in range(64) if value >> bit & 1]
-    counts = rle_bits.popcount(words)
-    assert counts.tolist() == [value.bit_count() for value in values]
-    with mock.patch.object(rle_bits, "hasattr", lambda *_: False, create=True):  # NumPy 1
-        assert rle_bits.popcount(words).tolist() == counts.tolist()
-    first = (begin + 64 * np.arange(len(values))).astype(np.int64 if large else np.int32)
-    found = rle_bits.set_bits(words, first)
-    assert found.dtype == first.dtype and sorted(found.tolist()) == expected
-
-
 @settings(deadline=None, max_examples=100)
 @given(mask=drawings(), kind=st.sampled_from([torch.bool, torch.uint8, torch.int16, torch.int64]), turned=st.booleans())
 def test_tensors_have_the_runs_of_arrays(mask: np.ndarray, kind: torch.dtype, turned: bool) -> None:
     tensor = torch.from_numpy(mask).to(kind)
     tensor = tensor.t().contiguous().t() if turned else tensor
     assert rle.encode(tensor) == text_of(mask)
-    np.testing.assert_array_equal(rle_boundaries.boundaries_on_device(tensor), edges_of(mask))
+    np.testing.assert_array_equal(rle._boundaries_on_device(tensor), edges_of(mask))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

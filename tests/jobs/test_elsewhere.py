@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from hubmap_kit.__main__ import app
+from hubmap_kit.cli.registry import app
 from hubmap_kit.competition import rle
 from hubmap_kit.competition.metric import dice
 from hubmap_kit.competition.tables import read_train

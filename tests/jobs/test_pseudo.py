@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from hubmap_kit.cli import external as external_verbs
+from hubmap_kit.cli.registry import app
 from hubmap_kit.competition import external, rle, slides
 from hubmap_kit.competition.external import read_table
 from hubmap_kit.competition.tables import TEST_COLUMNS, read_test, read_train
@@ -241,8 +240,6 @@ def test_every_slide_is_told_and_versions_are_kept(run: Path, foreign: Path, tmp
 
 
 def test_the_verb(run: Path, foreign: Path, tmp_path: Path) -> None:
-    app = typer.Typer()
-    external_verbs.add_all(app)
     words = [
         "pseudo",
         str(run),

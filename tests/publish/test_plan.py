@@ -22,8 +22,7 @@ from hubmap_kit import experiment
 from hubmap_kit.__main__ import main
 from hubmap_kit.errors import PublishError
 from hubmap_kit.files import write_json, write_yaml
-from hubmap_kit.publish.plan import Job, Session, Terms, gpu_hours, lay_out
-from hubmap_kit.publish.quota import Budget, assumed, fits
+from hubmap_kit.publish.plan import Budget, Job, Session, Terms, assumed_budget, gpu_hours, lay_out, session_fits
 
 NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
 REFRESH = datetime(2026, 11, 28, tzinfo=UTC)
@@ -118,9 +117,9 @@ def test_an_epoch_longer_than_a_session_cannot_be_planned() -> None:
 
 
 def test_the_usual_week_ends_on_saturday_and_fits_counts_hours() -> None:
-    assert assumed(NOW).refresh == REFRESH and assumed(REFRESH).refresh == REFRESH + timedelta(days=7)
+    assert assumed_budget(NOW).refresh == REFRESH and assumed_budget(REFRESH).refresh == REFRESH + timedelta(days=7)
     budget = Budget(11.5, 30.0, REFRESH)
-    assert fits(11.5, budget) and not fits(11.6, budget)
+    assert session_fits(11.5, budget) and not session_fits(11.6, budget)
 
 
 # The verb

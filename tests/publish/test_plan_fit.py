@@ -25,8 +25,7 @@ from hubmap_kit.__main__ import main
 from hubmap_kit.config import Experiment, TrainingConfig
 from hubmap_kit.errors import PublishError
 from hubmap_kit.models.catalog import GIB
-from hubmap_kit.publish.plan import WEEK, Job, Session, Terms, held, lay_out, memory_lines
-from hubmap_kit.publish.quota import Budget
+from hubmap_kit.publish.plan import WEEK, Budget, Job, Session, Terms, held, lay_out, memory_lines
 from hubmap_kit.publish.speed import estimate
 from hubmap_kit.training.learner import Batch, Learner
 from hubmap_kit.training.losses import About

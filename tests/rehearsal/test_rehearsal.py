@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tiny import TINY, overrides
 
 import hubmap_kit
 from hubmap_kit.competition.organs import ORGANS
-from hubmap_kit.rehearsal.hidden import UNREADABLE, read_hidden
+from hubmap_kit.rehearsal.hidden import UNREADABLE
 
 ROOT = Path(hubmap_kit.__file__).resolve().parents[1]
 
@@ -84,20 +85,20 @@ def test_the_second_session_went_on_where_the_first_one_stopped(rehearsed: Path)
 def test_both_layouts_give_the_same_submission_for_exactly_the_hidden_table(rehearsed: Path) -> None:
     new, flat = ((rehearsed / f"infer-{layout}/working/submission.csv").read_bytes() for layout in ("new", "flat"))
     assert new == flat
-    made = read_hidden(rehearsed / "hidden")
+    made = rows_of(rehearsed / "hidden/truth.csv")
     rows = rows_of(rehearsed / "infer-new/working/submission.csv")
-    assert [row["id"] for row in rows] == [slide.id for slide in made.slides]
+    assert [row["id"] for row in rows] == [slide["id"] for slide in made]
     steps = {step["name"]: step for step in json.loads((rehearsed / "report.json").read_text())["steps"]}
-    for row, slide, said in zip(rows, made.slides, steps["infer-new"]["slides"], strict=True):
-        masks = [coco_mask(text, slide.height, slide.width) for text in (row["rle"], made.truth[slide.id])]
+    for row, slide, said in zip(rows, made, steps["infer-new"]["slides"], strict=True):
+        masks = [coco_mask(each["rle"], int(slide["height"]), int(slide["width"])) for each in (row, slide)]
         assert said["dice"] == pytest.approx(dice(*masks), abs=1e-4)
-        assert (row["rle"] == "") >= (slide.fault in UNREADABLE)
+        assert (row["rle"] == "") >= (slide["fault"] in UNREADABLE)
     assert "datasets/rehearsal" not in (rehearsed / "infer-flat/kernel.log").read_text()
     # The masks lie beside what is mounted, and were proven not to be seen.
     assert {str(rehearsed / "hidden" / name) for name in ("truth", "truth.csv")} <= set(
         steps["infer-new"]["probes"]["absent"]
     )
-    broken = next(slide.id for slide in made.slides if slide.fault == "truncated")
+    broken = next(slide["id"] for slide in made if slide["fault"] == "truncated")
     log = (rehearsed / "infer-new/kernel.log").read_text()
     assert (
         f"slide {broken} gets an empty mask: " in log and "2 of 7 slides failed" in log
@@ -134,59 +135,36 @@ def test_a_rendered_kernel_is_rehearsed_with_what_is_staged(rehearsed: Path, tmp
 
 @needs_namespaces
 def test_a_kernel_that_resumes_attaches_its_own_last_output(rehearsed: Path, tmp_path: Path) -> None:
-    home, common = (
-        tmp_path / "out/train",
-        ("--owner", "somebody", "--staged", rehearsed / "datasets/code", "--out", tmp_path / "kernels"),
-    )
+    """The last good rehearsal is the journey's first training session, which stopped in the middle of fold 0."""
+    home, timing = tmp_path / "out/train", "train/working/demo/fold0/timing.csv"
+    shutil.copytree(rehearsed / "train", home / "train")
+    (home / "report.json").write_text('{"passed": true}')
+    (home / ".hubmap-rehearsal").touch()
+    kept = (home / timing).read_text()
+    settings = ("--config", "demo", "--attach", "kernel:tiles", "--folds", "0,1", "--resume")
+    staged = ("--owner", "somebody", "--staged", rehearsed / "datasets/code", "--out", tmp_path / "kernels")
+    done = command("kernels", "train", *staged, *settings, *overrides(*TINY, "training.epochs=3"))
+    assert done.returncode == 0, done.stderr
+    sources = ("--datasets", rehearsed / "datasets", "--output", f"tiles={rehearsed / 'tiles/working'}")
+    words = ("train", "--kernels", tmp_path / "kernels", *sources, "--out", tmp_path / "out")
 
-    def train(folds: str, *words: str, memory: str = "29") -> subprocess.CompletedProcess[str]:
-        settings = (
-            "--config",
-            "demo",
-            "--attach",
-            "kernel:tiles",
-            "--folds",
-            folds,
-            *overrides(*TINY, "training.epochs=1"),
-        )
-        done = command("kernels", "train", *common, *settings, *words)
-        assert done.returncode == 0, done.stderr
-        sources = (
-            "--kernels",
-            tmp_path / "kernels",
-            "--datasets",
-            rehearsed / "datasets",
-            "--output",
-            f"tiles={rehearsed / 'tiles/working'}",
-        )
-        return hubmap(
-            "train", *sources, "--out", tmp_path / "out", "--data", rehearsed / "data", "--memory-gib", memory
-        )
-
-    def timing(folder: Path) -> str:
-        return (folder / "train/working/demo/fold0/timing.csv").read_text()
-
-    first = train("0")
-    assert first.returncode == 0, first.stdout + first.stderr[-3000:]
-    kept = timing(home)
-    failed = train("0,1", "--resume", memory="0.2")
+    failed = hubmap(*words, "--data", rehearsed / "data", "--minutes", "0.01")
     assert failed.returncode == 1
-    assert "out of memory" in failed.stderr.splitlines()[-1]
-    assert timing(tmp_path / "out/train.previous") == kept  # the only output there is to go on with
+    assert "out of time" in failed.stderr.splitlines()[-1]
+    assert (tmp_path / "out/train.previous" / timing).read_text() == kept  # the only output there is to go on with
     assert str(tmp_path / "out/train.previous") in failed.stdout
-    second = train("0,1", "--resume")
+
+    second = hubmap(*words, "--data", rehearsed / "data")
     assert second.returncode == 0, second.stdout + second.stderr[-3000:]
-    assert timing(home) == kept
+    assert (home / timing).read_text().startswith(kept)
     assert (home / "train/working/demo/fold1/model.safetensors").is_file()
-    assert (
-        "tile store /kaggle/input/notebooks/somebody/hubmap-make-tiles/stores/"
-        in (home / "train/kernel.log").read_text()
-    )
+    store = "tile store /kaggle/input/notebooks/somebody/hubmap-make-tiles/stores/"
+    assert store in (home / "train/kernel.log").read_text()
     assert not (tmp_path / "out/train.previous").exists()
 
 
 @needs_namespaces
-def test_every_planted_fault_is_found_for_its_own_reason(rehearsed: Path, tmp_path: Path) -> None:
+def test_every_planted_fault_is_found_for_its_own_reason(tmp_path: Path) -> None:
     done = hubmap("faults", "--out", tmp_path, *SMALL, "--layout", "new")
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     steps = {step["name"]: step for step in json.loads((tmp_path / "faults/report.json").read_text())["steps"]}
@@ -267,10 +245,11 @@ def test_an_input_that_would_be_made_anew_is_refused(tmp_path: Path) -> None:
 
 
 @needs_namespaces
-def test_a_terminated_rehearsal_leaves_nothing_running_and_nothing_around(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "hubmap_kit", "rehearse", "--out", str(tmp_path), *SMALL, *overrides(*TINY)]
+def test_a_terminated_rehearsal_leaves_nothing_running_and_nothing_around(rehearsed: Path, tmp_path: Path) -> None:
+    sources = ("--kernels", rehearsed / "kernels", "--datasets", rehearsed / "datasets", "--data", rehearsed / "data")
+    words = [sys.executable, "-m", "hubmap_kit", "rehearse", "tiles", *map(str, sources), "--out", str(tmp_path)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    log = tmp_path / "journey/tiles/kernel.log"
+    log = tmp_path / "tiles/tiles/kernel.log"
     while process.poll() is None and not (log.is_file() and log.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)

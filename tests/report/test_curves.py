@@ -12,10 +12,12 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from hubmap_kit.competition.organs import ORGANS
+from hubmap_kit.config import PostprocessChoices
 from hubmap_kit.errors import TableError
 from hubmap_kit.report import curves
-
-ORGANS = ("kidney", "prostate", "largeintestine", "spleen", "lung")
+from hubmap_kit.report.tables import tune_summary
+from hubmap_kit.training.tune import CANDIDATES, Choice, OrganResult, Scores, SlideScores, grid_of
 
 
 def table(folds: int, epochs: int) -> pd.DataFrame:
@@ -40,8 +42,7 @@ def count(picture: np.ndarray, colour: str) -> int:
     return int((np.abs(picture - np.round(np.array(to_rgb(colour)) * 255)).max(axis=2) < 12).sum())
 
 
-@pytest.mark.parametrize("folds", [1, 3, 5])
-@pytest.mark.parametrize("epochs", [1, 2, 200])
+@pytest.mark.parametrize(("folds", "epochs"), [(1, 200), (3, 2), (5, 1)])
 def test_every_fold_is_drawn_in_its_colour(tmp_path: Path, folds: int, epochs: int) -> None:
     curves.save_curves(tmp_path / "curves.png", table(folds, epochs), "five folds")
     picture = pixels(tmp_path / "curves.png")
@@ -161,3 +162,58 @@ def test_pyplot_is_never_loaded() -> None:
         "import sys, hubmap_kit.report.curves, hubmap_kit.report.overlays; sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# The picture and the table of a tuning.
+
+
+def result_of(
+    organ: str, slides: int = 3, candidate: int = 0, dice: float = 0.5, sources: dict[str, float] | None = None
+) -> OrganResult:
+    choice = Choice(candidate, 0.4, sources or {})
+    return OrganResult(organ, slides, "steps", choice, 0.04, dice, dice - 0.1, dice + 0.1, dice + 0.05, (0.2, 0.6))
+
+
+def scores_of(organs: list[str]) -> Scores:
+    curves = tuple(np.sqrt(grid_of(number)) for number in range(len(CANDIDATES)))
+    return Scores(organs, ["HPA"] * len(organs), [0] * len(organs), [SlideScores(curves, curves)] * len(organs))
+
+
+@pytest.mark.parametrize("organs", [["lung"], ["lung", "kidney"], [*ORGANS]])
+def test_every_organ_has_a_panel_in_its_colour(tmp_path: Path, organs: list[str]) -> None:
+    results = [result_of(organ) for organ in organs]
+    curves.save_tuning(tmp_path / "tune.png", scores_of(organs), results, True, "a title")
+    picture = pixels(tmp_path / "tune.png")
+    for organ, colour in zip(ORGANS, curves.COLOURS, strict=False):
+        assert (count(picture, colour) > 100) == (organ in organs), organ
+
+
+def test_sources_and_steps_are_drawn(tmp_path: Path) -> None:
+    curves.save_tuning(tmp_path / "one.png", scores_of(["lung"]), [result_of("lung", candidate=3)], False)
+    curves.save_tuning(
+        tmp_path / "two.png",
+        scores_of(["lung"]),
+        [result_of("lung", candidate=3, sources={"HPA": 0.3, "Hubmap": 0.8})],
+        False,
+    )
+    colour = curves.COLOURS[ORGANS.index("lung")]
+    one, two = pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png")
+    assert count(two, colour) > count(one, colour) + 50
+
+
+def test_the_table_weighs_organs_by_their_slides() -> None:
+    results = [
+        result_of("lung", 1, dice=0.2),
+        result_of("kidney", 3, candidate=3, dice=0.6, sources={"HPA": 0.35, "Hubmap": 0.45}),
+    ]
+    lines = tune_summary(results, rescue=True).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["kidney", "HPA", "Hubmap", "lung", "all"]
+    assert lines[2].split()[1:8] == ["3", "0.040", "0.400", "0.6000", "0.7000", "0.5000", "0.6500"]
+    assert lines[2].endswith("fill, drop < 0.05 %, rescue") and lines[5].endswith(" rescue")
+    assert lines[-1].split() == ["all", "4", "0.5000", "0.6000", "0.4000", "0.5500"]
+
+
+def test_steps_in_words() -> None:
+    assert curves.words_of(PostprocessChoices()) == "nothing"
+    choices = PostprocessChoices(fill_holes=True, opening=3, min_area=0.002, shrink=4, rescue=True)
+    assert curves.words_of(choices) == "fill, open 3, drop < 0.2 %, shrink 4, rescue"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from hubmap_kit.report.eda_tables import NECK, Unit, count, parts
+from hubmap_kit.report.eda_tables import NECK, Unit, count_units, parts
 
 EIGHT, FOUR = np.ones((3, 3), int), np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])
 masks = arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=24), elements=st.integers(0, 1))
@@ -21,7 +21,7 @@ masks = arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_
 @settings(max_examples=150, deadline=None)
 @given(masks)
 def test_units_are_the_components_of_scipy(mask: np.ndarray) -> None:
-    found = count(mask)
+    found = count_units(mask)
     labels, number = ndimage.label(mask, EIGHT)
     labels4, number4 = ndimage.label(mask, FOUR)
     assert len(found.units) == number and found.area == mask.sum()
@@ -51,13 +51,13 @@ def test_axes_are_those_of_the_second_moments(mask: np.ndarray) -> None:
         expected.append(
             (len(places), 4 * math.sqrt(large), 4 * math.sqrt(small), math.sqrt(max(0.0, 1 - small / large)))
         )
-    found = [(unit.area, unit.length, unit.breadth, unit.eccentricity) for unit in count(mask).units]
+    found = [(unit.area, unit.length, unit.breadth, unit.eccentricity) for unit in count_units(mask).units]
     # Scipy numbers its components by rows as OpenCV does, but not always; sorting both makes the order of no account.
     assert np.allclose(sorted(np.round(found, 6).tolist()), sorted(np.round(expected, 6).tolist()), atol=1e-4)
 
 
 def only(mask: np.ndarray) -> Unit:
-    (unit,) = count(mask).units
+    (unit,) = count_units(mask).units
     return unit
 
 

@@ -1,8 +1,7 @@
-"""Running the kernel under limits, and keeping the records that it cannot reach: its log, its uses of the network, what
-it left over.
+"""Running the kernel under limits, with records out of its reach: its log, its network use, the processes it leaves.
 
-Each limit is one that a hostile kernel meets as well. What no limit of its own covers (memory of the machine's kernel,
-files without a name) shows in how much memory and disk the machine has left, and ends the session, too.
+A hostile kernel meets the same limits. What none of them covers (memory of the machine's own kernel, files without a
+name) shows in the memory and disk that the machine has left, and ends the session, too.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ from contextlib import suppress
 from typing import Any
 
 import confine
-from mounts import SetupError
+from filesystem import SetupError
 
-TICK, LOOK = 0.05, 0.2  # seconds between two checks of the limits, and between two looks at the memory
-SHARE = 0.2  # of the time goes into such looks, at most
+CHECK_SECONDS, MEASURE_SECONDS = 0.05, 0.2  # between two checks of the limits, and two measurements of the memory
+MEASURE_SHARE = 0.2  # of the time goes into measuring, at most
 KIB, MIB, GIB = 1024, 1 << 20, 1 << 30
 LOG_BYTES = 64 * MIB
 NOTES, NOTE_BYTES, NOTE_CHARACTERS = 100, 4096, 300
+NOTE_FIELDS = ("event", "host", "line")
 GRACE = 10.0  # seconds after the end marker, or after the kernel's own end, for all its processes to be gone
 MARKER, MARKER_BYTES = re.compile(rb"HUBMAP END \S+ \w+ build_id="), 256
 SCRATCH_FILES = 1_000_000
@@ -54,17 +54,14 @@ class Log:
 
 
 class Notes:
-    """What the hooks of the session's Python processes say of the network.
-
-    Nothing takes a note back; a forged one adds to the others.
-    """
+    """What the hooks say of the network: no note can be taken back, and a forged one only adds to the others."""
 
     def __init__(self, line: socket.socket) -> None:
         self.line, self.found = line, dict[tuple[str, ...], dict[str, str]]()
 
     def read(self) -> None:
         """Take in what has come."""
-        for _ in range(1000):  # and no more at once: the kernel could go on for ever
+        for _ in range(1000):  # no more at once: the kernel could go on for ever
             try:
                 data = self.line.recv(NOTE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -73,19 +70,15 @@ class Notes:
                 self._take(json.loads(data))
 
     def _take(self, note: Any) -> None:
-        if (
-            isinstance(note, dict)
-            and all(isinstance(note.get(name), str) for name in ("event", "host", "line"))
-            and len(self.found) < NOTES
-        ):
-            text = {name: printable(note[name][:NOTE_CHARACTERS]) for name in ("event", "host", "line")}
+        if not isinstance(note, dict) or not all(isinstance(note.get(name), str) for name in NOTE_FIELDS):
+            return
+        if len(self.found) < NOTES:
+            text = {name: printable(note[name][:NOTE_CHARACTERS]) for name in NOTE_FIELDS}
             self.found.setdefault(tuple(text.values()), text)
 
 
 class Scratch:
-    """The room that the session may still take on the machine's disk: what has a name there, what has lost its name,
-    whatever holds it.
-    """
+    """What the session takes of the machine's disk, in files with and without a name."""
 
     def __init__(self, limit: int) -> None:
         facts = os.statvfs(SCRATCH)
@@ -101,18 +94,13 @@ class Scratch:
             lost, most = f"{taken / GIB:.2f} GiB", f"{self.limit / GIB:.2f} GiB"
             return f"the disk of /tmp and /kaggle/tmp lost {lost}, more than the {most} that a session may take here"
         if self.most and files > self.most:
-            return (
-                f"{files} files came to the disk of /tmp and /kaggle/tmp, more than the {self.most} that a session may"
-                " make here"
-            )
+            where = "the disk of /tmp and /kaggle/tmp"
+            return f"{files} files came to {where}, more than the {self.most} that a session may make here"
         return ""
 
 
 class Meter(threading.Thread):
-    """Measures memory, and keeps tasks on the session's processors.
-
-    Apart from all else, for a look at a process waits for that process.
-    """
+    """Measures memory, and keeps tasks on the session's processors; a thread, for a look at a process may block."""
 
     def __init__(self, waiter: int) -> None:
         super().__init__(daemon=True)
@@ -121,27 +109,24 @@ class Meter(threading.Thread):
     def run(self) -> None:
         """Go on until the watcher ends."""
         while True:
-            began, pids = time.monotonic(), processes(self.waiter)
+            began, pids = time.monotonic(), process_ids(self.waiter)
             hold_to_cores(pids)
             self.peak = max(self.peak, memory(pids))
-            time.sleep(max(LOOK, (time.monotonic() - began) * (1 / SHARE - 1)))
+            time.sleep(max(MEASURE_SECONDS, (time.monotonic() - began) * (1 / MEASURE_SHARE - 1)))
 
 
-def run(spec: dict[str, Any], log: Log, notes: Notes) -> dict[str, Any]:
-    """Run the kernel to its end or to a limit.
-
-    Returns its exit code, seconds, peaks, what stopped it and why, and what it left over.
-    """
+def run_kernel(spec: dict[str, Any], log: Log, notes: Notes) -> dict[str, Any]:
+    """Run the kernel to its end or to a limit; returns the part of `sandbox.Outcome` that this side knows."""
     scratch, began = Scratch(spec["scratch_bytes"]), time.monotonic()
     kernel = confine.start(spec["argv"], spec["env"], WORKING, log.write, {notes.line.fileno(): notes.read})
     meter = Meter(kernel.pid)
     meter.start()
     disk, ended, stopped, why, left = 0, 0.0, "", "", list[str]()
-    while not kernel.follow(TICK):
+    while not kernel.follow(CHECK_SECONDS):
         disk, now = max(disk, used(WORKING)), time.monotonic()
         ended = ended or log.ended or (now if kernel.code is not None else 0.0)
         if ended and now - ended > GRACE:
-            left = command_lines(processes(kernel.pid))
+            left = command_lines(process_ids(kernel.pid))
         if left:
             stopped = "left" if kernel.code is None else ""
         elif meter.is_alive():
@@ -164,12 +149,10 @@ def run(spec: dict[str, Any], log: Log, notes: Notes) -> dict[str, Any]:
 
 
 def _limit(spec: dict[str, Any], seconds: float, waiter: int, peak: int, log: Log, scratch: Scratch) -> tuple[str, str]:
-    """Which limit was met, with a sentence where whoever set it cannot say more than this one."""
+    """Which limit was met ("" for none), with a sentence where it is none of `sandbox.Limits`."""
     if (tasks := _tasks(waiter)) > confine.TASKS:
-        return (
-            "processes",
-            f"too many processes: {tasks} with their threads ran at once, more than {confine.TASKS}, and were ended",
-        )
+        ran = f"{tasks} with their threads ran at once, more than {confine.TASKS}"
+        return "processes", f"too many processes: {ran}, and were ended"
     if full := scratch.full():
         return "scratch", f"disk full: {full}, and the session was ended"
     if (free := memory_left()) < LEFT_BYTES:
@@ -182,19 +165,19 @@ def _limit(spec: dict[str, Any], seconds: float, waiter: int, peak: int, log: Lo
 def _tasks(waiter: int) -> int:
     """The session's processes and threads."""
     count = 0
-    for pid in processes(waiter):
+    for pid in process_ids(waiter):
         with suppress(OSError):
             count += os.stat(f"/proc/{pid}/task").st_nlink - 2
     return count
 
 
-def processes(waiter: int) -> list[str]:
-    """The session's processes; not this one, nor `waiter`, which is process 1 of the kernel's namespace."""
+def process_ids(waiter: int) -> list[str]:
+    """The session's processes but this one and `waiter`, process 1 of the kernel's namespace."""
     return [name for name in os.listdir("/proc") if name.isdecimal() and int(name) not in (1, waiter)]
 
 
 def command_lines(pids: list[str]) -> list[str]:
-    """What the processes that still run are, in words that can be printed."""
+    """The command lines of those processes that still run, printable."""
     found = []
     for pid in pids:
         with suppress(OSError):
@@ -202,7 +185,7 @@ def command_lines(pids: list[str]) -> list[str]:
                 name, _, rest = file.read().partition(" (")[2].rpartition(") ")
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 words = file.read(COMMAND_BYTES).replace(b"\0", b" ").decode(errors="replace").strip()
-            if rest[0] not in "ZX":  # dead, and only not yet collected
+            if rest[0] not in "ZX":  # dead, but not yet reaped
                 found.append(printable(words or name))
     return found
 
@@ -218,20 +201,16 @@ def hold_to_cores(pids: list[str]) -> None:
 
 
 def memory(pids: list[str]) -> int:
-    """Bytes that all processes hold together and that lie in /dev/shm, each shared page once: what cannot be dropped
-    when memory is short.
+    """Bytes of memory that cannot be dropped: all processes' and /dev/shm, each shared page once.
 
-    Files mapped into memory are left out, as they are where Kaggle's limit counts, and so is /kaggle/working, a disk
-    there.
+    Files mapped into memory do not count, as they do not for Kaggle's limit, nor does /kaggle/working, a disk there.
     """
     unnamed = _unnamed(pids)
     return used(SHARED) + sum(unnamed.values()) + sum(_held(pid, unnamed) for pid in pids)
 
 
 def _unnamed(pids: list[str]) -> dict[int, int]:
-    """Files in memory that no folder shows (memfd_create), by number: their bytes, which no process need have
-    mapped.
-    """
+    """Bytes of the files in memory that no folder shows (memfd_create), by number, whether mapped or not."""
     found, mine = {}, os.memfd_create("")
     device = os.fstat(mine).st_dev
     os.close(mine)
@@ -246,7 +225,7 @@ def _unnamed(pids: list[str]) -> dict[int, int]:
 
 
 def _held(pid: str, unnamed: dict[int, int]) -> int:
-    """A process's own part; without what it has mapped of files that count already, or not at all."""
+    """A process's own share, without what it has mapped of files that count already or not at all."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
             parts = dict(line.split(":", 1) for line in file if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
@@ -260,22 +239,21 @@ def _held(pid: str, unnamed: dict[int, int]) -> int:
 
 
 def _mapped(pid: str, unnamed: dict[int, int]) -> int:
-    """KiB that a process has mapped of such files, its share of pages that others have mapped as well."""
+    """KiB of such files that a process has mapped: its share of pages that others have mapped as well."""
     total, inside = 0, False
     with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as file:
         for line in file:
             if HEAD.match(line):
                 *_, number, path = [*line.split(maxsplit=5), ""][:6]
-                inside = path.startswith((f"{SHARED}/", f"{WORKING}/")) or (
-                    path.startswith("/memfd:") and int(number) in unnamed
-                )
+                memfd = path.startswith("/memfd:") and int(number) in unnamed
+                inside = memfd or path.startswith((f"{SHARED}/", f"{WORKING}/"))
             elif inside and line.startswith("Pss:"):
                 total += int(line.split()[1])
     return total
 
 
 def printable(text: str) -> str:
-    """What can break no line and play with no terminal."""
+    """Text that can neither break a line nor send codes to a terminal."""
     return "".join(one if one.isprintable() else "?" for one in text)
 
 
@@ -285,7 +263,13 @@ def memory_left() -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")) * KIB
 
 
+def capacity(path: str) -> int:
+    """Bytes of a file system."""
+    facts = os.statvfs(path)
+    return facts.f_blocks * facts.f_frsize
+
+
 def used(path: str) -> int:
-    """Bytes of a file system in memory that are taken."""
+    """Bytes of a file system that are taken."""
     facts = os.statvfs(path)
     return (facts.f_blocks - facts.f_bfree) * facts.f_frsize

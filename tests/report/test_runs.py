@@ -1,4 +1,4 @@
-"""The list of tries tells what the run folders hold, whatever state they are in, and keeps what people type in."""
+"""The list of runs tells what the run folders hold, whatever state they are in, and keeps what people type in."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rich.cells import cell_len
 
 from hubmap_kit import experiment
 from hubmap_kit.errors import HubmapError, TableError
-from hubmap_kit.jobs.runs import list_tries, note_try
+from hubmap_kit.jobs.runs import list_runs, note_run
 from hubmap_kit.models.build import build
 from hubmap_kit.report import runs as runs_list
 from hubmap_kit.report import submissions
-from hubmap_kit.report.run_columns import COLUMNS, SCORE, Column, text
 from hubmap_kit.report.run_folder import labels
+from hubmap_kit.report.runs import COLUMNS, SCORE, Column, cell_text
 from hubmap_kit.report.submissions import keep_notes, read_notes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -45,7 +45,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def row_of(folder: Path, name: str = "good", **options: Any) -> dict[str, Any]:
-    (row,) = [row for row in runs_list.collect([folder], **options).rows if row["run"] == name]
+    (row,) = [row for row in runs_list.collect_runs([folder], **options).rows if row["run"] == name]
     return row
 
 
@@ -67,30 +67,30 @@ def test_a_real_run_is_told_as_it_is(tiny_run: Path) -> None:
         64,
     )
     assert row["conversion"] == "3.2 um/px" and row["machine"].startswith("cpu") and row["begun"].startswith("20")
-    assert runs_list.collect([tiny_run]).problems == []
+    assert runs_list.collect_runs([tiny_run]).problems == []
 
 
 def test_the_first_team_published_26(tmp_path: Path) -> None:
-    rows = runs_list.collect([tmp_path]).rows
+    rows = runs_list.collect_runs([tmp_path]).rows
     dice = [44.72, 39.98, 72.94, 72.79, 74.16, 80.97, 69.32, 70.38, 62.03, 77.45, 77.45, 78.95, 72.6]
     scores = [0.14, 0.27, 0.25, 0.18, 0.30, 0.44, 0.51, 0.52, 0.56, 0.58, 0.59, 0.60, 0.61, 0.62, 0.63, 0.64, 0.66]
     assert len(rows) == 26 and {row["whose"] for row in rows} == {"theirs"}
     assert sorted(round(100 * row["cv"], 2) for row in rows if row["cv"] is not None) == sorted(dice)
     assert sorted(row["lb"] for row in rows if row["lb"] is not None) == sorted(scores)
-    assert runs_list.collect([tmp_path], theirs=False).rows == []
+    assert runs_list.collect_runs([tmp_path], theirs=False).rows == []
 
 
 def test_ours_and_theirs_sort_together(runs: Path) -> None:
-    note_try(runs / "good", "public=0.655")
-    names = [row["run"] for row in runs_list.collect([runs], sort="lb").rows]
+    note_run(runs / "good", "public=0.655")
+    names = [row["run"] for row in runs_list.collect_runs([runs], sort="lb").rows]
     assert names[:3] == ["fastai 13", "good", "fastai 12"] and names.index("other") > names.index("MMSeg 2")
-    by_lr = [row["lr"] for row in runs_list.collect([runs], sort="lr").rows]
+    by_lr = [row["lr"] for row in runs_list.collect_runs([runs], sort="lr").rows]
     known = [lr for lr in by_lr if lr is not None]
     assert known == sorted(known) and by_lr[len(known) :] == [None] * (len(by_lr) - len(known))
-    turned = [row["lr"] for row in runs_list.collect([runs], sort="-lr").rows]
+    turned = [row["lr"] for row in runs_list.collect_runs([runs], sort="-lr").rows]
     assert turned[: len(known)] == known[::-1]
     with pytest.raises(TableError, match="did you mean 'lr'"):
-        runs_list.collect([runs], sort="lrr")
+        runs_list.collect_runs([runs], sort="lrr")
 
 
 def cut(name: str) -> Callable[[Path], object]:
@@ -119,7 +119,8 @@ SPOILED = {
     "split cut off": (cut("folds.csv"), "folds.csv"),
     "typed scores damaged": (overwrite("tries.json", "{"), "tries.json"),
     "typed scores of words": (overwrite("tries.json", '{"public": "good"}'), "tries.json"),
-    "ledger damaged": (overwrite("ledger.csv", "a,b\n1\n"), "ledger.csv"),
+    "submissions damaged": (overwrite("submissions.csv", "a,b\n1\n"), "submissions.csv"),
+    "old ledger damaged": (overwrite("ledger.csv", "a,b\n1\n"), "ledger.csv"),
 }
 
 
@@ -127,7 +128,7 @@ SPOILED = {
 def test_a_damaged_run_costs_a_line(runs: Path, tmp_path: Path, spoil: Callable[[Path], object], said: str) -> None:
     whole = row_of(runs, "other")
     spoil(runs / "good")
-    told = list_tries([runs], tmp_path / "t.csv", tmp_path / "t.html", curves="")
+    told = list_runs([runs], tmp_path / "t.csv", tmp_path / "t.html", curves="")
     assert row_of(runs, "other") == whole
     about = [problem for problem in told.problems if said in problem]
     assert len(about) == 1 and "good" in about[0] and "\n" not in about[0] and "Traceback" not in str(told)
@@ -143,11 +144,11 @@ def test_runs_that_are_not_done_say_how_far_they_came(runs: Path) -> None:
     fresh = runs / "fresh"
     fresh.mkdir()
     shutil.copy(good / "config.yaml", fresh)
-    found = {row["run"]: row for row in runs_list.collect([runs], theirs=False).rows}
+    found = {row["run"]: row for row in runs_list.collect_runs([runs], theirs=False).rows}
     assert found["good"]["state"] == "fold 1 after epoch 1 of 3" and found["good"]["done"] == "1/2…"
     assert found["other"]["state"] == "1 of 2 folds finished" and found["other"]["done"] == "1/2"
     assert found["fresh"]["state"] == "not begun" and "cv" not in found["fresh"]
-    assert runs_list.collect([runs]).problems == []
+    assert runs_list.collect_runs([runs]).problems == []
 
 
 def test_runs_are_found_however_deep_and_once(runs: Path, tmp_path: Path) -> None:
@@ -155,10 +156,10 @@ def test_runs_are_found_however_deep_and_once(runs: Path, tmp_path: Path) -> Non
     shutil.copytree(runs / "good", runs / "good" / "inside")
     shutil.copytree(runs / "good", runs / ".hidden" / "good")
     os.symlink(runs, runs / "deep" / "loop")
-    found = runs_list.collect([runs, runs / "good", tmp_path / "runs"], theirs=False)
+    found = runs_list.collect_runs([runs, runs / "good", tmp_path / "runs"], theirs=False)
     assert sorted(row["run"] for row in found.rows) == ["er/good", "other", "runs/good"]
     with pytest.raises(TableError, match="nowhere"):
-        runs_list.collect([tmp_path / "nowhere"])
+        runs_list.collect_runs([tmp_path / "nowhere"])
 
 
 @given(
@@ -184,13 +185,13 @@ def test_the_terminal_is_not_overrun(width: int) -> None:
             "note": "漢字 " * 30,
         },
     ]
-    lines = runs_list.render(rows, width).splitlines()
+    lines = runs_list.render_runs(rows, width).splitlines()
     assert max(map(cell_len, lines)) <= max(width, 22) and len(lines) == len(rows) + 2
 
 
 def test_all_columns_show_everything(runs: Path) -> None:
-    note_try(runs / "good", note="a note of many words " * 5)
-    found = list_tries([runs], everything=True).text
+    note_run(runs / "good", note="a note of many words " * 5)
+    found = list_runs([runs], everything=True).text
     assert (
         ("a note of many words " * 5).strip() in found
         and "kidney 0.4, spleen 0.5, lung 0.3" in found
@@ -199,11 +200,11 @@ def test_all_columns_show_everything(runs: Path) -> None:
 
 
 def test_the_csv_holds_what_the_list_holds(runs: Path, tmp_path: Path) -> None:
-    note_try(runs / "good", note='with "quotes", and commas')
-    list_tries([runs], csv=tmp_path / "t.csv")
+    note_run(runs / "good", note='with "quotes", and commas')
+    list_runs([runs], csv=tmp_path / "t.csv")
     with open(tmp_path / "t.csv", newline="", encoding="utf-8") as handle:
         cells = list(csv.DictReader(handle))
-    rows = runs_list.collect([runs]).rows
+    rows = runs_list.collect_runs([runs]).rows
     assert len(cells) == len(rows) == 28
     for cell, row in zip(cells, rows, strict=True):
         for column in COLUMNS:
@@ -217,11 +218,11 @@ def test_the_csv_holds_what_the_list_holds(runs: Path, tmp_path: Path) -> None:
 
 @given(st.floats(0, 1).map(lambda value: round(value, 5)))
 def test_scores_are_shown_with_no_digit_lost(value: float) -> None:
-    shown = text(Column("lb", "", "", SCORE), value)
+    shown = cell_text(Column("lb", "", "", SCORE), value)
     assert float(shown) == value and re.fullmatch(r"[01]\.\d{2,5}", shown)
 
 
-# What people type in, and the ledger.
+# What people type in, and what was handed in.
 
 UNIT = st.floats(0, 1)
 
@@ -252,36 +253,36 @@ def test_typed_scores_come_back(
 )
 def test_words_that_are_no_scores(words: str, runs: Path) -> None:
     with pytest.raises(TableError, match="--score"):
-        note_try(runs / "good", words)
+        note_run(runs / "good", words)
     assert not (runs / "good" / "tries.json").exists()
 
 
 def test_a_damaged_note_is_left_as_it_is(runs: Path) -> None:
     (runs / "good" / "tries.json").write_text("{half")
     with pytest.raises(TableError, match="tries.json"):
-        note_try(runs / "good", "public=0.5")
+        note_run(runs / "good", "public=0.5")
     assert (runs / "good" / "tries.json").read_text() == "{half"
     with pytest.raises(TableError, match="no run folder"):
-        note_try(runs, "public=0.5")
+        note_run(runs, "public=0.5")
 
 
 def submitted(table: Path, run: str, public: float | None, ref: int, status: str = "COMPLETE") -> None:
     private = None if public is None else public - 0.1
-    submissions.append(
+    submissions.add_submission(
         table, {"run": run, "ref": ref, "status": status, "public_score": public, "private_score": private}
     )
 
 
 def test_submissions_find_their_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs.parent)
-    submitted(runs / "ledger.csv", "runs/good", 0.4, 1)
-    submitted(runs / "ledger.csv", str(runs / "good"), 0.6, 2)
-    submitted(runs / "ledger.csv", "/gone/on/another/machine/good", 0.5, 3)
-    submitted(runs / "ledger.csv", "runs/good", None, 4, submissions.PENDING)
-    submitted(runs / "ledger.csv", "runs/good", None, 5, submissions.REFUSED)
+    submitted(runs / "submissions.csv", "runs/good", 0.4, 1)
+    submitted(runs / "submissions.csv", str(runs / "good"), 0.6, 2)
+    submitted(runs / "submissions.csv", "/gone/on/another/machine/good", 0.5, 3)
+    submitted(runs / "submissions.csv", "runs/good", None, 4, submissions.PENDING)
+    submitted(runs / "submissions.csv", "runs/good", None, 5, submissions.REFUSED)
     submitted(runs / "other" / "ledger.csv", "", 0.3, 6)
-    submitted(runs / "ledger.csv", "", 0.35, 7)
-    found = runs_list.collect([runs], theirs=False)
+    submitted(runs / "submissions.csv", "", 0.35, 7)
+    found = runs_list.collect_runs([runs], theirs=False)
     rows = {row["run"]: row for row in found.rows}
     good, other = rows["good"], rows["other"]
     assert (good["public"], good["private"], good["submissions"], good["submitted"]) == (
@@ -292,10 +293,10 @@ def test_submissions_find_their_run(runs: Path, monkeypatch: pytest.MonkeyPatch)
     )
     assert (other["public"], other["submissions"]) == (0.3, 1)
     assert len(found.problems) == 1 and "has 1 row without" in found.problems[0]
-    note_try(runs / "other", ref="7")
-    found = runs_list.collect([runs / "other"], theirs=False)
+    note_run(runs / "other", ref="7")
+    found = runs_list.collect_runs([runs / "other"], theirs=False)
     assert (found.rows[0]["public"], found.rows[0]["submissions"], found.problems) == (0.35, 2, [])
-    note_try(runs / "other", "public=0.61,private=0.58", "typed in")
+    note_run(runs / "other", "public=0.61,private=0.58", "typed in")
     assert [row_of(runs, "other")[key] for key in ("public", "private", "lb", "note")] == [0.61, 0.58, 0.61, "typed in"]
     assert json.loads((runs / "other" / "tries.json").read_text())["ref"] == "7"
 
@@ -346,8 +347,8 @@ def check_alone(page: str) -> Page:
 
 
 def test_the_page_stands_alone_and_shows_every_row(runs: Path, tmp_path: Path) -> None:
-    note_try(runs / "good", "public=0.655", "<script>alert(1)</script> & more")
-    told = list_tries([runs], html=tmp_path / "t.html")
+    note_run(runs / "good", "public=0.655", "<script>alert(1)</script> & more")
+    told = list_runs([runs], html=tmp_path / "t.html")
     page = (tmp_path / "t.html").read_text(encoding="utf-8")
     found = check_alone(page)
     results, made, record = found.tables
@@ -361,20 +362,20 @@ def test_the_page_stands_alone_and_shows_every_row(runs: Path, tmp_path: Path) -
 
 
 def test_the_curves_of_chosen_runs(runs: Path, tmp_path: Path) -> None:
-    list_tries([runs], html=tmp_path / "t.html", curves="other")
+    list_runs([runs], html=tmp_path / "t.html", curves="other")
     (alt,) = [attributes["alt"] for tag, attributes in Page((tmp_path / "t.html").read_text()).tags if tag == "img"]
     assert "other" in alt and "good" not in alt
     with pytest.raises(TableError, match="did you mean 'other'"):
-        list_tries([runs], html=tmp_path / "t.html", curves="othr")
+        list_runs([runs], html=tmp_path / "t.html", curves="othr")
     with pytest.raises(TableError, match="is a folder"):
-        list_tries([runs], html=tmp_path)
+        list_runs([runs], html=tmp_path)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to click with")
 def test_a_click_sorts(runs: Path, tmp_path: Path) -> None:
     """In a real browser: the largest score first, then the smallest; rows without one last both times."""
-    note_try(runs / "good", "public=0.655")
-    list_tries([runs], html=tmp_path / "t.html")
+    note_run(runs / "good", "public=0.655")
+    list_runs([runs], html=tmp_path / "t.html")
     page = (tmp_path / "t.html").read_text(encoding="utf-8")
     orders = {}
     for clicks in (1, 2):
@@ -404,10 +405,10 @@ def test_a_click_sorts(runs: Path, tmp_path: Path) -> None:
 
 def test_without_a_folder_of_runs_theirs_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told = list_tries()
+    told = list_runs()
     assert "fastai 13" in told.text and "no folder runs/ here" in str(told)
     made_run(tmp_path / "runs" / "mine")
-    told = list_tries(theirs=False)
+    told = list_runs(theirs=False)
     assert "mine" in told.text and "fastai" not in told.text and told.problems == []
     with pytest.raises(HubmapError, match="absent"):
-        list_tries([Path("absent")])
+        list_runs([Path("absent")])

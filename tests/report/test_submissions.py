@@ -1,10 +1,9 @@
-"""The ledger keeps every row, whatever is written into it, and never writes over a damaged one."""
+"""The list of submissions keeps every row, whatever is written into it, and never writes over a damaged one."""
 
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -29,11 +28,11 @@ def plain(path: Path) -> list[dict[str, str]]:
 def test_rows_come_back_in_order_one_line_each(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
 ) -> None:
-    path = tmp_path_factory.mktemp("ledger") / "deep" / "ledger.csv"
+    path = tmp_path_factory.mktemp("list") / "deep" / "submissions.csv"
     for row in rows:
-        submissions.append(path, row)
+        submissions.add_submission(path, row)
     found = plain(path) if rows else []
-    assert found == submissions.read(path)
+    assert found == submissions.read_submissions(path)
     assert len(found) == len(rows)
     for cells, row in zip(found, rows, strict=True):
         for column in submissions.COLUMNS:
@@ -46,12 +45,12 @@ def test_rows_come_back_in_order_one_line_each(
 
 
 def test_a_row_is_completed_in_place_and_added_columns_stay(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.csv"
+    path = tmp_path / "submissions.csv"
     for ref in (11, 12):
-        submissions.append(path, {"ref": ref, "status": submissions.PENDING, "message": f"try {ref}"})
+        submissions.add_submission(path, {"ref": ref, "status": submissions.PENDING, "message": f"try {ref}"})
     text = path.read_text().splitlines()
     path.write_text("\n".join([text[0] + ",note", text[1] + ",mine", text[2] + ","]) + "\n")
-    assert submissions.complete(path, 11, status="COMPLETE", public_score=0.5)
+    assert submissions.complete_submission(path, 11, status="COMPLETE", public_score=0.5)
     first, second = plain(path)
     assert (first["status"], first["public_score"], first["message"], first["note"]) == (
         "COMPLETE",
@@ -59,41 +58,55 @@ def test_a_row_is_completed_in_place_and_added_columns_stay(tmp_path: Path) -> N
         "try 11",
         "mine",
     )
-    assert [row["ref"] for row in submissions.pending(path)] == ["12"] and second["message"] == "try 12"
+    assert [row["ref"] for row in submissions.pending_submissions(path)] == ["12"] and second["message"] == "try 12"
     before = path.read_text()
-    assert not submissions.complete(path, 99, status="COMPLETE")
+    assert not submissions.complete_submission(path, 99, status="COMPLETE")
     assert path.read_text() == before
 
 
 @pytest.mark.parametrize(
     "text", ["", "ref,status\n1,PENDING\n", "\x00\x01", 'time_utc,"run\n', ",".join(submissions.COLUMNS) + "\n1,2\n"]
 )
-def test_a_damaged_ledger_is_named_and_left_as_it_is(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "ledger.csv"
+def test_a_damaged_list_is_named_and_left_as_it_is(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "submissions.csv"
     path.write_text(text)
     for change in (
-        lambda: submissions.append(path, {"ref": 1}),
-        lambda: submissions.complete(path, 1),
-        lambda: submissions.pending(path),
+        lambda: submissions.add_submission(path, {"ref": 1}),
+        lambda: submissions.complete_submission(path, 1),
+        lambda: submissions.pending_submissions(path),
     ):
-        with pytest.raises(TableError, match="ledger.csv"):
+        with pytest.raises(TableError, match="submissions.csv"):
             change()
     assert path.read_text() == text
     assert list(tmp_path.iterdir()) == [path]
 
 
+def write_twenty(path: Path, writer: int) -> None:
+    for number in range(20):
+        submissions.add_submission(path, {"ref": f"{writer}-{number}"})
+
+
 def test_writers_at_the_same_time_lose_no_row(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom hubmap_kit.report import submissions\n"
-        "for number in range(20): submissions.append(Path(sys.argv[1]), {'ref': f'{sys.argv[2]}-{number}'})\n"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "ledger.csv"), str(number)]) for number in range(3)
-    ]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
-    assert {row["ref"] for row in plain(tmp_path / "ledger.csv")} == {
-        f"{writer}-{number}" for writer in range(3) for number in range(20)
-    }
+    path, context = tmp_path / "submissions.csv", multiprocessing.get_context("fork")  # fork: nothing is imported again
+    processes = [context.Process(target=write_twenty, args=(path, number)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert {row["ref"] for row in plain(path)} == {f"{writer}-{number}" for writer in range(3) for number in range(20)}
+
+
+def test_a_ledger_of_an_earlier_release_is_continued(tmp_path: Path) -> None:
+    assert submissions.submissions_file(tmp_path) == tmp_path / "submissions.csv"
+    submissions.add_submission(tmp_path / "ledger.csv", {"ref": 1, "status": submissions.PENDING})
+    path = submissions.submissions_file(tmp_path)
+    submissions.add_submission(path, {"ref": 2})
+    assert path == tmp_path / "ledger.csv" and [row["ref"] for row in plain(path)] == ["1", "2"]
+    submissions.add_submission(tmp_path / "submissions.csv", {"ref": 3})
+    assert submissions.submissions_file(tmp_path) == tmp_path / "submissions.csv"
+    owners, problems = submissions.rows_by_run([tmp_path], {}, [])
+    assert {row["ref"] for row in owners[tmp_path]} == {"1", "2", "3"} and problems == []
 
 
 def test_the_out_of_fold_dice_of_a_run(tmp_path: Path) -> None:
@@ -107,4 +120,4 @@ def test_the_out_of_fold_dice_of_a_run(tmp_path: Path) -> None:
 
 def test_an_unknown_column_is_a_mistake_of_the_caller(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="score"):
-        submissions.append(tmp_path / "ledger.csv", {"score": 1})
+        submissions.add_submission(tmp_path / "submissions.csv", {"score": 1})

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hubmap_kit import experiment
-from hubmap_kit.__main__ import app
+from hubmap_kit.cli.registry import app
 from hubmap_kit.competition.organs import ORGANS
 
 

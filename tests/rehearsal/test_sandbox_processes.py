@@ -45,16 +45,16 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}]
 from hubmap_kit.rehearsal.image import Image
-from hubmap_kit.rehearsal.sandbox import Session, run
+from hubmap_kit.rehearsal.sandbox import Session, run_session
 image = Image(*(Path(part) for part in {parts!r}), {version!r})
 inputs = [(Path(source), "/kaggle/input/one") for source in {inputs!r}]
-print(run(Session(Path({script!r}), tuple(inputs)), image, Path({folder!r})).code)
+print(run_session(Session(Path({script!r}), tuple(inputs)), image, Path({folder!r})).code)
 """
 
 
 def player(image: Image, script: Path, folder: Path, *inputs: Path) -> list[str]:
     """A command that runs a script in a session, for tests that need another process."""
-    parts = [str(part) for part in (image.folder, image.site_packages, image.executable, image.base_prefix)]
+    parts = [str(part) for part in (image.site_packages, image.executable, image.base_prefix)]
     words = {
         "root": str(ROOT),
         "version": image.version,
@@ -94,7 +94,7 @@ def test_it_needs_no_root_and_holds_without_it(bare: Image, tmp_path: Path) -> N
     """The kernel and the watcher are one user of the machine then; what keeps the kernel in is all the more what it
     cannot do.
     """
-    data, secret = tmp_path / "data", {"HUBMAP_STRANGER": hostile.SECRET}
+    data, secret = tmp_path / "data", {"HUBMAP_HOST_SECRET": hostile.SECRET}
     data.mkdir()
     (data / "a.txt").write_text("a")
     (tmp_path / "canary.txt").write_text("canary")
@@ -109,7 +109,7 @@ def test_it_needs_no_root_and_holds_without_it(bare: Image, tmp_path: Path) -> N
     command = [*as_user, *player(bare, Path(hostile.__file__), tmp_path / "session", data)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | secret)
     assert done.stdout.strip() == "0", done.stderr
-    assert hostile.surprises((tmp_path / "session/kernel.log").read_text()) == []
+    assert hostile.unexpected((tmp_path / "session/kernel.log").read_text()) == []
     assert ((data / "a.txt").read_text(), (tmp_path / "canary.txt").read_text()) == ("a", "canary")
     assert (tmp_path / "session/working/folder/good.txt").read_text() == "good"
     assert sorted(path.name for path in (tmp_path / "session").iterdir()) == ["kernel.log", "working"]
@@ -124,7 +124,7 @@ def test_stopping_it_takes_every_process_along(bare: Image, tmp_path: Path, numb
         f"import signal, subprocess\nsignal.signal(15, signal.SIG_IGN)\nchild = {start}\nprint('begun',"
         " flush=True)\nchild.wait()"
     )
-    command, secret = player(bare, script, tmp_path / "session"), {"HUBMAP_STRANGER": hostile.SECRET}
+    command, secret = player(bare, script, tmp_path / "session"), {"HUBMAP_HOST_SECRET": hostile.SECRET}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | secret
     )
@@ -169,7 +169,7 @@ def test_a_machine_that_forbids_namespaces_gets_a_sentence(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])  # one that is answered, one that cannot be
 def test_stopping_it_while_the_environment_is_made_leaves_nothing_either(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -179,7 +179,7 @@ def test_stopping_it_while_the_environment_is_made_leaves_nothing_either(
     command = [sys.executable, "-m", "hubmap_kit", "rehearse", "--python", str(python), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     while process.poll() is None and f"sleep\0{odd}" not in _command_lines():
-        time.sleep(0.05)
+        time.sleep(0.2)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (-number if number == signal.SIGKILL else 130), err
