@@ -19,6 +19,24 @@ OrganName = Literal["kidney", "prostate", "largeintestine", "spleen", "lung"]
 Rung = Literal["normalise", "overlap", "views", "folds", "reduce"]
 
 
+# Every loss by name: the function or class that makes it from the mode of segmentation_models_pytorch (binary or
+# multiclass), and its further arguments. A loss that is entered here is known to the help, the checks and the training.
+# Dice, Jaccard and Tversky have no gradient where a batch holds no foreground at all; add bce or focal to them.
+LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bce": ("hubmap_kit.training.losses:cross_entropy", {}),
+    "ce": ("hubmap_kit.training.losses:cross_entropy", {}),
+    "dice": ("segmentation_models_pytorch.losses:DiceLoss", {"from_logits": True}),
+    "lovasz": ("segmentation_models_pytorch.losses:LovaszLoss", {"per_image": True, "from_logits": True}),
+    "lovasz-softmax": ("hubmap_kit.training.losses:lovasz_softmax", {}),
+    "focal": ("segmentation_models_pytorch.losses:FocalLoss", {}),
+    "tversky": (
+        "segmentation_models_pytorch.losses:TverskyLoss",
+        {"from_logits": True, "alpha": 0.3, "beta": 0.7},
+    ),
+    "jaccard": ("segmentation_models_pytorch.losses:JaccardLoss", {"from_logits": True}),
+}
+
+
 class Section(BaseModel):
     """Base of every section: immutable, unknown keys refused, defaults checked like given values."""
 
@@ -247,12 +265,7 @@ class TrainingConfig(Section):
     )
     batch_size: int = Field(8, ge=1, description="tiles in one forward pass")
     accumulate: int = Field(1, ge=1, description="forward passes whose gradients are added before a step")
-    loss: str = Field(
-        "bce+dice",
-        description=(
-            "bce, dice, lovasz, lovasz-softmax, focal, tversky, jaccard; joined and weighted as in 0.5*bce+dice"
-        ),
-    )
+    loss: str = Field("bce+dice", description=f"{', '.join(LOSSES)}; joined and weighted as in 0.5*bce+dice")
     optimizer: Literal["adamw", "adam", "sgd", "adan", "ranger"] = Field(
         "adamw", description="ranger: RAdam with Lookahead"
     )

@@ -24,8 +24,8 @@ from hubmap_kit.jobs.train import train
 from hubmap_kit.models import catalog
 from hubmap_kit.models.catalog import NETWORKS, Network
 from hubmap_kit.progress import track
-from hubmap_kit.training.clock import OutOfTime, read_timing
-from hubmap_kit.training.history import METRICS_FILE, read_rows
+from hubmap_kit.training.clock import OutOfTime
+from hubmap_kit.training.history import METRICS_FILE, read_rows, read_timing
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 COLUMNS = ("name", "first_loss", "last_loss", "val_loss", "seconds", "tiles_per_second", "peak_gib", "error")

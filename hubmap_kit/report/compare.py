@@ -28,7 +28,7 @@ from hubmap_kit.report.run_folder import (
     read_each,
     read_environments,
     read_oof,
-    read_timing,
+    read_timing_table,
     sentence,
 )
 from hubmap_kit.report.runs import BY_KEY, column_table
@@ -190,7 +190,7 @@ def _read_tables(run: Run, problems: list[str]) -> Compared:
         oof = read_or(read_oof, None)
     else:
         problems.append(f"{name} has no oof.csv yet ({run.row.get('state', 'not read')}); its Dice is left out")
-    curves, timing = read_or(read_curves, pd.DataFrame()), read_or(read_timing, pd.DataFrame())
+    curves, timing = read_or(read_curves, pd.DataFrame()), read_or(read_timing_table, pd.DataFrame())
     return Compared(name, run, oof, curves, timing, next(iter(read_or(read_environments, [])), {}))
 
 

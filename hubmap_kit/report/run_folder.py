@@ -19,7 +19,7 @@ from hubmap_kit.competition.organs import ORGANS
 from hubmap_kit.config import AugmentConfig, Experiment, ScaleChoices, ScaleConfig
 from hubmap_kit.errors import CheckpointError, HubmapError, TableError
 from hubmap_kit.inference.ensemble import MODEL_FILE, fold_folders, read_thresholds
-from hubmap_kit.training.history import CHECKPOINT_FILE, fold_number, unfinished
+from hubmap_kit.training.history import CHECKPOINT_FILE, TIMING_FILE, fold_number, unfinished
 from hubmap_kit.training.oof import read_metrics
 
 Value = str | float | int | None
@@ -64,13 +64,13 @@ def read_curves(run: Path) -> pd.DataFrame:
     return metrics
 
 
-def read_timing(run: Path) -> pd.DataFrame:
+def read_timing_table(run: Path) -> pd.DataFrame:
     """The timing rows of all folds, numbers only, columns as they come; empty before the first epoch is done.
 
     Raises TableError.
     """
     rows: list[dict[str, Any]] = []
-    for path in sorted(run.glob("fold*/timing.csv")):
+    for path in sorted(run.glob(f"fold*/{TIMING_FILE}")):
         for line, row in read_rows(path, ("seconds",)):
             numbers = {key: _float(cell) for key, cell in row.items() if key != "session"}
             if not math.isfinite(numbers["seconds"]):
@@ -297,7 +297,7 @@ def _dice(run: Path, _settings: Experiment) -> Row:
 
 
 def _time(run: Path, _settings: Experiment) -> Row:
-    timing = read_timing(run)
+    timing = read_timing_table(run)
     if timing.empty:
         return {}
     return {"hours": float(timing["seconds"].sum()) / 3600, "epoch_s": float(timing["seconds"].median())}

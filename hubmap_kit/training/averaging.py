@@ -35,6 +35,7 @@ class EqualAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
+        """Take one more network into the average."""
         self.count += 1
         for mine, new in zip(self.module.state_dict().values(), network.state_dict().values(), strict=True):
             if self.count > 1 and mine.is_floating_point():
@@ -43,9 +44,11 @@ class EqualAverage:
                 mine.copy_(new)
 
     def state_dict(self) -> dict[str, Any]:
+        """The count and the averaged tensors."""
         return {"count": self.count, "module": self.module.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
         self.count = int(state["count"])
         self.module.load_state_dict(state["module"])
 

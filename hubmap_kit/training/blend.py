@@ -24,12 +24,14 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from hubmap_kit.competition.metric import dice
-from hubmap_kit.training.counts import HALF, LEVELS, THRESHOLDS, best_threshold, dice_curve, threshold_counts
+from hubmap_kit.training.counts import HALF, LEVELS, THRESHOLDS, best_threshold, dice_curve, level_of, threshold_counts
 
 ROWS = 3_000_000  # of all slides together: about 150 MB with four runs
 SOFTNESS = 0.05
 STRENGTH = 0.5
 NOTHING = 0.01  # a weight below this is none, which spares its network's work
+# id -> planes (runs, h, w) uint8, mask and tissue (h, w) bool
+Read = Callable[[str], tuple[np.ndarray, np.ndarray, np.ndarray]]
 LEVELS_OF_GROUPS = 64  # pixels are alike when all runs' probabilities agree on these
 
 
@@ -89,9 +91,12 @@ def _sampled(counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 def joined(parts: Sequence[Pixels]) -> Pixels:
     """Several slides as one, numbered in their order."""
     first = np.cumsum([0, *(part.slides for part in parts)])
-    fields = (np.concatenate([getattr(part, name) for part in parts]) for name in ("probabilities", "true", "false"))
     return Pixels(
-        *fields, np.concatenate([part.slide + start for part, start in zip(parts, first, strict=False)]), int(first[-1])
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.true for part in parts]),
+        np.concatenate([part.false for part in parts]),
+        np.concatenate([part.slide + start for part, start in zip(parts, first, strict=False)]),
+        int(first[-1]),
     )
 
 
@@ -243,19 +248,6 @@ def crossed(found: np.ndarray, parts: np.ndarray) -> np.ndarray:
     return dice
 
 
-def level_of(threshold: float) -> int:
-    """The place of a threshold in THRESHOLDS."""
-    return int(np.argmin(np.abs(THRESHOLDS - threshold)))
-
-
-# What a blend is worth: exact Dice of the kept planes, every slide with weights and a threshold that were fitted
-# without its fold.
-
-Read = Callable[
-    [str], tuple[np.ndarray, np.ndarray, np.ndarray]
-]  # id -> planes (runs, h, w) uint8, mask and tissue (h, w) bool
-
-
 @dataclass(frozen=True)
 class OrganBlend:
     """One organ.
@@ -353,7 +345,8 @@ def likeness(organs: Sequence[OrganBlend], read: Read) -> tuple[np.ndarray, np.n
     correlation; of two runs that know no organ in common both are 0.
     """
     runs = len(organs[0].weights)
-    correlations, overlaps = [], []
+    correlations: list[np.ndarray] = []
+    overlaps: list[np.ndarray] = []
     for each in organs:
         among_all = np.ix_(each.members, each.members)
         for slide_id in each.ids:
@@ -366,10 +359,8 @@ def likeness(organs: Sequence[OrganBlend], read: Read) -> tuple[np.ndarray, np.n
                 plane >= 255 * threshold
                 for plane, threshold in zip(planes, each.thresholds[list(each.members)], strict=True)
             ]
-            for kept, values in (
-                (correlations, found),
-                (overlaps, [[dice(one, other) for other in masks] for one in masks]),
-            ):
+            dices = np.array([[dice(one, other) for other in masks] for one in masks])
+            for kept, values in ((correlations, found), (overlaps, dices)):
                 kept.append(np.full((runs, runs), np.nan))
                 kept[-1][among_all] = values
     return _known_mean(np.stack(correlations)), _known_mean(np.stack(overlaps))

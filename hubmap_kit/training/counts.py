@@ -51,10 +51,32 @@ def best_threshold(curve: np.ndarray) -> float:
     Curves have flat tops; the middle of the top carries over to other slides better than its noisiest point.
     """
     peak = int(np.argmax(curve))
-    near = curve >= curve[peak] - 0.001
-    left = peak - int(np.argmin(near[peak::-1])) + 1 if not near[: peak + 1].all() else 0
-    right = peak + int(np.argmin(near[peak:])) - 1 if not near[peak:].all() else len(curve) - 1
-    return float(THRESHOLDS[(left + right) // 2])
+    first, last = stretch(curve >= curve[peak] - 0.001, peak)
+    return float(THRESHOLDS[(first + last) // 2])
+
+
+def stretch(near: np.ndarray, peak: int) -> tuple[int, int]:
+    """The first and last index of the unbroken True values of `near` (N,) around `peak`."""
+    gaps = np.flatnonzero(~near)
+    before, after = gaps[gaps < peak], gaps[gaps > peak]
+    return int(before[-1]) + 1 if len(before) else 0, int(after[0]) - 1 if len(after) else len(near) - 1
+
+
+def level_of(threshold: float, grid: np.ndarray = THRESHOLDS) -> int:
+    """The index of the value of `grid` that is nearest to a threshold."""
+    return int(np.argmin(np.abs(grid - threshold)))
+
+
+def left_out_parts(folds: np.ndarray, mine: np.ndarray) -> list[np.ndarray]:
+    """Masks (S,) bool of slides that cross-fitting leaves out together: each fold that has one of `mine` (S,) bool; or,
+    where these are all in one fold, each of them alone.
+    """
+    own = np.unique(folds[mine])
+    return (
+        [folds == fold for fold in own]
+        if len(own) > 1
+        else [np.arange(len(folds)) == row for row in np.flatnonzero(mine)]
+    )
 
 
 def fit_thresholds(curves: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -91,10 +113,6 @@ def from_table(table: pd.DataFrame) -> tuple[list[str], np.ndarray]:
     return ids, values.reshape(len(ids), len(THRESHOLDS), 3).transpose(0, 2, 1)
 
 
-# Thresholds for slides of two kinds at once: half of the weight on the slides as they are, half on the same slides
-# shifted.
-
-
 @dataclass(frozen=True)
 class MixtureFit:
     """One organ's thresholds before and after. Dice is the mean over plain and shifted slides, half each.
@@ -126,33 +144,25 @@ def fit_mixture(
     return [_fit_organ(str(organ), named, numbers, plain, both, before[str(organ)]) for organ in np.unique(named)]
 
 
-def level_of(threshold: float) -> int:
-    """The index of the nearest of counts.THRESHOLDS."""
-    return int(np.argmin(np.abs(THRESHOLDS - threshold)))
-
-
 def _fit_organ(
     organ: str, organs: np.ndarray, folds: np.ndarray, plain: np.ndarray, both: np.ndarray, before: float
 ) -> MixtureFit:
     mine = organs == organ
     threshold = best_threshold(both[mine].mean(0))
-    rows = np.flatnonzero(mine)
-    own = np.unique(folds[rows])
-    parts = [folds == fold for fold in own] if len(own) > 1 else [np.arange(len(organs)) == row for row in rows]
     crossed = {"plain": np.zeros(len(organs)), "both": np.zeros(len(organs))}
-    for left_out in parts:
+    for left_out in left_out_parts(folds, mine):
         for name, curves in (("plain", plain), ("both", both)):
             judged = mine & left_out
             crossed[name][judged] = both[judged, level_of(_best_among(curves, ~left_out, mine))]
     return MixtureFit(
         organ,
-        len(rows),
+        int(mine.sum()),
         before,
         threshold,
-        float(both[rows, level_of(before)].mean()),
-        float(both[rows, level_of(threshold)].mean()),
-        float(crossed["plain"][rows].mean()),
-        float(crossed["both"][rows].mean()),
+        float(both[mine, level_of(before)].mean()),
+        float(both[mine, level_of(threshold)].mean()),
+        float(crossed["plain"][mine].mean()),
+        float(crossed["both"][mine].mean()),
     )
 
 

@@ -8,29 +8,24 @@ say too.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data import Dataset
 
 from hubmap_kit.augment.changes import Changes
 from hubmap_kit.augment.classic import apply, pipeline
 from hubmap_kit.augment.mixing import Mixing
 from hubmap_kit.competition.organs import FACTS
 from hubmap_kit.config import Experiment, TrainingConfig
-from hubmap_kit.errors import ConfigError, TableError
-from hubmap_kit.processes import become_worker, end, sigterm_held_back
+from hubmap_kit.errors import TableError
 from hubmap_kit.tiles.scaling import resize_image, resize_mask
 from hubmap_kit.tiles.store import TileStore
-from hubmap_kit.training.mining import NOT_AIMED, HardTiles
-from hubmap_kit.training.world import ALONE, World
 
 Tile = tuple[torch.Tensor, torch.Tensor]
+NOT_AIMED = -1  # instead of the number of a grid tile
 ORDERS_KEPT = 16  # a turn for each organ, and more than enough
 Index = int | tuple[int, int]  # a draw, or a draw and the number of the grid tile that it is aimed at
 
@@ -257,112 +252,3 @@ def _per_epoch(training: TrainingConfig, grid: int) -> int:
     if training.iterations:
         return math.ceil(training.iterations / training.epochs) * training.accumulate * training.batch_size
     return training.samples_per_epoch or grid
-
-
-class DrawSampler(Sampler[Index]):
-    """The draws of one epoch, in order; the shuffling is in the dataset. Set `epoch` before iterating.
-
-    With `hard` a share of them is aimed at hard tiles. They are chosen here, not in the dataset, because worker
-    processes hold a copy of that which knows nothing of the losses.
-    """
-
-    def __init__(self, per_epoch: int, hard: HardTiles | None = None) -> None:
-        self.per_epoch, self.hard, self.epoch = per_epoch, hard, 0
-
-    def __len__(self) -> int:
-        return self.per_epoch
-
-    def __iter__(self) -> Iterator[Index]:
-        return iter(self.draws())
-
-    def draws(self) -> Sequence[Index]:
-        """The indices of the epoch."""
-        draws = range(self.epoch * self.per_epoch, (self.epoch + 1) * self.per_epoch)
-        if self.hard is None:
-            return draws
-        return list(zip(draws, self.hard.aims(self.epoch, self.per_epoch).tolist(), strict=True))
-
-
-class Shares(BatchSampler):
-    """What one of several processes takes of each batch: every `size`-th draw.
-
-    A last batch that cannot be shared evenly is cut.
-    """
-
-    def __init__(self, sampler: Sampler[Index], batch_size: int, drop_last: bool, world: World) -> None:
-        super().__init__(sampler, batch_size, drop_last)
-        self.world = world
-
-    def __iter__(self) -> Iterator[list[Index]]:
-        for batch in super().__iter__():
-            if even := len(batch) - len(batch) % self.world.size:
-                yield list(self.world.part(batch[:even]))
-
-    def __len__(self) -> int:
-        left = len(self.sampler) % self.batch_size  # type: ignore[arg-type]
-        return super().__len__() - int(not self.drop_last and 0 < left < self.world.size)
-
-
-class TileLoader(DataLoader[Tile]):
-    """A loader whose workers, which stay from epoch to epoch, are ended by `close`: Python itself would wait for the
-    garbage collector.
-    """
-
-    def __iter__(self) -> Any:
-        with sigterm_held_back():
-            return super().__iter__()
-
-    def close(self) -> None:
-        """End the workers. A later epoch would start new ones."""
-        iterator, self._iterator = self._iterator, None
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            try:
-                iterator._shutdown_workers()  # torch has no public name for it
-            finally:
-                end(iterator._workers)
-
-
-def build_loader(dataset: TileDataset, settings: Experiment, pin_memory: bool, world: World = ALONE) -> TileLoader:
-    """Batches of (N, S, S, 3) uint8 images and (N, S, S) uint8 masks.
-
-    Its `batch_sampler.sampler.epoch` chooses the epoch.
-
-    With several processes a batch is what all of them take together; raises ConfigError where it cannot be shared. A
-    last batch of one tile is dropped, if there are others, because batch norm cannot train on a single small map.
-    """
-    workers, batch, share = settings.training.workers, settings.training.batch_size, settings.training.hard_share
-    hard = HardTiles(dataset.tiles, share, settings.training.seed) if share else None
-    sampler, drop_last = DrawSampler(len(dataset), hard), len(dataset) > batch and len(dataset) % batch == 1
-    if batch % world.size:
-        raise ConfigError(
-            f"training.batch_size is {batch}, which {world.size} processes cannot share; make it a multiple of"
-            f" {world.size}"
-        )
-    return TileLoader(
-        dataset,
-        batch_sampler=Shares(sampler, batch, drop_last, world)
-        if world.size > 1
-        else BatchSampler(sampler, batch, drop_last),
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-        worker_init_fn=_begin_worker,
-        # By itself a fold that trains beside others, in a spawned process, would spawn these too, and each would import
-        # torch for itself.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        # A loader with workers draws one number from torch's global generator when it starts, which a resumed run does
-        # once more.
-        generator=torch.Generator(),
-    )
-
-
-def _as_it_is(batch: Tile) -> Tile:
-    return batch
-
-
-def _begin_worker(_: int) -> None:
-    become_worker()
-    # OpenCV and OpenMP would start as many threads in every worker as the machine has cores.
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

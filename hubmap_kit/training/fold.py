@@ -26,17 +26,26 @@ from hubmap_kit.progress import bar
 from hubmap_kit.tiles.store import TileStore
 from hubmap_kit.training import checkpoint, history
 from hubmap_kit.training.averaging import KeepLast, average_files
-from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing, was_told
-from hubmap_kit.training.dataset import DrawSampler, TileDataset, build_loader
-from hubmap_kit.training.history import CHECKPOINT_FILE, METRICS_FILE, Row, read_rows, write_rows
+from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, was_told
+from hubmap_kit.training.dataset import TileDataset
+from hubmap_kit.training.history import (
+    CHECKPOINT_FILE,
+    METRICS_FILE,
+    TIMING_FILE,
+    Row,
+    longest,
+    read_rows,
+    read_timing,
+    write_rows,
+)
 from hubmap_kit.training.learner import Batch, Learner
+from hubmap_kit.training.loader import build_loader
 from hubmap_kit.training.losses import Slides
-from hubmap_kit.training.sinks import GpuFacts, Sink, line, open_sinks
-from hubmap_kit.training.validate import validate
+from hubmap_kit.training.oof import validate
+from hubmap_kit.training.sinks import GpuFacts, Sink, gpu_line, open_sinks
 from hubmap_kit.training.world import ALONE, World
 
 log = logging.getLogger(__name__)
-TIMING_FILE = "timing.csv"
 GPU_EVERY_S = 2.0  # between two looks at the card while it works
 LAST_FOLDER = "last"  # inside a fold's folder: the weights of its last epochs
 OnEpoch = Callable[[int, Row], None]  # the fold, and the new row of its metrics.csv, which is on disk by then
@@ -98,7 +107,7 @@ class FoldTrainer:
         tiles = task.tiles or task.store
         self.dataset = TileDataset(tiles, task.train, settings, task.weights)
         self.loader = build_loader(self.dataset, settings, task.device.type == "cuda", task.world)
-        self.draws: DrawSampler = self.loader.batch_sampler.sampler  # type: ignore[union-attr]
+        self.draws = self.loader.draws
         self.hard = self.draws.hard
         if not len(self.loader):
             raise ConfigError(
@@ -133,16 +142,19 @@ class FoldTrainer:
         Raises OutOfTime before an epoch that would not end in time, and in the middle of one when there is none left:
         that epoch is then begun anew by the next session.
         """
+        first = self.task.world.first
         if (self.task.folder / CHECKPOINT_FILE).is_file():
             self._resume()
         self._tell_guess()
-        sinks = (
-            open_sinks(self.config.sinks, self.task.folder.parent, self.task.fold, self.settings)
-            if self.task.world.first
-            else []
-        )
+        sinks = open_sinks(self.config.sinks, self.task.folder.parent, self.task.fold, self.settings) if first else []
         try:
-            self._epochs(on_epoch, sinks)
+            while not history.is_over(self.state.history, self.config):
+                self._check_time(self._expected_s())
+                self._epoch()
+                self._keep(sinks, on_epoch)
+            self._tell_early_stop()
+            if self.config.average_last and first:
+                self._average_last()
         finally:
             self.close()
             for sink in sinks:
@@ -153,22 +165,29 @@ class FoldTrainer:
         """End the processes that read tiles. `run` does so itself; whoever takes `groups` must do it."""
         self.loader.close()
 
-    def _epochs(self, on_epoch: OnEpoch | None, sinks: Sequence[Sink]) -> None:
-        while not history.is_over(self.state.history, self.config):
-            # Epochs of earlier sessions do not count: one that was slow, elsewhere, could keep this fold from ever
-            # going on.
-            expected = longest(self.state.timing, "seconds", self.task.session) or self.task.expected_epoch_s
-            self._check_time(SPARE * expected + self._saving_s)
-            self._epoch()
-            started = time.perf_counter()
-            if self.task.world.first:
-                self._save()
-                row = self.state.history[-1]
-                for sink in sinks:
-                    sink.write(row, self.state.epoch)
-                if on_epoch is not None:
-                    on_epoch(self.task.fold, row)
-            self._saving_s = max(self._saving_s, time.perf_counter() - started)
+    def _expected_s(self) -> float:
+        """Seconds that the next epoch may take.
+
+        Epochs of earlier sessions do not count: a slow one, on another machine, could keep this fold from ever going
+        on.
+        """
+        epoch = longest(self.state.timing, "seconds", self.task.session) or self.task.expected_epoch_s
+        return SPARE * epoch + self._saving_s
+
+    def _keep(self, sinks: Sequence[Sink], on_epoch: OnEpoch | None) -> None:
+        """Put the epoch on disk, then report it."""
+        if not self.task.world.first:
+            return
+        started = time.perf_counter()
+        self._save()
+        row = self.state.history[-1]
+        for sink in sinks:
+            sink.write(row, self.state.epoch)
+        if on_epoch is not None:
+            on_epoch(self.task.fold, row)
+        self._saving_s = max(self._saving_s, time.perf_counter() - started)
+
+    def _tell_early_stop(self) -> None:
         if self.state.epoch < self.config.epochs:
             since = history.validations_since_best(self.state.history, self.config)
             log.info(
@@ -177,8 +196,6 @@ class FoldTrainer:
                 since,
                 self.state.epoch,
             )
-        if self.config.average_last and self.task.world.first:
-            self._average_last()
 
     def _tell_guess(self) -> None:
         earlier = longest(self.state.timing, "seconds")
@@ -235,7 +252,7 @@ class FoldTrainer:
             for group in self.groups():
                 total += self.learner.learn(group, epoch, note)
                 if time.monotonic() - looked >= GPU_EVERY_S:
-                    progress.set_postfix_str(line(self.gpu.read()), refresh=False)
+                    progress.set_postfix_str(gpu_line(self.gpu.read()), refresh=False)
                     looked = time.monotonic()
                 progress.update(len(group))
         mean = float(total) / len(self.loader)
@@ -382,7 +399,7 @@ class FoldTrainer:
             save_file(dict(tensors), temporary)
 
     def _timing(self, epoch: int, train_seconds: float, seconds: float) -> Row:
-        tiles = len(self.loader.dataset)  # type: ignore[arg-type]
+        tiles = len(self.dataset)
         row = {
             "fold": self.task.fold,
             "epoch": epoch,
@@ -399,7 +416,7 @@ class FoldTrainer:
     def _report(self, row: Row) -> None:
         best, timing = history.best(self.state.history, self.config), self.state.timing[-1]
         scores = f", val loss {row['val_loss']:.4f}, Dice {row['dice']:.4f}" if "dice" in row else ""
-        card = ", " + line(row) if line(row) else ""
+        card = ", " + gpu_line(row) if gpu_line(row) else ""
         standing = f" (best {best['dice']:.4f} in epoch {best['epoch']})" if best is not None and "dice" in row else ""
         log.info(
             "fold %d epoch %d/%d: train loss %.4f%s%s, %.1f s, %.1f tiles/s%s",

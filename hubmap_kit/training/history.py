@@ -4,7 +4,7 @@ finished.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hubmap_kit.files import atomic_path
 from hubmap_kit.inference.ensemble import COUNTS_FILE, MODEL_FILE
 
 Row = dict[str, Any]
-METRICS_FILE, CHECKPOINT_FILE = "metrics.csv", "last.ckpt"
+METRICS_FILE, TIMING_FILE, CHECKPOINT_FILE = "metrics.csv", "timing.csv", "last.ckpt"
 
 
 def validated(rows: Iterable[Row]) -> list[Row]:
@@ -66,6 +66,26 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     """Write a list of rows as CSV, atomically; columns in order of first appearance, empty where a row lacks one."""
     with atomic_path(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def read_timing(run: Path) -> list[Row]:
+    """The timing rows of all folds of a run; those that cannot be read are left out, they only serve a guess."""
+    rows: list[Row] = []
+    for path in sorted(run.glob(f"fold*/{TIMING_FILE}")):
+        try:
+            rows += pd.read_csv(path).fillna(0.0).to_dict("records")
+        except (OSError, ValueError):
+            continue
+    return rows
+
+
+def longest(timing: Sequence[Mapping[str, Any]], key: str, session: str | None = None) -> float:
+    """The largest value of a column of timing rows, in seconds, of one session if it is named; 0 without any.
+
+    Other sessions may have run on other machines, so what they measured says little about this one.
+    """
+    chosen = [row for row in timing if session is None or row.get("session") == session]
+    return max((float(row.get(key) or 0.0) for row in chosen), default=0.0)
 
 
 def fold_number(folder: Path) -> int | None:

@@ -10,7 +10,8 @@ as networks with two classes have it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,53 +21,42 @@ from segmentation_models_pytorch import losses as smp_losses
 from torch import nn
 
 from hubmap_kit.competition.organs import FACTS
-from hubmap_kit.config import Experiment
+from hubmap_kit.config import LOSSES, Experiment
 from hubmap_kit.errors import ConfigError, did_you_mean
 from hubmap_kit.models.network import Outputs
 from hubmap_kit.tiles.store import TileStore
 
 BINARY, ORGANS = "binary", "organs"
+KNOWN = ("organ", "pixel_size")  # auxiliary heads that are told about the slide
 _MODES = {BINARY: smp_losses.BINARY_MODE, ORGANS: smp_losses.MULTICLASS_MODE}
 
 
 class TwoClasses(nn.Module):
-    """A loss of classes for logits of one: background has the logit 0.
-
-    Logits (N, 1, H, W), masks (N, 1, H, W) of 0 and 1.
-    """
+    """A loss of classes for logits of one: background has the logit 0."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
 
     def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Logits and masks (N, 1, H, W) -> the loss, a scalar."""
         return self.loss(torch.cat([torch.zeros_like(logits), logits], dim=1), masks[:, 0].long())
 
 
-def _lovasz_softmax(mode: str) -> nn.Module:
+def cross_entropy(mode: str) -> nn.Module:
+    """Cross entropy of one class (binary) or of several."""
+    return smp_losses.SoftBCEWithLogitsLoss() if mode == smp_losses.BINARY_MODE else nn.CrossEntropyLoss()
+
+
+def lovasz_softmax(mode: str) -> nn.Module:
+    """The Lovasz loss on probabilities; for one class, on those of unit and background."""
     loss = smp_losses.LovaszLoss(smp_losses.MULTICLASS_MODE, per_image=True, from_logits=True)
     return TwoClasses(loss) if mode == smp_losses.BINARY_MODE else loss
 
 
-# Dice, Jaccard and Tversky have no gradient where a batch holds no foreground at all; add bce or focal to them. The
-# argument is smp's mode. Cross entropy is `bce` or `ce`, whatever the classes.
-LOSSES: dict[str, Callable[[str], nn.Module]] = {
-    "bce": lambda mode: smp_losses.SoftBCEWithLogitsLoss() if mode == smp_losses.BINARY_MODE else nn.CrossEntropyLoss(),
-    "ce": lambda mode: LOSSES["bce"](mode),
-    "dice": lambda mode: smp_losses.DiceLoss(mode, from_logits=True),
-    "lovasz": lambda mode: smp_losses.LovaszLoss(mode, per_image=True, from_logits=True),
-    "lovasz-softmax": _lovasz_softmax,
-    "focal": lambda mode: smp_losses.FocalLoss(mode),
-    "tversky": lambda mode: smp_losses.TverskyLoss(mode, from_logits=True, alpha=0.3, beta=0.7),
-    "jaccard": lambda mode: smp_losses.JaccardLoss(mode, from_logits=True),
-}
-
-
 class WeightedSum(nn.Module):
-    """The weighted sum of losses; returns a scalar in float32.
-
-    Binary: logits (N, 1, H, W) and masks (N, 1, H, W) float in 0..1. Organs: logits (N, 6, H, W), background first, and
-    masks (N, 1, H, W) that hold class indices, as floats.
+    """The weighted sum of losses. Binary: one logit a pixel, masks in 0..1; organs: six logits, background first, and
+    masks that hold class indices, as floats.
     """
 
     def __init__(self, parts: list[tuple[float, nn.Module]], classes: str = BINARY) -> None:
@@ -75,6 +65,7 @@ class WeightedSum(nn.Module):
         self.losses = nn.ModuleList(loss for _, loss in parts)
 
     def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Logits (N, 1 or 6, H, W) and masks (N, 1, H, W) float -> the weighted sum, a scalar in float32."""
         logits = logits.float()  # sums over whole pictures overflow half precision
         masks = masks[:, 0].long() if self.classes == ORGANS else masks
         return sum(weight * loss(logits, masks) for weight, loss in zip(self.weights, self.losses, strict=True))
@@ -94,7 +85,8 @@ def build_loss(text: str, classes: str = BINARY) -> WeightedSum:
                 f"training.loss is '{text}', where '{name}' is unknown; known are {', '.join(LOSSES)}, joined as in"
                 f" 0.5*bce+dice{did_you_mean(name, list(LOSSES))}"
             )
-        parts.append((weight, LOSSES[name](_MODES[classes])))
+        maker, arguments = LOSSES[name]
+        parts.append((weight, pkgutil.resolve_name(maker)(_MODES[classes], **arguments)))
     return WeightedSum(parts, classes)
 
 
@@ -110,11 +102,6 @@ def _weight(text: str, whole: str) -> float:
     return weight
 
 
-# What a training minimises: the loss of the mask, and of whatever else a network with auxiliary heads gives.
-
-KNOWN = ("organ", "pixel_size")  # auxiliary heads that are told about the slide
-
-
 @dataclass(frozen=True)
 class About:
     """What is known of a batch's tiles: organ (N,) int64 from 0, and log2 of the micrometres per network pixel (N,)
@@ -125,6 +112,7 @@ class About:
     log_um: torch.Tensor
 
     def to(self, device: torch.device) -> About:
+        """The same on a device."""
         return About(self.organ.to(device, non_blocking=True), self.log_um.to(device, non_blocking=True))
 
     def __getitem__(self, part: slice) -> About:
@@ -141,6 +129,7 @@ class Slides:
         self._log_um = torch.from_numpy(np.log2(um.to_numpy(np.float32)))
 
     def __call__(self, rows: Sequence[int] | np.ndarray) -> About:
+        """Row numbers of slides (N,) -> what is known of each."""
         where = torch.as_tensor(np.asarray(rows, np.int64))
         return About(self._organ[where], self._log_um[where])
 

@@ -1,4 +1,6 @@
-"""Out-of-fold results: every training slide predicted, at its original size, by the fold that never saw it.
+"""Scores of held-out slides: the validation of an epoch, and the out-of-fold results of a run.
+
+Out-of-fold means every training slide predicted, at its original size, by the fold that never saw it.
 
 Slides whose parent is a training slide too (restained copies) are not among them: one tissue would count several times.
 """
@@ -7,14 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
 
 from hubmap_kit import experiment
 from hubmap_kit.competition.lineage import judged_slides
 from hubmap_kit.competition.tables import Slide
+from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError
 from hubmap_kit.files import atomic_path, write_json
 from hubmap_kit.inference.ensemble import COUNTS_FILE, Ensemble, fold_folders
@@ -23,8 +30,66 @@ from hubmap_kit.tiles.scaling import resize_plane
 from hubmap_kit.tiles.store import TileStore, decode_for
 from hubmap_kit.training import counts as sweep
 from hubmap_kit.training.history import METRICS_FILE, fold_number, unfinished
+from hubmap_kit.training.world import ALONE, World
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation.
+
+    `dice` is the mean over slides, each organ at its best threshold; `dice_at_half` at 0.5 for all.
+    """
+
+    loss: float
+    dice: float
+    dice_at_half: float
+    organs: dict[str, float]
+
+
+def validate(
+    network: nn.Module,
+    loss: nn.Module,
+    store: TileStore,
+    slides: Sequence[int],
+    settings: Experiment,
+    device: torch.device,
+    check: Callable[[], None] | None = None,
+    world: World = ALONE,
+) -> Validation:
+    """Predict whole slides at the store's scale, one view, and score them there; leaves the network in eval mode.
+
+    `loss` is that of binary planes. Several processes share the slides and all get the scores of all. `check` is called
+    before every slide; what it raises ends the validation.
+    """
+    inference = settings.inference.model_copy(update={"views": "none"})
+    single = Ensemble(settings.model_copy(update={"inference": inference}), [network.eval()], {}, device)
+    curves, losses = [], []
+    organs = store.slides["organ"].to_numpy()[list(slides)]
+    for slide, organ in world.part(list(zip(slides, organs, strict=True))):
+        if check is not None:
+            check()
+        plane, truth = single.plane(store.image(slide), organ=organ), store.mask(slide)
+        losses.append(_plane_loss(loss, plane, truth))
+        curves.append(sweep.dice_curve(sweep.threshold_counts(plane, truth)))
+    losses, curves = (_in_order(world.gathered(found), len(slides)) for found in (losses, curves))
+    by_organ = {organ: float(curve.max()) for organ, curve in sweep.mean_curves(np.stack(curves), organs).items()}
+    mean = float(np.mean([by_organ[organ] for organ in organs]))
+    return Validation(float(np.mean(losses)), mean, float(np.mean([curve[sweep.HALF] for curve in curves])), by_organ)
+
+
+def _in_order(found: list[list[T]], count: int) -> list[T]:
+    """What the processes found for every `len(found)`-th slide each, for all `count` slides in their order."""
+    return [found[number % len(found)][number // len(found)] for number in range(count)]
+
+
+def _plane_loss(loss: nn.Module, plane: np.ndarray, truth: np.ndarray) -> float:
+    """The training loss of a whole slide, from the stitched probabilities turned back into logits."""
+    with torch.inference_mode():
+        logits = torch.logit(torch.from_numpy(plane), eps=1e-6)
+        return float(loss(logits[None, None], torch.from_numpy(truth)[None, None].float()))
 
 
 def predict_fold(
@@ -155,7 +220,7 @@ def _row(
     slide: Slide, fold: int, curve: np.ndarray, counts: np.ndarray, thresholds: Mapping[str, float]
 ) -> dict[str, object]:
     threshold = thresholds[slide.organ]
-    level = int(np.argmin(np.abs(sweep.THRESHOLDS - threshold)))
+    level = sweep.level_of(threshold)
     pixels = slide.height * slide.width
     return {
         "id": slide.id,

@@ -18,8 +18,17 @@ from torch.optim.lr_scheduler import OneCycleLR
 from hubmap_kit.config import TrainingConfig
 from hubmap_kit.errors import ConfigError
 
-# The learning rate over the optimiser's steps, for every group of weights at its own height.
-
+# Ranger: rectified Adam as its author set it, and every 6 steps half the way back to the weights of 6 steps before.
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adamw": ("adamw", {}),
+    "adam": ("adam", {}),
+    "sgd": ("sgd", {"momentum": 0.9}),
+    "adan": ("adan", {}),
+    "ranger": ("lookahead_radam", {"betas": (0.95, 0.999), "eps": 1e-5, "decoupled_weight_decay": True}),
+}
+# Encoders of smp itself say nothing about their layers: ResNets and the likes of them, and Mix Transformers.
+SMP_LAYERS = {"stem": r"^(?:conv1|bn1|layer0)\.", "stages": r"^(?:layer|patch_embed|block|norm)(\d)\."}
+DECODER = "<decoder>"  # no parameter's name
 FLAT = 0.75  # share of the steps after which flat-cosine falls
 CYCLES = 3  # cosines of `restarts`, 1 + 2 + 4 parts long: a training of 30 epochs has a first one of 4
 POWER = 0.9  # of the falling side of `poly`
@@ -49,6 +58,7 @@ class StepSchedule:
             self._set()
 
     def step(self) -> None:
+        """Go on to the rate of the next step."""
         self.done += 1
         if self._cycle is not None:
             self._cycle.step()
@@ -67,14 +77,15 @@ class StepSchedule:
         """The rate of the next step, of the group that learns fastest, which is what `training.lr` is about."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
+        """The steps done, and the state of torch's own schedule where one is used."""
         return {"done": self.done, "cycle": self._cycle.state_dict() if self._cycle is not None else None}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict()` was taken. All schedules but onecycle have no state but the step count."""
-        self.done = int(state["done"])  # type: ignore[call-overload]
+        self.done = int(state["done"])
         if self._cycle is not None:
-            self._cycle.load_state_dict(state["cycle"])  # type: ignore[arg-type]
+            self._cycle.load_state_dict(state["cycle"])
         else:
             self._set()
 
@@ -124,21 +135,6 @@ def _has_momentum(optimizer: torch.optim.Optimizer) -> bool:
     The first of Adan's three betas plays another part.
     """
     return "momentum" in optimizer.defaults or len(optimizer.defaults.get("betas", ())) == 2
-
-
-__all__ = ["StepSchedule", "build_optimizer", "layer_order", "set_frozen"]
-
-# Ranger: rectified Adam as its author set it, and every 6 steps half the way back to the weights of 6 steps before.
-OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "adamw": ("adamw", {}),
-    "adam": ("adam", {}),
-    "sgd": ("sgd", {"momentum": 0.9}),
-    "adan": ("adan", {}),
-    "ranger": ("lookahead_radam", {"betas": (0.95, 0.999), "eps": 1e-5, "decoupled_weight_decay": True}),
-}
-# Encoders of smp itself say nothing about their layers: ResNets and the likes of them, and Mix Transformers.
-SMP_LAYERS = {"stem": r"^(?:conv1|bn1|layer0)\.", "stages": r"^(?:layer|patch_embed|block|norm)(\d)\."}
-DECODER = "<decoder>"  # no parameter's name
 
 
 def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -29,14 +29,15 @@ from hubmap_kit.tiles.convert_config import ConvertConfig, load
 from hubmap_kit.tiles.finishing import open_conversion
 from hubmap_kit.tiles.store import TileStore, open_or_build
 from hubmap_kit.training import oof
-from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, longest, read_timing, was_told
+from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, was_told
 from hubmap_kit.training.fold import FoldTask, FoldTrainer, OnEpoch
-from hubmap_kit.training.history import CHECKPOINT_FILE, unfinished
+from hubmap_kit.training.history import CHECKPOINT_FILE, longest, read_timing, unfinished
 from hubmap_kit.training.world import ALONE, World
 
-# Training tiles out of a conversion of the slides, instead of out of the slides themselves.
-
 log = logging.getLogger(__name__)
+CANDIDATES = 12  # slides of an organ whose colours are measured
+PIXELS = 1 << 18  # of such a slide that are measured, about: whole rows, evenly spread
+SECONDS_A_SLIDE = 1.0  # to resize and count a plane of 3000 x 3000 pixels, beside the network
 
 
 def check_conversion(settings: Experiment) -> ConvertConfig | None:
@@ -77,12 +78,6 @@ def converted_store(settings: Experiment, slides: Sequence[Slide], stores: Path)
     made = convert(slides, stores, config)
     log.info("training tiles: conversion %s in %s", settings.data.conversion, made.folder)
     return open_conversion(made.folder, config) if config.tiled else TileStore(made.folder, settings.tiles)
-
-
-# The colours that a run has learnt from: one typical training slide of each organ, for inference.normalise.
-
-CANDIDATES = 12  # slides of an organ that are measured
-PIXELS = 1 << 18  # of a slide that are measured, about: whole rows, evenly spread
 
 
 def write_stain_references(run: Path, store: TileStore, slides: Sequence[Slide], folds: Mapping[str, int]) -> None:
@@ -143,9 +138,6 @@ def _measured(store: TileStore, rows: Sequence[int]) -> list[Reference]:
 def _some_rows(image: np.ndarray) -> np.ndarray:
     """Every n-th row of a slide, about PIXELS pixels. An odd n meets every row of the 8 x 8 blocks of a JPEG."""
     return np.ascontiguousarray(image[:: -(-image.shape[0] * image.shape[1] // PIXELS) | 1])
-
-
-SECONDS_A_SLIDE = 1.0  # to resize and count a plane of 3000 x 3000 pixels, beside the network
 
 
 def split(slides: Sequence[Slide], config: DataConfig, run: Path) -> dict[str, int]:
@@ -297,19 +289,19 @@ def train_fold(
         log.info("fold %d: %d slides to learn from, %d held out", number, len(train), len(valid))
         tiles = planned.tiles or planned.store
         task = FoldTask(
-            number,
-            planned.store,
-            _rows(tiles, planned.slides, planned.folds, number)[0],
-            valid,
-            folder,
-            device,
-            clock,
-            expected,
-            planned.session,
-            planned.degrade,
-            planned.world,
-            tiles,
-            {slide.id: slide.weight for slide in planned.slides},
+            fold=number,
+            store=planned.store,
+            train=_rows(tiles, planned.slides, planned.folds, number)[0],
+            valid=valid,
+            folder=folder,
+            device=device,
+            clock=clock,
+            expected_epoch_s=expected,
+            session=planned.session,
+            degrade=planned.degrade,
+            world=planned.world,
+            tiles=tiles,
+            weights={slide.id: slide.weight for slide in planned.slides},
         )
         FoldTrainer(planned.settings, task).run(on_epoch)
     stopped = _predict_held_out(planned, number, len(valid), device, clock) if planned.world.first else None

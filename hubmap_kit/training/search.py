@@ -25,9 +25,11 @@ from hubmap_kit.training.history import METRICS_FILE, Row, read_rows
 if TYPE_CHECKING:
     import optuna
 
-# What a hyper-parameter search may choose from: settings and their values, written on the command line or in a YAML
-# file.
-
+log = logging.getLogger(__name__)
+NAME = "hubmap"
+SEEDS = 1_000_003  # trials of one search draw from seeds that no other search with a near seed has
+FOLD_STEPS = 100_000  # an epoch of a later fold is a later step
+LEAST_TRIALS = 4  # before a trial is compared with the median of the others, and before importance is told
 # Trials are compared by the Dice of the same held-out slides, and their names and folders are the search's own.
 FIXED = ("data", "name")
 KINDS = ("log", "float", "int")
@@ -190,13 +192,6 @@ def _from_yaml(key: str, value: Any, origin: str) -> Dimension:
 def _flow(value: Any) -> str:
     """A value of a YAML file as one line of YAML."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
-
-
-log = logging.getLogger(__name__)
-NAME = "hubmap"
-SEEDS = 1_000_003  # trials of one search draw from seeds that no other search with a near seed has
-FOLD_STEPS = 100_000  # an epoch of a later fold is a later step
-LEAST_TRIALS = 4  # before a trial is compared with the median of the others, and before importance is told
 
 
 class Pruned(HubmapError):
@@ -393,15 +388,13 @@ class Search:
 
 
 class Watch:
-    """What a training calls after every epoch: tells the study the Dice.
-
-    Raises Pruned when the trial is not worth going on.
-    """
+    """What a training calls after every epoch. Raises Pruned when the trial is not worth going on."""
 
     def __init__(self, trial: Trial, folds: Sequence[int]) -> None:
         self.trial, self.folds = trial, list(folds)
 
     def __call__(self, fold: int, row: Row) -> None:
+        """Tell the study the Dice of an epoch, if it was validated."""
         if "dice" not in row:
             return
         self.trial.asked.report(float(row["dice"]), self.folds.index(fold) * FOLD_STEPS + int(row["epoch"]))
@@ -409,7 +402,7 @@ class Watch:
             raise Pruned(f"below the median after epoch {row['epoch']:g} of fold {fold}, Dice {row['dice']:.4f}")
 
     def catch_up(self, run: Path) -> None:
-        """Tell what an interrupted trial had reached; its training calls only for new epochs."""
+        """Report what an interrupted trial had reached; its training calls only for new epochs."""
         for fold in self.folds:
             path = run / f"fold{fold}" / METRICS_FILE
             for row in read_rows(path) if path.is_file() else []:

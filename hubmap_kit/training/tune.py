@@ -33,34 +33,40 @@ from hubmap_kit.competition import rle
 from hubmap_kit.config import PostprocessChoices
 from hubmap_kit.inference.postprocess import after_steps, rescue
 from hubmap_kit.processes import threads
-from hubmap_kit.training.counts import HALF, THRESHOLDS, best_threshold, dice_curve, threshold_counts
+from hubmap_kit.training.counts import (
+    HALF,
+    THRESHOLDS,
+    best_threshold,
+    dice_curve,
+    left_out_parts,
+    level_of,
+    stretch,
+    threshold_counts,
+)
 
-# One out-of-fold slide at every threshold and with every candidate of post-processing, while its plane is in memory.
-
-
-def _candidate(
-    fill_holes: bool = False, opening: int = 0, min_area: float = 0.0, shrink: int = 0
-) -> PostprocessChoices:
-    return PostprocessChoices(fill_holes=fill_holes, opening=opening, min_area=min_area, shrink=shrink)
-
-
+PRIOR = 3.0
+FEWEST = 5  # slides below which a standard error is a guess, so that no step of post-processing is taken
+FEWEST_OF_SOURCE = 8  # slides of each source below which sources share their organ's threshold
 # From the simplest to the boldest; of candidates that are as good as each other the first one is taken. They are few on
 # purpose: an organ has 18 to 99 training slides, and the best of hundreds of combinations on so few slides is the
 # luckiest, not the best. Lengths fit slides of about 3000 pixels, where a shrink of 10 pixels was worth a place in the
 # competition's first twelve.
-CANDIDATES: tuple[PostprocessChoices, ...] = (
-    _candidate(),
-    _candidate(fill_holes=True),
-    _candidate(min_area=0.0005),
-    _candidate(fill_holes=True, min_area=0.0005),
-    _candidate(fill_holes=True, min_area=0.002),
-    _candidate(fill_holes=True, min_area=0.005),
-    _candidate(fill_holes=True, opening=3),
-    _candidate(fill_holes=True, opening=3, min_area=0.0005),
-    _candidate(fill_holes=True, opening=8, min_area=0.002),
-    _candidate(shrink=4),
-    _candidate(fill_holes=True, min_area=0.0005, shrink=4),
-    _candidate(fill_holes=True, min_area=0.0005, shrink=10),
+CANDIDATES = tuple(
+    PostprocessChoices.model_validate(changes)
+    for changes in (
+        {},
+        {"fill_holes": True},
+        {"min_area": 0.0005},
+        {"fill_holes": True, "min_area": 0.0005},
+        {"fill_holes": True, "min_area": 0.002},
+        {"fill_holes": True, "min_area": 0.005},
+        {"fill_holes": True, "opening": 3},
+        {"fill_holes": True, "opening": 3, "min_area": 0.0005},
+        {"fill_holes": True, "opening": 8, "min_area": 0.002},
+        {"shrink": 4},
+        {"fill_holes": True, "min_area": 0.0005, "shrink": 4},
+        {"fill_holes": True, "min_area": 0.0005, "shrink": 10},
+    )
 )
 # Thresholds for the candidates that do something, all of them among THRESHOLDS; Dice changes little from one to the
 # next.
@@ -120,11 +126,6 @@ def score_slide(
     return SlideScores((first, *others[..., 0]), (first_final, *others[..., 1]))
 
 
-PRIOR = 3.0
-FEWEST = 5  # slides below which a standard error is a guess, so that no step of post-processing is taken
-FEWEST_OF_SOURCE = 8  # slides of each source below which sources share their organ's threshold
-
-
 @dataclass(frozen=True)
 class Choice:
     """What was fitted for an organ: the number of a candidate, the threshold, and the thresholds of sources with their
@@ -174,7 +175,7 @@ class Scores:
     def at(self, row: int, choice: Choice) -> float:
         """Dice of a slide with a choice."""
         threshold = choice.sources.get(str(self.sources[row]), choice.threshold)
-        return float(self.final[choice.candidate][row, _index(grid_of(choice.candidate), threshold)])
+        return float(self.final[choice.candidate][row, level_of(threshold, grid_of(choice.candidate))])
 
 
 def tune(scores: Scores) -> list[OrganResult]:
@@ -202,7 +203,7 @@ def _tune_organ(scores: Scores, organ: str) -> OrganResult:
         rule,
         choice,
         before.threshold,
-        float(scores.bare[0][rows, _index(THRESHOLDS, before.threshold)].mean()),
+        float(scores.bare[0][rows, level_of(before.threshold)].mean()),
         plain_crossed,
         float(np.mean([scores.at(row, choice) for row in rows])),
         crossed[rule],
@@ -216,16 +217,12 @@ def _cross_fit(scores: Scores, organ: str, rows: np.ndarray) -> tuple[float, dic
 
     Where an organ's slides are all in one fold, single slides are left out instead.
     """
-    folds = np.unique(scores.folds[rows])
-    parts = (
-        [scores.folds == fold for fold in folds] if len(folds) > 1 else [np.arange(len(scores)) == row for row in rows]
-    )
     plain: list[float] = []
     found: dict[str, list[float]] = {name: [] for name in RULES}
-    for left_out in parts:
+    for left_out in left_out_parts(scores.folds, scores.organs == organ):
         fitted = {name: rule(scores, organ, ~left_out) for name, rule in RULES.items()}
         for row in rows[left_out[rows]]:
-            plain.append(float(scores.bare[0][row, _index(THRESHOLDS, fitted["plain"].threshold)]))
+            plain.append(float(scores.bare[0][row, level_of(fitted["plain"].threshold)]))
             for name, choice in fitted.items():
                 found[name].append(scores.at(row, choice))
     return float(np.mean(plain)), {name: float(np.mean(dice)) for name, dice in found.items()}
@@ -253,7 +250,7 @@ def fit_organ(scores: Scores, organ: str, among: np.ndarray, steps: bool = True)
     ]
     chosen = 0
     if steps and mine.sum() >= FEWEST:
-        dice = np.stack([curves[mine, _index(grid_of(n), found[n])] for n, curves in enumerate(scores.bare)])
+        dice = np.stack([curves[mine, level_of(found[n], grid_of(n))] for n, curves in enumerate(scores.bare)])
         behind = dice[int(dice.mean(1).argmax())] - dice
         chosen = int(np.argmax(behind.mean(1) <= standard_error(behind)))
     return Choice(chosen, found[chosen], _sources(scores, mine, chosen, found[chosen]))
@@ -273,7 +270,7 @@ def _robust(curves: np.ndarray, organs: np.ndarray, mine: np.ndarray, among: np.
     others = [curves[among & (organs == organ)].mean(0) for organ in np.unique(organs[among & ~mine])]
     own = curves[mine].sum(0)
     if not mine.any() and not others:
-        return float(grid[_index(grid, 0.5)])
+        return float(grid[level_of(0.5, grid)])
     total, weight = (own + PRIOR * np.mean(others, axis=0), mine.sum() + PRIOR) if others else (own, mine.sum())
     return _best(total / weight, grid)
 
@@ -295,7 +292,7 @@ def _sources(scores: Scores, mine: np.ndarray, candidate: int, threshold: float)
     for name in names:
         rows = mine & (scores.sources == name)
         own = _best((curves[rows].sum(0) + PRIOR * prior) / (rows.sum() + PRIOR), grid)
-        gain = curves[rows, _index(grid, own)] - curves[rows, _index(grid, threshold)]
+        gain = curves[rows, level_of(own, grid)] - curves[rows, level_of(threshold, grid)]
         if gain.mean() > standard_error(gain):
             found[name] = own
     return found
@@ -303,7 +300,7 @@ def _sources(scores: Scores, mine: np.ndarray, candidate: int, threshold: float)
 
 def _best(curve: np.ndarray, grid: np.ndarray) -> float:
     """The middle of the top of a curve over `grid`, as a value of the grid."""
-    return float(grid[_index(grid, best_threshold(np.interp(THRESHOLDS, grid, curve)))])
+    return float(grid[level_of(best_threshold(np.interp(THRESHOLDS, grid, curve)), grid)])
 
 
 def band(grid: np.ndarray, curves: np.ndarray) -> tuple[float, float]:
@@ -313,8 +310,7 @@ def band(grid: np.ndarray, curves: np.ndarray) -> tuple[float, float]:
     peak = int(curves.mean(0).argmax())
     behind = (curves[:, [peak]] - curves).T
     near = behind.mean(1) <= standard_error(behind)
-    first = peak - int(np.argmin(near[peak::-1])) + 1 if not near[: peak + 1].all() else 0
-    last = peak + int(np.argmin(near[peak:])) - 1 if not near[peak:].all() else len(grid) - 1
+    first, last = stretch(near, peak)
     return float(grid[first]), float(grid[last])
 
 
@@ -322,7 +318,3 @@ def standard_error(values: np.ndarray) -> np.ndarray:
     """The standard error of the mean over the last axis; 0 for a single value."""
     count = values.shape[-1]
     return values.std(-1, ddof=1) / np.sqrt(count) if count > 1 else np.zeros(values.shape[:-1])
-
-
-def _index(grid: np.ndarray, threshold: float) -> int:
-    return int(np.argmin(np.abs(grid - threshold)))

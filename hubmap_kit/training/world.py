@@ -42,6 +42,7 @@ class World:
 
     @property
     def first(self) -> bool:
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def gathered(self, value: T) -> list[T]:

@@ -126,7 +126,7 @@ def test_a_submission_gets_its_score_into_the_ledger_of_its_run(world: World, tm
     run = tmp_path / "run"
     run.mkdir()
     (run / "oof.csv").write_text("id,dice\na,0.5\nb,0.75\n")
-    world.ledger = run / "ledger.csv"
+    world.ledger = run / "submissions.csv"
     done = world.hubmap(
         "submit",
         "--rendered",

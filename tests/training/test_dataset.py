@@ -13,7 +13,8 @@ from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import TableError
 from hubmap_kit.tiles.store import TileStore, open_or_build
-from hubmap_kit.training.dataset import TileDataset, build_loader, turn, window
+from hubmap_kit.training.dataset import TileDataset, turn, window
+from hubmap_kit.training.loader import build_loader
 
 
 def _settings(*changes: str) -> Experiment:
@@ -32,7 +33,7 @@ def store(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TileSt
 
 def _epoch(store: TileStore, settings: Experiment, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
     loader = build_loader(TileDataset(store, range(len(store)), settings), settings, pin_memory=False)
-    loader.batch_sampler.sampler.epoch = epoch  # type: ignore[attr-defined]
+    loader.draws.epoch = epoch
     batches = list(loader)
     return torch.cat([images for images, _ in batches]), torch.cat([masks for _, masks in batches])
 
@@ -49,7 +50,7 @@ def test_no_two_tiles_of_two_workers_and_two_epochs_are_equal(store: TileStore, 
     loader = build_loader(dataset, settings, pin_memory=False)
     tiles = []
     for epoch in range(2):
-        loader.batch_sampler.sampler.epoch = epoch  # type: ignore[attr-defined]
+        loader.draws.epoch = epoch
         tiles += [images[0].numpy().tobytes() for images, _ in loader]
     # `light` has 8 symmetries and, half of the time each, two colour changes, so a rare repeat is chance; a repeated
     # stream is not.

@@ -19,7 +19,7 @@ from hubmap_kit.tiles.store import TileStore, open_or_build
 from hubmap_kit.training import learner as learner_module
 from hubmap_kit.training.fold import FoldTask, FoldTrainer
 from hubmap_kit.training.losses import build_loss
-from hubmap_kit.training.validate import validate
+from hubmap_kit.training.oof import validate
 
 CPU = torch.device("cpu")
 

@@ -454,7 +454,7 @@ def test_auto_batch_goes_with_one_process(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_batch_must_be_shared_evenly(store: TileStore, tmp_path: Path) -> None:
-    from hubmap_kit.training.dataset import build_loader
+    from hubmap_kit.training.loader import build_loader
 
     settings = settings_of("training.batch_size=4", "training.samples_per_epoch=14")
     dataset = TileDataset(store, range(7), settings)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hubmap_kit.config import TrainingConfig
+from hubmap_kit.config import LOSSES, TrainingConfig
 from hubmap_kit.errors import ConfigError
-from hubmap_kit.training.losses import LOSSES, build_loss
+from hubmap_kit.training.losses import build_loss
 
 
 def batch(seed: int = 0, empty: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,3 +165,21 @@ def test_unknown_names_are_refused(text: str) -> None:
 def test_weights_that_are_no_positive_numbers_are_refused(weight: str) -> None:
     with pytest.raises(ConfigError, match="no positive weight"):
         build_loss(f"{weight}*bce+dice")
+
+
+def test_a_loss_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The help, the sentence about unknown names and the builder follow from the one table."""
+    listed = (TrainingConfig.model_fields["loss"].description or "").partition(";")[0]
+    assert listed.split(", ") == list(LOSSES)
+    monkeypatch.setitem(LOSSES, "soft-f1", ("segmentation_models_pytorch.losses:DiceLoss", {"from_logits": True}))
+    logits, masks = batch()
+    assert float(build_loss("2*soft-f1")(logits, masks)) == pytest.approx(2 * formula("dice", logits, masks), rel=1e-4)
+    with pytest.raises(ConfigError, match=r"known are bce.*, soft-f1, joined"):
+        build_loss("soft-f2")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_takes_the_five_organs(name: str) -> None:
+    logits, _ = batch()
+    labels = torch.randint(6, (3, 1, 12, 14)).float()
+    assert build_loss(name, "organs")(torch.cat([logits] * 6, dim=1), labels).isfinite()

@@ -20,10 +20,10 @@ from hubmap_kit.competition.tables import read_train
 from hubmap_kit.config import Experiment
 from hubmap_kit.errors import CheckpointError, ConfigError
 from hubmap_kit.tiles.store import TileStore, open_or_build
-from hubmap_kit.training.dataset import TileDataset, build_loader
+from hubmap_kit.training.dataset import NOT_AIMED, TileDataset
 from hubmap_kit.training.fold import FoldTask, FoldTrainer
+from hubmap_kit.training.loader import HardTiles, build_loader, nearest
 from hubmap_kit.training.losses import build_loss
-from hubmap_kit.training.mining import NOT_AIMED, HardTiles, nearest
 
 GRID = np.array([[slide, row, col] for slide in (0, 3) for row in (0, 64) for col in (0, 64)])
 CPU = torch.device("cpu")
@@ -107,9 +107,9 @@ def test_aimed_draws_land_on_the_tile_whatever_the_number_of_workers(store: Tile
         worst = len(dataset.tiles) - 1
         losses = np.full(len(dataset.tiles), np.nan, np.float32)
         losses[worst] = 1
-        loader.batch_sampler.sampler.hard.restore(torch.from_numpy(losses))  # type: ignore[attr-defined]
-        loader.batch_sampler.sampler.epoch = 1  # type: ignore[attr-defined]
-        places = dataset.places(loader.batch_sampler.sampler.draws())  # type: ignore[attr-defined]
+        loader.draws.hard.restore(torch.from_numpy(losses))
+        loader.draws.epoch = 1
+        places = dataset.places(loader.draws.draws())
         slide, row, col = dataset.tiles[worst]
         assert (places[:, 0] == slide).all()
         assert np.abs(places[:, 1:] - [row, col]).max() <= dataset.size
