@@ -284,14 +284,17 @@ class FoldTrainer:
             yield group
 
     def _save(self) -> None:
-        """Weights first, the checkpoint last: a kill in between repeats the epoch, which writes its weights again."""
+        """Weights first, the checkpoint last: a kill in between repeats the epoch, which writes its weights again.
+
+        The timing comes before both: weights beside it and without a checkpoint are those of a killed first epoch.
+        """
         folder = self.task.folder
+        write_rows(folder / TIMING_FILE, self.state.timing)
         if history.best(self.state.history, self.config) is self.state.history[-1]:
             (folder / COUNTS_FILE).unlink(missing_ok=True)  # out-of-fold results of older weights
             self._write_model(_separate(self.evaluated))
         if self.config.keep_last:
             self.last.save(self.state.epoch, _separate(self.evaluated))
-        write_rows(folder / TIMING_FILE, self.state.timing)
         checkpoint.save(
             folder / CHECKPOINT_FILE,
             {

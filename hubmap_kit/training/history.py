@@ -105,10 +105,19 @@ def unfinished(run: Path, config: TrainingConfig, planned: Iterable[int] = ()) -
     return {number: phrase for number, phrase in phrases.items() if phrase}
 
 
+def killed_at_first(folder: Path) -> bool:
+    """Whether a fold's training was killed while it saved its first epoch, so that its weights are not final."""
+    return (folder / TIMING_FILE).is_file() and not any(
+        (folder / name).is_file() for name in (CHECKPOINT_FILE, METRICS_FILE)
+    )
+
+
 def _phrase(folder: Path, number: int, config: TrainingConfig) -> str:
     weights, checkpoint = (folder / MODEL_FILE).is_file(), (folder / CHECKPOINT_FILE).is_file()
     if not weights and not checkpoint:
         return f"fold {number} is not begun"
+    if killed_at_first(folder):
+        return f"fold {number} after no whole epoch of {config.epochs}"
     try:
         rows = read_rows(folder / METRICS_FILE)
     except CheckpointError:

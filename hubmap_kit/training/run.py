@@ -31,7 +31,7 @@ from hubmap_kit.tiles.store import TileStore, open_or_build
 from hubmap_kit.training import oof
 from hubmap_kit.training.clock import SPARE, Clock, OutOfTime, was_told
 from hubmap_kit.training.fold import FoldTask, FoldTrainer, OnEpoch
-from hubmap_kit.training.history import CHECKPOINT_FILE, longest, read_timing, unfinished
+from hubmap_kit.training.history import CHECKPOINT_FILE, killed_at_first, longest, read_timing, unfinished
 from hubmap_kit.training.world import ALONE, World
 
 log = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ def train_fold(
             " another split"
         )
     expected = longest(read_timing(planned.run), "seconds", planned.session)
-    if (folder / MODEL_FILE).is_file() and not (folder / CHECKPOINT_FILE).is_file():
+    if (folder / MODEL_FILE).is_file() and not (folder / CHECKPOINT_FILE).is_file() and not killed_at_first(folder):
         log.warning("%s holds weights but no last.ckpt to go on from; it is taken as finished", folder)
     else:
         if planned.world.any(clock is not None and not folder.is_dir() and not clock.fits(SPARE * expected)):

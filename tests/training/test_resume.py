@@ -158,3 +158,19 @@ def test_a_fold_with_weights_alone_is_never_trained_over(sample_data: Path, tiny
         main(["train", "--out", str(out), "--resume", "--data", str(sample_data), "--device", "cpu"])
     assert stop.value.code == 0
     assert (out / "fold0" / "model.safetensors").read_bytes() == before
+
+
+def test_a_fold_killed_while_it_saved_its_first_epoch_is_trained_anew(sample_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = _command(sample_data, out, "--set", "training.epochs=1")
+    _run(command)
+    fold = out / "fold0"
+    whole = load_file(fold / "model.safetensors")
+    for name in ("last.ckpt", "metrics.csv", "oof_counts.parquet"):  # what comes after the weights
+        (fold / name).unlink(missing_ok=True)
+    before = sorted(path.name for path in fold.iterdir())
+    assert "model.safetensors" in before and "timing.csv" in before
+    done = warm.run([*command, "--resume"], warm.TRAINING)
+    assert done.returncode == 0 and "taken as finished" not in done.stderr, done.stderr
+    assert (fold / "last.ckpt").is_file()
+    assert all(torch.equal(value, whole[name]) for name, value in load_file(fold / "model.safetensors").items())
