@@ -17,6 +17,9 @@ LOG_SECONDS = 10.0  # at most one progress line per bar in this time, so that a 
 class _LineBar(tqdm):
     """A tqdm bar for files: every refresh is a line of its own instead of a carriage return."""
 
+    disable: bool
+    _decr_instances: Any  # of tqdm, whose stubs lack it
+
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
         def print_status(text: str) -> None:
@@ -30,7 +33,7 @@ class _LineBar(tqdm):
         # tqdm would repeat the last line and add an empty one.
         if not self.disable:
             self.disable = True
-            self._decr_instances(self)  # type: ignore[attr-defined]  # not in tqdm's stubs
+            self._decr_instances(self)
 
 
 def bar(total: int | None, description: str, unit: str = "it", file: TextIO | None = None) -> tqdm:

@@ -8,6 +8,7 @@ draws it (`Mixing`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -171,7 +172,7 @@ class Mixing:
     `mask_scale` is what a mask must be divided by to be 0..1: 255 with mixup, whose masks are soft, else 1.
     """
 
-    def __init__(self, probabilities: Mapping[str, float]) -> None:
+    def __init__(self, probabilities: Mapping[Any, float]) -> None:
         """Raises ConfigError for an unknown method and for probabilities outside 0..1 or above 1 together."""
         for name, probability in probabilities.items():
             if name not in METHODS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -111,13 +111,13 @@ def kernels(
             _follow_last(client, folder, chosen, every, timeout, output, force)
         return
     with ExitStack() as stack:
-        client = None if owner and (dry_run or not run) else stack.enter_context(Kaggle(pause_s=min(2.0, every)))
+        kaggle: Any = None if owner and (dry_run or not run) else stack.enter_context(Kaggle(pause_s=min(2.0, every)))
         folders = render(
             chosen,
-            owner or client.owner,
-            staged_builds(staged, client, force),
+            owner or kaggle.owner,
+            staged_builds(staged, kaggle, force),
             folder,
-            config or None,  # type: ignore[union-attr]
+            config or None,
             fold_numbers(folds),
             set_,
             hours,
@@ -130,8 +130,7 @@ def kernels(
         for rendered in folders:
             typer.echo(_described(rendered, f"would push {rendered}" if dry_run and run else f"{rendered}"))
         if run and not dry_run:
-            assert client is not None
-            _push(client, folder / run, force, follow, every, timeout, output)
+            _push(kaggle, folder / run, force, follow, every, timeout, output)
 
 
 def _push(

@@ -161,7 +161,7 @@ def predict(
         numbers,
         set_,
         device,
-        on_error,
+        "degrade" if on_error == "degrade" else "raise",
         overlays,
         deadline=limit,
         blend=blend,

@@ -201,7 +201,7 @@ def _boundaries(mask: Mask | torch.Tensor) -> Numbers:
     y, byte = np.divmod(where[place], changes.shape[1])
     found = (8 * byte + bit) * height + y
     found.sort()
-    return np.append(found, mask.size) if mask[-1, -1] else found
+    return np.append(found, height * width) if mask[-1, -1] else found
 
 
 def _boundaries_on_device(mask: torch.Tensor) -> Numbers:

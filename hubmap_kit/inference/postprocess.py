@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -111,8 +112,8 @@ def threshold_for(organ: str, source: str, fitted: Mapping[str, float], config: 
     The first of: the config's own for source and organ, the config's own for the organ, the one fitted for organ and
     source (key "kidney/HPA"), the one fitted for the organ ("kidney"), the config's default.
     """
-    by_organ: Mapping[str, float] = dict(config.thresholds)
-    by_source: Mapping[str, Mapping[str, float]] = dict(config.source_thresholds)
+    by_organ: Mapping[Any, float] = config.thresholds
+    by_source: Mapping[Any, Mapping[Any, float]] = config.source_thresholds
     own = by_source.get(source, {}).get(organ, by_organ.get(organ))
     if own is not None:
         return own
@@ -121,7 +122,7 @@ def threshold_for(organ: str, source: str, fitted: Mapping[str, float], config: 
 
 def choices_for(organ: str, config: InferenceConfig) -> PostprocessChoices:
     """What happens to the masks of an organ."""
-    by_organ: Mapping[str, PostprocessChoices] = dict(config.postprocess.organs)
+    by_organ: Mapping[Any, PostprocessChoices] = config.postprocess.organs
     return by_organ.get(organ, config.postprocess)
 
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class Predicted:
     pixels: np.ndarray | None
 
 
-def mean_plane(slide: Slide, pixels: np.ndarray, team: Team, efforts: Efforts | None = None) -> np.ndarray:
+def mean_plane(slide: Slide, pixels: Any, team: Team, efforts: Efforts | None = None) -> np.ndarray:
     """The mean probability (H, W) float32 of all ensembles for a slide's pixels (H, W, 3) uint8; weighted where the
     team is a blend.
     """
@@ -153,7 +154,7 @@ class Worker:
         finally:
             # Counted from the slide before, so that waiting for the reader or the writer is part of what a slide costs.
             seconds, self._free_since = time.monotonic() - self._free_since, time.monotonic()
-            if self._governor is not None:
+            if self._governor is not None and efforts is not None:
                 self._governor.observe(slide, efforts, seconds, worked)
         return Predicted(plane, pixels if self._keep_pixels else None)
 

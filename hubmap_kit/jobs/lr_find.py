@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -266,7 +267,7 @@ def _plain(settings: Experiment) -> Experiment:
 def _stepper(trainer: FoldTrainer, tell: Callable[[int], object]) -> Callable[[], float]:
     """What makes one optimiser step and returns its mean loss; epochs follow each other as in a training."""
 
-    def groups():  # type: ignore[no-untyped-def]
+    def groups() -> Iterator[Any]:
         for epoch in itertools.count():
             trainer.learner.begin(epoch)
             trainer.draws.epoch = epoch

@@ -46,11 +46,11 @@ def model_details(name: str) -> str:
     Raises ConfigError.
     """
     try:
-        network: Network | None = catalog.find(name)
+        known = catalog.find(name)
     except ConfigError as unknown:
-        model, network = _other(name, unknown), None
+        network, model = None, _other(name, unknown)
     else:
-        model = network.settings().model
+        network, model = known, known.settings().model
     found = catalog.costs().get(network.name) if network else None
     return "\n".join(_lines(name, network, model, found or catalog.cost(model)))
 

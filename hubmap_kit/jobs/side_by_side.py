@@ -64,8 +64,8 @@ def work(job: Job, device: str, messages: Connection) -> None:
     any other the process is not to be trusted, and the others take what is left.
     """
     lines = _Lines(sys.stderr, device)
-    sys.stdout = sys.stderr = lines  # type: ignore[assignment]
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=lines, force=True)  # type: ignore[type-var]
+    sys.stdout = sys.stderr = lines
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=lines, force=True)
     logging.getLogger("hubmap_kit").setLevel(job.level)
 
     try:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -125,7 +125,9 @@ def infer(
             )
         runs, blend = _weighed(runs, attached.blend())
         log.info("runs: %s", ", ".join(str(run) for run in runs))
-        facts = {"weights": attached.weights_ids()} | ({"blend": [run.name for run in runs]} if blend else {})
+        facts: dict[str, Any] = {"weights": attached.weights_ids()} | (
+            {"blend": [run.name for run in runs]} if blend else {}
+        )
         try:
             done = predict(
                 runs,

@@ -27,14 +27,17 @@ class VitEncoder(nn.Module):
     patches' stride].
     """
 
+    model: Any  # of timm
+    out_channels: list[int]
+
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.model: Any = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
+        self.model = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
         if getattr(self.model, "attn_pool", None) is not None:
             self.model.attn_pool = None  # reads all tokens for a classifier
         self.model.fc_norm = nn.Identity()
         patch = self.model.patch_embed.patch_size
-        self.patch = patch if isinstance(patch, int) else patch[0]
+        self.patch: int = patch if isinstance(patch, int) else patch[0]
         self.multiple = math.lcm(32, self.patch)
         self.out_channels = [3, self.model.embed_dim]
 
@@ -95,9 +98,11 @@ class CoatEncoder(nn.Module):
     Strides 4, 8, 16, 32.
     """
 
+    model: Any  # of timm
+
     def __init__(self, name: str, depth: int = 5, **_: object) -> None:
         super().__init__()
-        self.model: Any = timm.create_model(name, pretrained=False, num_classes=0, return_interm_layers=True)
+        self.model = timm.create_model(name, pretrained=False, num_classes=0, return_interm_layers=True)
         if depth < 5 and self.model.parallel_blocks is not None:
             raise ValueError(f"tu-{name} joins all its levels, so encoder_depth must be 5")
         self.levels = range(1, _levels(depth) + 1)

@@ -119,7 +119,7 @@ def _fold(convolution: Any, norm: Any) -> None:
     values = (convolution.weight, convolution.bias, norm.running_mean, norm.running_var)
     weight, bias, mean, variance = (None if value is None else value.detach().double() for value in values)
     scale, shift = (None if value is None else value.detach().double() for value in (norm.weight, norm.bias))
-    fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
+    fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)  # type: ignore[arg-type]  # not None
     kind = convolution.weight.dtype
     # They keep requiring gradients, although nothing trains them: autocast keeps the casts of such weights only.
     convolution.weight, convolution.bias = (nn.Parameter(value.detach().to(kind)) for value in fused)

@@ -176,7 +176,7 @@ def read_compared(paths: Sequence[Path]) -> tuple[list[Compared], list[str]]:
 def _read_tables(run: Run, problems: list[str]) -> Compared:
     name = str(run.row["run"])
 
-    def read_or(read: Callable[[Path], T], empty: T) -> T:
+    def read_or(read: Callable[[Path], Any], empty: Any) -> Any:
         try:
             return read(run.path)
         except (HubmapError, OSError) as error:
@@ -300,7 +300,7 @@ def _forest(found: Comparison) -> Picture:
             middle = np.array([each.mean for each in by_name.values()])
             low = np.array([each.mean if each.low is None else each.low for each in by_name.values()])
             high = np.array([each.mean if each.high is None else each.high for each in by_name.values()])
-            style = {"color": run_colour(names.index(name)), "fmt": "o", "capsize": 3, "label": name}
+            style: dict[str, Any] = {"color": run_colour(names.index(name)), "fmt": "o", "capsize": 3, "label": name}
             errors = np.maximum([middle - low, high - middle], 0)
             axes.errorbar(middle, [organs.index(organ) + offset for organ in by_name], xerr=errors, **style)
         axes.axvline(0, color=INK, linewidth=1)

@@ -44,12 +44,13 @@ def save_curves(path: str | Path, metrics: pd.DataFrame, title: str = "") -> Non
         )
     organs = [name for name in metrics.columns if str(name).startswith("dice_") and metrics[name].notna().any()]
     figure = png_figure(15, 8.2 if organs else 5.2)
-    top, *bottom = figure.subfigures(2, 1, height_ratios=(1.5, 1)) if organs else [figure.subfigures(1, 1)]
+    parts: list[Any] = [*figure.subfigures(2, 1, height_ratios=(1.5, 1))] if organs else [figure.subfigures(1, 1)]
+    top, *bottom = parts
     loss, dice, rate = top.subplots(1, 3)
     small = bottom[0].subplots(1, len(organs), sharey=True, squeeze=False)[0] if organs else []
     for position, (fold, rows) in enumerate(metrics.sort_values("epoch").groupby("fold", sort=True)):
         best = _best_epoch(rows)
-        style = {"color": COLOURS[position % len(COLOURS)]}
+        style: dict[str, Any] = {"color": COLOURS[position % len(COLOURS)]}
         _plot_epochs(loss, rows, "train_loss", **style)
         _plot_epochs(loss, rows, "val_loss", best, **style, linestyle="--")
         _plot_epochs(dice, rows, "dice", best, **style, label=_fold_label(fold, rows, best))
@@ -94,7 +95,7 @@ def _plot_epochs(axes: Axes, rows: pd.DataFrame, name: str, best: float | None =
     width = style.pop("linewidth", 1.7) * (1 if len(epochs) < 60 else 0.65)
     axes.plot(epochs, values[known], marker=marker, markersize=4, linewidth=width, **style)
     if best is not None and best in epochs:
-        star = {"markersize": 13, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 3}
+        star: dict[str, Any] = {"markersize": 13, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 3}
         axes.plot(best, values[known][epochs == best][0], "*", color=style["color"], **star)
 
 
@@ -211,7 +212,7 @@ def _tuning_panel(axes: Axes, scores: Scores, result: OrganResult, rescue: bool)
     axes.plot(THRESHOLDS, plain, color=GREY, linewidth=1.4, label="nothing after the threshold")
     axes.plot(grid, curve, color=colour, linewidth=1.8, label=f"tuned: {steps}")
     at, label = result.plain_threshold, f"plain best: {result.plain_threshold:.3f}, crossed {result.plain_crossed:.3f}"
-    style = {"markersize": 8, "color": GREY, "markerfacecolor": "white", "zorder": 3}
+    style: dict[str, Any] = {"markersize": 8, "color": GREY, "markerfacecolor": "white", "zorder": 3}
     axes.plot(at, np.interp(at, THRESHOLDS, plain), "D", label=label, **style)
     at, label = choice.threshold, f"chosen: {choice.threshold:.3f}, crossed {result.crossed:.3f}"
     style = {"markersize": 9, "color": colour, "markeredgecolor": "white", "zorder": 4}
@@ -244,7 +245,11 @@ def save_lr_curve(
     for position, (name, rate) in enumerate(suggestions.items()):
         if rate is not None:
             height = float(np.interp(np.log(rate), np.log(rates), smoothed))
-            style = {"color": COLOURS[1 + position % (len(COLOURS) - 1)], "markersize": 10, "markeredgecolor": "white"}
+            style: dict[str, Any] = {
+                "color": COLOURS[1 + position % (len(COLOURS) - 1)],
+                "markersize": 10,
+                "markeredgecolor": "white",
+            }
             axes.plot(rate, height, "o", zorder=3, label=f"{name}: {rate:.2g}", **style)
     axes.set_xscale("log")
     tidy_axes(axes, title or "learning-rate range test", "learning rate (training.lr)", "training loss")

@@ -59,7 +59,9 @@ def read_pixels(slides: Sequence[Slide], frames: Sequence[Frame]) -> Pixels:
     wanted: dict[str, list[Frame]] = {}
     for frame in frames:
         wanted.setdefault(frame.id, []).append(frame)
-    rows, cuts, oddities, seen = [], {}, [], {}
+    rows, oddities = [], []
+    cuts: dict[Frame, Any] = {}
+    seen: dict[bytes, str] = {}
     present = [slide for slide in slides if slide.path.is_file()]
     for slide in track(present, "slides", "slide"):
         try:
@@ -73,7 +75,7 @@ def read_pixels(slides: Sequence[Slide], frames: Sequence[Frame]) -> Pixels:
         else:
             found = f"{pixels.shape[0]} x {pixels.shape[1]} in the file, {slide.height} x {slide.width} in the table"
             oddities.append(("size differs from the file's", slide.id, found))
-        first = seen.setdefault(hashlib.sha256(pixels).digest(), slide.id)
+        first = seen.setdefault(hashlib.sha256(np.ascontiguousarray(pixels).data).digest(), slide.id)
         if first != slide.id:
             oddities.append(("same picture twice", f"{first} {slide.id}", "every pixel is equal"))
     return Pixels(pd.DataFrame(rows), cuts, oddities)

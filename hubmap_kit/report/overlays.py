@@ -68,7 +68,8 @@ def save_overlay(
     atomic.
     """
     factor = max(1, -(-MIN_PANEL // max(image.shape[:2])))
-    image, truth, prediction = (_enlarge(array, factor) for array in (image, truth, prediction))
+    truth, prediction = (_enlarge(mask, factor) for mask in (truth, prediction))
+    image = np.asarray(_enlarge(image, factor))
     drawn = overlay(image, truth, prediction)
     plain = cv2.resize(image, drawn.shape[1::-1], interpolation=cv2.INTER_AREA)
     height, width = drawn.shape[:2]
@@ -126,7 +127,7 @@ def _shrink(image: np.ndarray, masks: Sequence[np.ndarray | None], max_side: int
     if factor >= 1:
         return [image.copy(), *masks]
     new = max(1, round(width * factor)), max(1, round(height * factor))
-    small = [cv2.resize(image, new, interpolation=cv2.INTER_AREA)]
+    small: list[np.ndarray | None] = [cv2.resize(image, new, interpolation=cv2.INTER_AREA)]
     for mask in masks:
         covered = None if mask is None else cv2.resize(mask * np.uint8(255), new, interpolation=cv2.INTER_AREA)
         small.append(None if covered is None else (covered > 127).astype(np.uint8))
@@ -149,7 +150,8 @@ def _enlarge(array: np.ndarray | None, factor: int) -> np.ndarray | None:
 
 def _cell(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None) -> Image.Image:
     factor = max(1, -(-CELL // max(image.shape[:2])))
-    return Image.fromarray(overlay(*(_enlarge(array, factor) for array in (image, truth, prediction)), max_side=CELL))
+    truth, prediction = (_enlarge(mask, factor) for mask in (truth, prediction))
+    return Image.fromarray(overlay(np.asarray(_enlarge(image, factor)), truth, prediction, max_side=CELL))
 
 
 def _write_title(sheet: Image.Image, title: str, at: tuple[int, int], room: int, text: int) -> None:

@@ -220,7 +220,7 @@ def _scale(choices: ScaleChoices) -> str:
     }[choices.policy]
 
 
-def _weighted(weights: Mapping[str, float]) -> str:
+def _weighted(weights: Mapping[Any, float]) -> str:
     return ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
 
 

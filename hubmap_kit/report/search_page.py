@@ -92,7 +92,8 @@ def _history(outcomes: Sequence[Outcome]) -> Picture:
         for state, colour, marker in (("complete", COMPLETE, "o"), ("pruned", PRUNED, "x")):
             mine = [(each.number, each.value) for each in outcomes if each.state == state and each.value is not None]
             if mine:
-                axes.scatter(*zip(*mine, strict=True), color=colour, marker=marker, label=state, s=28)
+                numbers, values = zip(*mine, strict=True)
+                axes.scatter(numbers, values, color=colour, marker=marker, label=state, s=28)
         failed = [each.number for each in outcomes if each.state == "failed"]
         if failed:
             edge = axes.get_xaxis_transform()
@@ -100,9 +101,9 @@ def _history(outcomes: Sequence[Outcome]) -> Picture:
         done = _complete(outcomes)
         if done:
             rising = np.maximum.accumulate([each.value or 0.0 for each in done])
-            numbers = [*(each.number for each in done), outcomes[-1].number]
-            style = {"where": "post", "color": BEST, "linewidth": 1.6, "label": "best so far"}
-            axes.step(numbers, [*rising, rising[-1]], **style)
+            ends = [*(each.number for each in done), outcomes[-1].number]
+            style: dict[str, Any] = {"where": "post", "color": BEST, "linewidth": 1.6, "label": "best so far"}
+            axes.step(ends, [*rising, rising[-1]], **style)
         axes.set(xlabel="trial", ylabel="Dice")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,7 @@ def recipe_table(settings: Experiment) -> str:
 
 def _recipe_row(settings: Experiment, organ: str) -> list[str]:
     augment, after = settings.augment.of(organ), choices_for(organ, settings.inference)
+    shares: Mapping[Any, float] = settings.training.organ_shares
     detail = f"{augment.hubmap_scale:g}"
     if organ == "prostate" and settings.augment.coarse_prostate:
         detail += f", far {settings.augment.coarse_prostate:g}"
@@ -92,7 +93,7 @@ def _recipe_row(settings: Experiment, organ: str) -> list[str]:
         "{:g}-{:g}".format(*augment.zoom),
         detail,
         _stain(augment),
-        f"{settings.training.organ_shares.get(organ, 1):g}",
+        f"{shares.get(organ, 1):g}",
         _threshold(settings, organ),
         f"{after.min_area:g}",
         f"{after.opening}",

@@ -72,7 +72,7 @@ def packed_cells(
     inside = np.full(shape, 255, np.uint8)
     inside[:, 1:][labels[:, 1:] != labels[:, :-1]] = 0
     inside[1:, :][labels[1:, :] != labels[:-1, :]] = 0
-    return labels, depth(inside)
+    return np.asarray(labels, np.int32), depth(inside)
 
 
 def _bent(rng: np.random.Generator, labels: Array, spacing: float, bend: float) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -227,7 +228,7 @@ def turn(pixels: np.ndarray, symmetry: int, out: np.ndarray) -> None:
 
 
 def _shares(
-    store: TileStore, slides: np.ndarray, organs: Mapping[str, float], weights: Mapping[str, float]
+    store: TileStore, slides: np.ndarray, organs: Mapping[Any, float], weights: Mapping[str, float]
 ) -> np.ndarray:
     """How often each slide is drawn, as a share of the most frequent one's draws; 0: never.
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +142,7 @@ class Objective(nn.Module):
 
     def __init__(self, settings: Experiment) -> None:
         super().__init__()
-        self.weights = settings.model.auxiliary
+        self.weights: Mapping[Any, float] = settings.model.auxiliary
         self.mask = build_loss(settings.training.loss, settings.model.classes)
         self.plain = build_loss(settings.training.loss)
         self.needs_slides = any(name in self.weights for name in KNOWN)
@@ -161,11 +162,10 @@ class Objective(nn.Module):
         if name in KNOWN:
             if about is None:
                 raise ValueError(f"the head '{name}' needs to know the tiles' slides")
-            return (
-                F.cross_entropy(made.float(), about.organ)
-                if name == "organ"
-                else F.smooth_l1_loss(made.float().flatten(), about.log_um)
-            )
+            found = made[0] if isinstance(made, list) else made
+            if name == "organ":
+                return F.cross_entropy(found.float(), about.organ)
+            return F.smooth_l1_loss(found.float().flatten(), about.log_um)
         # At the mask's own size: a mask that is made smaller loses thin units.
         planes = made if isinstance(made, list) else [made]
         scaled = (

@@ -114,6 +114,7 @@ class _Shape:
             "warmup_prefix": True,
             "t_in_epochs": False,
         }
+        self._schedule: PolyLRScheduler | CosineLRScheduler
         if config.schedule == "poly":
             self._schedule = PolyLRScheduler(self._stand_in, t_initial=falling, power=POWER, **common)
         elif config.schedule == "restarts":
@@ -233,12 +234,13 @@ def _encoder(network: nn.Module, key: str) -> nn.Module:
 
 def _matcher(encoder: nn.Module) -> tuple[nn.Module | None, str, Any]:
     """What says where the layers are: the timm network inside, its path in the encoder, and its patterns."""
+    part: Any
     for path, part in encoder.named_modules():
         if hasattr(part, "group_matcher"):
             return part, f"{path}." if path else "", part.group_matcher(coarse=False)
     name = getattr(encoder, "name", "")
     if isinstance(name, str) and timm.is_model(name):
-        whole = _whole(name)
+        whole: Any = _whole(name)
         if hasattr(whole, "group_matcher"):
             return whole, "model.", whole.group_matcher(coarse=False)
     return None, "", SMP_LAYERS

@@ -8,7 +8,7 @@ and batch norms see shares on a CPU. Files are written by the first process alon
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,7 +64,7 @@ class World:
         """Until all have come here."""
         self.gathered(None)
 
-    def part(self, things: Sequence[T]) -> Sequence[T]:
+    def part(self, things: Any) -> Any:
         """This process's share, every `size`-th from its rank on."""
         return things[self.rank :: self.size]
 
