@@ -218,7 +218,7 @@ def test_after_its_marker_a_kernel_leaves_at_once_whatever_still_runs(tmp_path: 
 @pytest.mark.parametrize("name", ["train", "infer", "tiles"])
 def test_scripts_stay_short_and_need_only_the_standard_library(name: str, tmp_path: Path) -> None:
     text = rendered(name, tmp_path, "b").read_text()
-    assert len(text.splitlines()) <= 90
+    assert len(text.splitlines()) <= 140
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE)) - {"hubmap_kit"}
     assert imported and imported <= sys.stdlib_module_names
     metadata = json.loads((KERNELS / name / "kernel-metadata.json").read_text())
