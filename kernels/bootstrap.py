@@ -88,8 +88,9 @@ def read(path):
 
 
 def install(folder, table):
-    """Check the bundle file by file, install its wheels into a private folder without any index, and import the kit
-    from there.
+    """Check the bundle file by file, install its wheels without any index into a private folder, and import the kit.
+
+    Returns the library's kernel module, imported out of that folder.
     """
     for name, facts in table["files"].items():
         if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != facts["sha256"]:
