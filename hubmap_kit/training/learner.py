@@ -65,8 +65,8 @@ class Learner:
             mask_scale,
         )
         self.steps = steps
-        network: Any = world.synchronised(build(settings.model, pretrained), device).to(device)
-        self.network = network.to(memory_format=torch.channels_last)
+        network: Any = world.synchronised(build(settings.model, pretrained), device)
+        self.network = network.to(device, memory_format=torch.channels_last)
         self.objective = Objective(settings).to(device)
         self.optimizer = build_optimizer(self.network, self.config)
         self.schedule = StepSchedule(self.optimizer, self.config, self.config.epochs * steps)

@@ -162,10 +162,10 @@ class Objective(nn.Module):
         if name in KNOWN:
             if about is None:
                 raise ValueError(f"the head '{name}' needs to know the tiles' slides")
-            found = made[0] if isinstance(made, list) else made
+            assert isinstance(made, torch.Tensor)
             if name == "organ":
-                return F.cross_entropy(found.float(), about.organ)
-            return F.smooth_l1_loss(found.float().flatten(), about.log_um)
+                return F.cross_entropy(made.float(), about.organ)
+            return F.smooth_l1_loss(made.float().flatten(), about.log_um)
         # At the mask's own size: a mask that is made smaller loses thin units.
         planes = made if isinstance(made, list) else [made]
         scaled = (

@@ -4,6 +4,7 @@ from, never judged.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import signal
@@ -346,7 +347,12 @@ def test_copies_are_learnt_from_and_never_judged(
         "baseline", [*TINY, "training.epochs=1", "training.samples_per_epoch=4"], str(tmp_path / "all")
     )
     caplog.set_level("INFO")
-    train(settings, tmp_path / "run", device="cpu")
+    logger = logging.getLogger("hubmap_kit")
+    logger.addHandler(caplog.handler)  # the command line above has replaced those of the root
+    try:
+        train(settings, tmp_path / "run", device="cpu")
+    finally:
+        logger.removeHandler(caplog.handler)
     folds = {row["id"]: int(row["fold"]) for row in read_table(tmp_path / "run/folds.csv", ("id", "fold"))}
     alone = assign_folds(originals, 2, settings.data.fold_seed)
     assert folds == {slide.id: alone[slide.parent or slide.id] for slide in everyone} and len(folds) == 12

@@ -140,7 +140,7 @@ def test_it_holds_the_commit_and_nothing_else(bundle: Path, tree: Path) -> None:
     tracked = [
         name
         for name in git(tree, "ls-files", "hubmap_kit").splitlines()
-        if name.endswith((".py", ".csv", ".ipynb")) or "/configs/" in name
+        if name.endswith((".py", ".csv", ".ipynb", ".j2", ".js")) or "/configs/" in name
     ]
     assert packed == {name: (tree / name).read_bytes() for name in tracked}
 
