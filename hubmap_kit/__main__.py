@@ -11,7 +11,7 @@ import click
 
 from hubmap_kit.cli.options import INTERRUPTED
 from hubmap_kit.cli.registry import app
-from hubmap_kit.errors import HubmapError
+from hubmap_kit.errors import LESS_MEMORY, HubmapError
 from hubmap_kit.processes import leave
 
 # What to do after Ctrl-C, for verbs that keep what is done.
@@ -53,10 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
-        _fail(
-            "the device ran out of memory; lower training.batch_size, inference.batch_size or tiles.size with --set",
-            error,
-        )
+        _fail(f"the device ran out of memory; {LESS_MEMORY}", error)
     except click.exceptions.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

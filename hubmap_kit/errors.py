@@ -57,6 +57,10 @@ class RehearsalError(HubmapError):
     """A rehearsal cannot be set up on this machine, or the kernel failed it."""
 
 
+# What to do where the memory of a device does not suffice.
+LESS_MEMORY = "lower training.batch_size, inference.batch_size or tiles.size with --set"
+
+
 def finding(error: object) -> str:
     """What the sentence of an error says was found, without the advice after its first semicolon: for a warning that
     goes on with its own.

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 LOOK_S = 1.0  # between two looks of a worker at whether its parent still lives
 PATIENCE_S = 5.0  # for a worker to end of its own accord
@@ -31,7 +31,8 @@ def start_worker(context: BaseContext, work: Callable[..., object], *arguments: 
     """Start a process that does `work(*arguments)` as a worker from its first moment on: what it imports for that may
     take it many seconds.
     """
-    process: BaseProcess = context.Process(target=_serve, args=(_Pledge(), work, *arguments))  # type: ignore[attr-defined]
+    maker: Any = context  # its stubs lack Process
+    process: BaseProcess = maker.Process(target=_serve, args=(_Pledge(), work, *arguments))
     with sigterm_held_back():
         process.start()
     return process

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -341,7 +342,8 @@ def load_network(settings: Experiment, fold: Path, device: torch.device) -> nn.M
         raise CheckpointError(
             f"{path} does not hold the network of its config.yaml ({reason}); train this fold again"
         ) from error
-    return network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
+    whole: Any = network.eval()  # torch's stubs lack this form of `to`
+    return whole.to(device, memory_format=torch.channels_last)
 
 
 def read_thresholds(run: Path) -> dict[str, float]:

@@ -148,8 +148,9 @@ def _judged(slide: Slide, team: Team) -> _Seen:
     pixels = slide_files.read(slide.path)
     truth, plane = decode_for(slide, *pixels.shape[:2]), mean_plane(slide, pixels, team)
     mask, step = mask_of(slide, plane, team), max(1, max(truth.shape) // SIDE)
-    picture = tuple(np.ascontiguousarray(array[::step, ::step]) for array in (pixels, truth, mask))
-    return _Seen(slide, dice(mask, truth), dice_curve(threshold_counts(plane, truth)), picture)  # type: ignore[arg-type]
+    small = [np.ascontiguousarray(array[::step, ::step]) for array in (pixels, truth, mask)]
+    curve = dice_curve(threshold_counts(plane, truth))
+    return _Seen(slide, dice(mask, truth), curve, (small[0], small[1], small[2]))
 
 
 def _elsewhere_table(seen: Sequence[_Seen]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import torch
 
 from hubmap_kit import errors
-from hubmap_kit.errors import HubmapError
+from hubmap_kit.errors import LESS_MEMORY, HubmapError
 from hubmap_kit.models.device import choose_device
 from hubmap_kit.processes import end, start_worker
 from hubmap_kit.training.clock import Clock, OutOfTime, Stoppable, was_told
@@ -102,11 +102,7 @@ def _work(job: Job, device: str, messages: Connection, lines: _Lines) -> None:
         except Exception as error:
             traceback.print_exc()
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            advice = (
-                "; lower training.batch_size, inference.batch_size or tiles.size with --set"
-                if "out of memory" in reason
-                else ""
-            )
+            advice = f"; {LESS_MEMORY}" if "out of memory" in reason else ""
             messages.send(("error", "HubmapError", f"{type(error).__name__}: {reason}{advice}"))
             return
 

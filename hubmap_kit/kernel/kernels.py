@@ -21,7 +21,7 @@ import torch
 from hubmap_kit import experiment
 from hubmap_kit.competition.tables import Slide, read_train
 from hubmap_kit.config import Experiment
-from hubmap_kit.errors import CheckpointError, HubmapError, KernelError
+from hubmap_kit.errors import LESS_MEMORY, CheckpointError, HubmapError, KernelError
 from hubmap_kit.jobs import train as train_job
 from hubmap_kit.kernel import mounts
 from hubmap_kit.kernel.accelerator import adapt, detect, profile
@@ -210,10 +210,7 @@ def _guarded(job: Callable[[Path], Outcome], working: Path, scratch: Path | None
         # A traceback belongs into the log; its last line must still be the script's marker.
         log.exception("unexpected")
         if "out of memory" in str(error):
-            return Outcome(
-                "failed",
-                "the card ran out of memory; lower training.batch_size, inference.batch_size or tiles.size with --set",
-            )
+            return Outcome("failed", f"the card ran out of memory; {LESS_MEMORY}")
         return Outcome("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 

@@ -247,7 +247,8 @@ def normalise(tiles: torch.Tensor, config: ModelConfig) -> torch.Tensor:
 @lru_cache(maxsize=16)
 def _statistics(mean: Triple, std: Triple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and std in 0..255, (1, 3, 1, 1), kept on the device: copying them for every batch would make a GPU wait."""
-    return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (mean, std))  # type: ignore[return-value]
+    first, second = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (mean, std))
+    return first, second
 
 
 def _check_encoder(name: str) -> None:

@@ -116,10 +116,13 @@ def _hooks(
 
 def _fold(convolution: Any, norm: Any) -> None:
     """In float64: the quotient by a small standard deviation would cost a digit."""
+    weight: Any  # all but the bias and the scale and shift of the norm are there
+    mean: Any
+    variance: Any
     values = (convolution.weight, convolution.bias, norm.running_mean, norm.running_var)
     weight, bias, mean, variance = (None if value is None else value.detach().double() for value in values)
     scale, shift = (None if value is None else value.detach().double() for value in (norm.weight, norm.bias))
-    fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)  # type: ignore[arg-type]  # not None
+    fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
     kind = convolution.weight.dtype
     # They keep requiring gradients, although nothing trains them: autocast keeps the casts of such weights only.
     convolution.weight, convolution.bias = (nn.Parameter(value.detach().to(kind)) for value in fused)

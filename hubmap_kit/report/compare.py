@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +46,6 @@ PAIRED = (
     " independent, so the true interval is a little wider."
 )
 MEASURED = {"seconds": ".3g", "validation_seconds": ".3g", "tiles_per_second": ".3g", "peak_memory_gib": ".2f"}
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
